@@ -1,0 +1,60 @@
+"""Attention of some queries over some keys, with the mass each key receives.
+
+Axes: B batch, H query heads, G KV heads, T queries, S keys, D head_dim.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    visible: Tensor,
+    scaling: float,
+    *,
+    counted: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Scaled dot-product attention, and the probability mass per key.
+
+    Args:
+        query: (B, H, T, D).
+        key: (B, G, S, D), already rotated; H is a multiple of G.
+        value: (B, G, S, D).
+        visible: bool, broadcastable to (B, T, S): which keys a query sees.
+        scaling: factor on the logits.
+        counted: bool, broadcastable to (B, T): queries whose probabilities count. None asks for no
+            mass, which lets torch's fused kernel do the work.
+
+    Returns:
+        Output (B, H, T, D), and mass (B, G, S) in float32 or wider, without gradient: probability
+        summed over the counted queries and over all query heads of a KV group.
+    """
+    if counted is None:
+        out = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=visible.unsqueeze(-3),
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        return out, None
+    batch, heads, queries, dim = query.shape
+    groups, keys = key.shape[1], key.shape[2]
+    # All query heads of a KV group against its keys in one product: (B, G, R * T, S).
+    grouped = query.reshape(batch, groups, -1, dim)
+    logits = torch.matmul(grouped, key.transpose(-1, -2)) * scaling
+    logits = logits.view(batch, groups, heads // groups, queries, keys)
+    hidden = ~visible.unsqueeze(-3).unsqueeze(-3)
+    logits = logits.masked_fill(hidden, torch.finfo(logits.dtype).min)
+    wide = torch.promote_types(query.dtype, torch.float32)
+    probs = torch.softmax(logits, dim=-1, dtype=wide)
+    weights = counted.to(wide)[..., None, None, :, None]
+    mass = (probs.detach() * weights).sum(dim=(2, 3))
+    out = torch.matmul(probs.to(query.dtype).view(batch, groups, -1, keys), value)
+    return out.view(batch, heads, queries, dim), mass

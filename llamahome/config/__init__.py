@@ -1,0 +1,30 @@
+"""The typed config: every YAML of ``conf/`` is checked against these dataclasses."""
+
+from llamahome.config.checks import ConfigError
+from llamahome.config.cluster import ClusterConfig
+from llamahome.config.data import DataConfig
+from llamahome.config.engine import EngineConfig
+from llamahome.config.load import load_config
+from llamahome.config.model import ModelConfig
+from llamahome.config.policy import PolicyConfig
+from llamahome.config.root import ServeRoot, TrainRoot
+from llamahome.config.serve import ServeConfig
+from llamahome.config.tracking import TrackingConfig
+from llamahome.config.trainer import DeepSpeedConfig, LoraConfig, TrainerConfig
+
+__all__ = [
+    "ClusterConfig",
+    "ConfigError",
+    "DataConfig",
+    "DeepSpeedConfig",
+    "EngineConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "PolicyConfig",
+    "ServeConfig",
+    "ServeRoot",
+    "TrackingConfig",
+    "TrainRoot",
+    "TrainerConfig",
+    "load_config",
+]

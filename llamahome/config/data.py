@@ -1,0 +1,49 @@
+"""What a run trains on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llamahome.config.checks import at_least, one_of, require
+
+FORMATS = ("chat", "alpaca", "custom")
+BATCHING = ("packing", "padding")
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """Instruction records and how they become batches.
+
+    Attributes:
+        format: `chat` (JSON lines of {"messages": [...]}), `alpaca` (JSON or JSON lines of
+            instruction, input, output) or `custom` (a Python file in llama-recipes' convention).
+        train_file: records, relative to the working directory; for `custom` "file.py" or
+            "file.py:function".
+        eval_file: held-out records; None holds `eval_fraction` of train_file out.
+        eval_fraction: share of train_file held out when there is no eval_file.
+        context_length: tokens in one training sequence.
+        batching: `packing` joins records up to context_length; `padding` keeps them apart, longer
+            ones cut at context_length, batches drawn from records of like length.
+        limit: take only the first records; None takes all.
+    """
+
+    format: str = "chat"
+    train_file: str = "train/datasets/wordnet_train.jsonl"
+    eval_file: str | None = None
+    eval_fraction: float = 0.05
+    context_length: int = 1024
+    batching: str = "packing"
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        one_of("data.format", self.format, FORMATS)
+        one_of("data.batching", self.batching, BATCHING)
+        at_least("data.context_length", self.context_length, 2)
+        require(
+            0 < self.eval_fraction < 1,
+            "data.eval_fraction",
+            self.eval_fraction,
+            "it must lie between 0 and 1",
+        )
+        if self.limit is not None:
+            at_least("data.limit", self.limit, 2)

@@ -1,0 +1,39 @@
+"""The engine's slots and queue."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from llamahome.config.checks import at_least, require
+
+
+@dataclass(kw_only=True)
+class EngineConfig:
+    """One engine.
+
+    Attributes:
+        slots: requests decoded at once; each slot holds one request's KV entries.
+        max_length: prompt plus generated tokens of one request.
+        max_queued: requests waiting for a slot before more are refused.
+        device: `auto` (a GPU when there is one), `cpu`, `cuda`, `cuda:1`, ...
+        num_threads: CPU threads; 0 leaves torch's own choice.
+    """
+
+    slots: int = 8
+    max_length: int = 8192
+    max_queued: int = 64
+    device: str = "auto"
+    num_threads: int = 0
+
+    def __post_init__(self) -> None:
+        at_least("engine.slots", self.slots, 1)
+        at_least("engine.max_length", self.max_length, 2)
+        at_least("engine.max_queued", self.max_queued, 1)
+        require(
+            re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None,
+            "engine.device",
+            self.device,
+            "choose auto, cpu, cuda or cuda:<number>",
+        )
+        at_least("engine.num_threads", self.num_threads, 0)

@@ -1,0 +1,74 @@
+"""From what Hydra composed to plain, checked dataclasses."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import fields, is_dataclass
+from types import NoneType, UnionType
+from typing import Any, TypeVar, cast, get_args, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException, ValidationError
+
+from llamahome.config.checks import ConfigError, require
+
+Root = TypeVar("Root")
+
+
+def load_config(composed: DictConfig, root: type[Root]) -> Root:
+    """Check `composed` against the dataclass `root` and return it as an instance.
+
+    Raises:
+        ConfigError: for a key that no dataclass has, a value of the wrong type or out of range,
+            or a value that is missing; the message names the key, the value and what is allowed.
+    """
+    try:
+        _check_keys(composed, root, "")
+        merged = OmegaConf.merge(OmegaConf.structured(root), composed)
+        return cast(Root, OmegaConf.to_object(merged))
+    except ValidationError as error:  # its own words may hold a secret value
+        raise ConfigError(_wrong_type(str(error.full_key), composed, root)) from None
+    except OmegaConfBaseException as error:
+        reason = str(error.msg or error).splitlines()[0]
+        raise ConfigError(f"{error.full_key}: {reason}") from error
+
+
+def _check_keys(section: DictConfig, schema: type[Any], prefix: str) -> None:
+    types = get_type_hints(schema)
+    for key in map(str, section):
+        path = prefix + key
+        if key not in types:
+            raise ConfigError(_unknown_key(path, key, prefix, list(types)))
+        if OmegaConf.is_missing(section, key):
+            raise ConfigError(f"{path} has no value: set {path}=...")
+        if is_dataclass(types[key]):
+            below = section[key]
+            own = OmegaConf.is_dict(below) and not OmegaConf.is_interpolation(section, key)
+            require(own, path, below, f"it is a section; set {path}.<key>")
+            _check_keys(below, cast(type[Any], types[key]), f"{path}.")
+
+
+def _unknown_key(path: str, key: str, prefix: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    cure = f"did you mean {prefix}{close[0]}?" if close else f"choose one of {', '.join(known)}"
+    return f"{path} is not a config key: {cure}"
+
+
+def _wrong_type(path: str, composed: DictConfig, root: type[Any]) -> str:
+    path = path.partition("[")[0]  # an entry of a list is reported as its list
+    *parents, name = path.split(".")
+    schema = root
+    for parent in parents:
+        schema = get_type_hints(schema)[parent]
+    secret = any(field.name == name and not field.repr for field in fields(schema))
+    value = "<hidden>" if secret else repr(OmegaConf.select(composed, path))
+    return f"{path}={value} is not allowed: it must be {_spell(get_type_hints(schema)[name])}"
+
+
+def _spell(hint: Any) -> str:
+    """A type as one would write it in YAML: `int or null`, `list[str]`."""
+    if isinstance(hint, UnionType):
+        return " or ".join(map(_spell, get_args(hint)))
+    if hint is NoneType:
+        return "null"
+    return hint.__name__ if isinstance(hint, type) else str(hint)

@@ -1,0 +1,54 @@
+"""The roots that `conf/train.yaml` and `conf/serve.yaml` compose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from llamahome.config.checks import require
+from llamahome.config.cluster import ClusterConfig
+from llamahome.config.data import DataConfig
+from llamahome.config.engine import EngineConfig
+from llamahome.config.model import ModelConfig
+from llamahome.config.policy import CARRIED, PolicyConfig
+from llamahome.config.serve import ServeConfig
+from llamahome.config.tracking import TrackingConfig
+from llamahome.config.trainer import DeepSpeedConfig, TrainerConfig
+
+
+def _carried() -> PolicyConfig:
+    return PolicyConfig(name=CARRIED, budget=None)
+
+
+@dataclass(kw_only=True)
+class TrainRoot:
+    """Everything one training run needs."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        offload = self.deepspeed.offload_optimizer or self.deepspeed.offload_parameters
+        require(
+            not offload or self.trainer.use_gpu,
+            "deepspeed.offload_optimizer"
+            if self.deepspeed.offload_optimizer
+            else "deepspeed.offload_parameters",
+            True,
+            "offloading moves state out of GPU memory; set trainer.use_gpu=true or turn it off",
+        )
+
+
+@dataclass(kw_only=True)
+class ServeRoot:
+    """Everything one endpoint needs."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    policy: PolicyConfig = field(default_factory=_carried)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)

@@ -1,0 +1,67 @@
+"""The endpoint: where it listens, how it scales, what it refuses."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+
+from llamahome.config.checks import above, at_least, require
+
+
+@dataclass(kw_only=True)
+class ServeConfig:
+    """One Ray Serve application.
+
+    Attributes:
+        host, port: of the HTTP proxy; any host but loopback needs an api_key.
+        api_key: bearer token that clients send; None asks for none.
+        model_id: name in /v1/models; None is the model's own name.
+        min_replicas, max_replicas: engine replicas.
+        target_ongoing_requests: per replica; the autoscaler adds replicas above it.
+        upscale_delay_s, downscale_delay_s: how long load must last before replicas change.
+        cpus_per_replica, gpus_per_replica: Ray resources of one engine replica.
+        request_timeout_s: a request that takes longer is ended.
+        max_body_bytes: larger request bodies are refused with 413.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: str | None = field(default=None, repr=False)  # logging a config never shows it
+    model_id: str | None = None
+    min_replicas: int = 1
+    max_replicas: int = 1
+    target_ongoing_requests: float = 4.0
+    upscale_delay_s: float = 10.0
+    downscale_delay_s: float = 120.0
+    cpus_per_replica: float = 1.0
+    gpus_per_replica: float = 0.0
+    request_timeout_s: float = 600.0
+    max_body_bytes: int = 4_194_304
+
+    def __post_init__(self) -> None:
+        require(0 < self.port < 65536, "serve.port", self.port, "it must lie in 1..65535")
+        at_least("serve.min_replicas", self.min_replicas, 0)
+        at_least("serve.max_replicas", self.max_replicas, max(1, self.min_replicas))
+        above("serve.target_ongoing_requests", self.target_ongoing_requests, 0)
+        at_least("serve.upscale_delay_s", self.upscale_delay_s, 0)
+        at_least("serve.downscale_delay_s", self.downscale_delay_s, 0)
+        above("serve.cpus_per_replica", self.cpus_per_replica, 0)
+        at_least("serve.gpus_per_replica", self.gpus_per_replica, 0)
+        above("serve.request_timeout_s", self.request_timeout_s, 0)
+        at_least("serve.max_body_bytes", self.max_body_bytes, 1024)
+        require(
+            is_loopback(self.host) or bool(self.api_key),
+            "serve.host",
+            self.host,
+            "listening beyond loopback needs serve.api_key (or LLAMAHOME_API_KEY in the "
+            "environment); or use serve.host=127.0.0.1",
+        )
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

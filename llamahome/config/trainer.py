@@ -1,0 +1,134 @@
+"""How a run trains: optimisation, workers, checkpoints, ZeRO."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from llamahome.config.checks import above, at_least, one_of, require
+
+
+@dataclass(kw_only=True)
+class LoraConfig:
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685); used when trainer.method is lora."""
+
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    target_modules: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"]
+    )
+
+    def __post_init__(self) -> None:
+        at_least("trainer.lora.r", self.r, 1)
+        at_least("trainer.lora.alpha", self.alpha, 1)
+        require(
+            0 <= self.dropout < 1, "trainer.lora.dropout", self.dropout, "it must lie in [0, 1)"
+        )
+        require(
+            bool(self.target_modules)
+            and all(isinstance(m, str) and m for m in self.target_modules),
+            "trainer.lora.target_modules",
+            self.target_modules,
+            "list the names of at least one module",
+        )
+
+
+@dataclass(kw_only=True)
+class TrainerConfig:
+    """One fine-tuning run.
+
+    Attributes:
+        run_name: folder under output_dir; an existing name resumes that run. None makes a new one
+            from model, policy and time.
+        output_dir: where runs live; None is the cache directory's `runs`.
+        method: `full` trains every weight, `lora` adapters.
+        export: of a LoRA run, `merged` into plain weights or `adapter` alone.
+        steps: optimiser steps.
+        batch_size: sequences per worker and micro-step.
+        accumulation: micro-steps per optimiser step.
+        learning_rate: peak of a linear warm-up over warmup_steps and a cosine decay to 0.
+        precision: fp32 or bf16 (DeepSpeed's bf16 with fp32 master weights).
+        num_workers: processes; each takes cpus_per_worker CPUs and, with use_gpu, one GPU.
+        eval_every, checkpoint_every: optimiser steps between two; 0 only at the end.
+        eval_batches: held-out batches per evaluation and worker.
+        keep_checkpoints: newest checkpoints kept.
+        max_failures: worker crashes survived before the run fails.
+    """
+
+    run_name: str | None = None
+    output_dir: str | None = None
+    method: str = "full"
+    export: str = "merged"
+    steps: int = 200
+    batch_size: int = 1
+    accumulation: int = 1
+    learning_rate: float = 2e-5
+    warmup_steps: int = 10
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    precision: str = "fp32"
+    gradient_checkpointing: bool = False
+    seed: int = 0
+    num_workers: int = 2
+    cpus_per_worker: int = 1
+    use_gpu: bool = False
+    eval_every: int = 50
+    eval_batches: int = 8
+    checkpoint_every: int = 50
+    keep_checkpoints: int = 2
+    max_failures: int = 2
+    lora: LoraConfig = field(default_factory=LoraConfig)
+
+    def __post_init__(self) -> None:
+        one_of("trainer.method", self.method, ("full", "lora"))
+        one_of("trainer.export", self.export, ("merged", "adapter"))
+        one_of("trainer.precision", self.precision, ("fp32", "bf16"))
+        require(
+            self.export == "merged" or self.method == "lora",
+            "trainer.export",
+            self.export,
+            "only trainer.method=lora has an adapter to export; use trainer.export=merged",
+        )
+        for name in ("steps", "batch_size", "accumulation", "num_workers", "cpus_per_worker"):
+            at_least(f"trainer.{name}", getattr(self, name), 1)
+        for name in ("seed", "warmup_steps", "eval_every", "checkpoint_every", "max_failures"):
+            at_least(f"trainer.{name}", getattr(self, name), 0)
+        at_least("trainer.eval_batches", self.eval_batches, 1)
+        at_least("trainer.keep_checkpoints", self.keep_checkpoints, 1)
+        above("trainer.learning_rate", self.learning_rate, 0)
+        above("trainer.max_grad_norm", self.max_grad_norm, 0)
+        at_least("trainer.weight_decay", self.weight_decay, 0)
+        if self.run_name is not None:
+            require(
+                bool(self.run_name) and "/" not in self.run_name and self.run_name[0] != ".",
+                "trainer.run_name",
+                self.run_name,
+                "it names one folder: no slash, no leading dot, not empty",
+            )
+
+
+@dataclass(kw_only=True)
+class DeepSpeedConfig:
+    """ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054).
+
+    Attributes:
+        zero_stage: 1 shards optimiser state, 2 gradients too, 3 parameters too.
+        offload_optimizer: keep optimiser state in host memory (GPU runs).
+        offload_parameters: keep parameters in host memory (GPU runs, stage 3).
+        bucket_size: elements reduced or gathered at a time.
+    """
+
+    zero_stage: int = 2
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+    bucket_size: int = 50_000_000
+
+    def __post_init__(self) -> None:
+        one_of("deepspeed.zero_stage", self.zero_stage, (1, 2, 3))
+        at_least("deepspeed.bucket_size", self.bucket_size, 1)
+        require(
+            not self.offload_parameters or self.zero_stage == 3,
+            "deepspeed.offload_parameters",
+            self.offload_parameters,
+            "parameters are only sharded, and so offloaded, under deepspeed.zero_stage=3",
+        )
