@@ -1,0 +1,217 @@
+"""Requests in, tokens out: scheduler, runner and sampler put together. Synchronous, one thread."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from llamahome.attention import Policy
+from llamahome.config import EngineConfig
+from llamahome.engine.params import RequestError, SamplingParams, Usage
+from llamahome.engine.runner import Runner
+from llamahome.engine.sampler import sample
+from llamahome.engine.scheduler import Batch, Request, Scheduler
+
+logger = logging.getLogger(__name__)
+
+FinishReason = Literal["stop", "length", "error"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenDelta:
+    """What one step gave one request. `finish_reason` and `usage` are set on its last."""
+
+    request_id: str
+    token: int | None
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    error: str | None = None
+
+
+@dataclass(kw_only=True)
+class EngineStats:
+    """Counters since the start, and what is in use now. Bytes are as allocated."""
+
+    slots: int
+    kv_bytes: int
+    slots_used: int = 0
+    queued: int = 0
+    steps: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    evicted_tokens: int = 0
+    requests_finished: int = 0
+    requests_cancelled: int = 0
+    requests_failed: int = 0
+
+
+class Engine:
+    """Continuous batching over slots of constant size."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        policy: Policy,
+        config: EngineConfig,
+        *,
+        eos_token_ids: Collection[int] = (),
+    ) -> None:
+        self.max_length = config.max_length
+        self.vocab_size: int = model.config.vocab_size
+        self.eos_token_ids = frozenset(eos_token_ids)
+        self._runner = Runner(model, policy, num_slots=config.slots, max_length=self.max_length)
+        self._scheduler = Scheduler(config.slots, config.max_queued)
+        self._generators: dict[str, torch.Generator] = {}
+        self._stats = EngineStats(slots=config.slots, kv_bytes=self._runner.slots.nbytes)
+
+    def submit(self, request_id: str, prompt: list[int], params: SamplingParams) -> None:
+        """Queue a request.
+
+        Raises:
+            RequestError: for a prompt that is empty, too long or no list of known tokens, or an id
+                that is in use.
+            QueueFullError: when too many wait.
+        """
+        self._check(request_id, prompt, params)
+        self._scheduler.add(Request(request_id, list(prompt), len(prompt), params))
+        generator = torch.Generator()
+        if params.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(params.seed)
+        self._generators[request_id] = generator
+
+    def _check(self, request_id: str, prompt: list[int], params: SamplingParams) -> None:
+        if self._scheduler.find(request_id) is not None:
+            raise RequestError("request_id", request_id, "a request of this id is running")
+        if not prompt:
+            raise RequestError("prompt", "", "it must hold at least one token")
+        unknown = next((t for t in prompt if not 0 <= t < self.vocab_size), None)
+        if unknown is not None:
+            raise RequestError("prompt", unknown, f"token ids lie in 0..{self.vocab_size - 1}")
+        if len(prompt) >= self.max_length:
+            raise RequestError(
+                "prompt",
+                f"{len(prompt)} tokens",
+                f"the context holds {self.max_length}, answer included; send a shorter prompt",
+            )
+        if len(prompt) + params.max_tokens > self.max_length:
+            raise RequestError(
+                "max_tokens",
+                params.max_tokens,
+                f"the prompt's {len(prompt)} tokens and max_tokens={params.max_tokens} exceed the "
+                f"context of {self.max_length}; ask for at most "
+                f"{self.max_length - len(prompt)}",
+            )
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._scheduler.running or self._scheduler.waiting)
+
+    def step(self) -> list[TokenDelta]:
+        """One chunk of every prompt that is being read, one token for everyone else."""
+        for request in self._scheduler.admit():
+            assert request.slot is not None
+            self._runner.slots.reset(request.slot)
+        deltas = []
+        for batch in self._scheduler.batches(self._runner.slots.room):
+            deltas += self._run(batch)
+        self._stats.steps += 1
+        return deltas
+
+    def _run(self, batch: Batch) -> list[TokenDelta]:
+        rows = [r.slot for r in batch.requests if r.slot is not None]
+        tokens = [
+            request.tokens[request.computed : request.computed + count]
+            for request, count in zip(batch.requests, batch.tokens, strict=True)
+        ]
+        logits = self._runner.forward(rows, tokens)
+        deltas = []
+        for request, count, row in zip(batch.requests, batch.tokens, logits, strict=True):
+            request.computed += count
+            if request.computed == len(request.tokens):
+                deltas.append(self._next_token(request, row))
+        return deltas
+
+    def _next_token(self, request: Request, logits: Tensor) -> TokenDelta:
+        if not bool(torch.isfinite(logits).all()):
+            message = "the model gave logits that are not finite for this request"
+            logger.error("request %s failed: %s", request.request_id, message)
+            return self._finish(request, None, "error", message)
+        token = sample(logits, request.params, self._generators[request.request_id])
+        if token in self.eos_token_ids and not request.params.ignore_eos:
+            return self._finish(request, None, "stop")
+        request.tokens.append(token)
+        self._stats.generated_tokens += 1
+        if request.generated == request.params.max_tokens:
+            return self._finish(request, token, "length")
+        return TokenDelta(request_id=request.request_id, token=token)
+
+    def _finish(
+        self,
+        request: Request,
+        token: int | None,
+        reason: FinishReason,
+        error: str | None = None,
+    ) -> TokenDelta:
+        usage = self.usage(request)
+        self._forget(request)
+        if reason == "error":
+            self._stats.requests_failed += 1
+        else:
+            self._stats.requests_finished += 1
+        return TokenDelta(
+            request_id=request.request_id,
+            token=token,
+            finish_reason=reason,
+            usage=usage,
+            error=error,
+        )
+
+    def usage(self, request: Request) -> Usage:
+        slots = self._runner.slots
+        held = 0 if request.slot is None else slots.counts[request.slot]
+        return Usage(
+            prompt_tokens=request.prompt_length,
+            completion_tokens=request.generated,
+            kept_tokens=held,
+            evicted_tokens=request.computed - held,
+            kv_bytes=slots.slot_nbytes,
+            kv_bytes_dense=slots.dense_nbytes(len(request.tokens)),
+        )
+
+    def _forget(self, request: Request) -> None:
+        usage = self.usage(request)
+        self._stats.prompt_tokens += min(request.computed, request.prompt_length)
+        self._stats.evicted_tokens += usage.evicted_tokens
+        self._scheduler.remove(request)
+        del self._generators[request.request_id]
+
+    def stop(self, request_id: str) -> Usage:
+        """End a running request as finished, at a stop text say, and free its slot."""
+        request = self._scheduler.find(request_id)
+        if request is None:
+            raise KeyError(f"no request {request_id!r} is running")
+        usage = self.usage(request)
+        self._forget(request)
+        self._stats.requests_finished += 1
+        return usage
+
+    def cancel(self, request_id: str) -> None:
+        """Drop a request, waiting or running; its slot is free at once. Unknown ids are ignored."""
+        request = self._scheduler.find(request_id)
+        if request is not None:
+            self._forget(request)
+            self._stats.requests_cancelled += 1
+
+    def stats(self) -> EngineStats:
+        """The counters, with what is in use this moment."""
+        self._stats.slots_used = len(self._scheduler.running)
+        self._stats.queued = len(self._scheduler.waiting)
+        return self._stats

@@ -1,0 +1,175 @@
+"""The engine with its tokenizer: text in, text out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from llamahome.attention import build_policy
+from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
+from llamahome.config.policy import CARRIED
+from llamahome.engine.engine import Engine, EngineStats, FinishReason, TokenDelta
+from llamahome.engine.params import RequestError, SamplingParams, Usage
+from llamahome.engine.text import TextStream
+from llamahome.models import ModelManager, load_model
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextDelta:
+    """Text that one step added to one answer. `finish_reason` and `usage` are set on its last."""
+
+    request_id: str
+    text: str
+    token_count: int
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    error: str | None = None
+
+
+class TextEngine:
+    """An `Engine` that speaks text. Synchronous, one thread."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        policy: PolicyConfig,
+        config: EngineConfig,
+        *,
+        model_name: str = "model",
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.policy = policy
+        self.model_name = model_name
+        self._engine = Engine(
+            model, build_policy(policy), config, eos_token_ids=_eos_token_ids(model, tokenizer)
+        )
+        self._streams: dict[str, TextStream] = {}
+
+    @classmethod
+    def load(
+        cls,
+        model: ModelConfig,
+        policy: PolicyConfig,
+        config: EngineConfig,
+        *,
+        manager: ModelManager | None = None,
+    ) -> TextEngine:
+        """Load a model and the policy it carries, unless `policy` names another."""
+        if config.num_threads:
+            torch.set_num_threads(config.num_threads)
+        loaded = load_model(model, device=_device(config.device), manager=manager)
+        return cls(
+            loaded.model,
+            loaded.tokenizer,
+            choose_policy(policy, loaded.policy),
+            _within_context(config, loaded.model),
+            model_name=model.name,
+        )
+
+    @property
+    def max_length(self) -> int:
+        return self._engine.max_length
+
+    @property
+    def has_work(self) -> bool:
+        return self._engine.has_work
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text."""
+        ids: list[int] = self.tokenizer.encode(text, verbose=False)
+        return ids
+
+    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        """Token ids of a conversation in the model's own chat template, ready for the answer."""
+        if self.tokenizer.chat_template is None:
+            raise RequestError(
+                "model", self.model_name, "it has no chat template; send plain completions"
+            )
+        text = self.tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=True
+        )
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        return ids
+
+    def submit(self, request_id: str, prompt: list[int], params: SamplingParams) -> None:
+        """Queue a request; raises as `Engine.submit` does."""
+        self._engine.submit(request_id, prompt, params)
+        self._streams[request_id] = TextStream(self.tokenizer.backend_tokenizer, params.stop)
+
+    def step(self) -> list[TextDelta]:
+        """One engine step, as text."""
+        return [self._to_text(delta) for delta in self._engine.step()]
+
+    def _to_text(self, delta: TokenDelta) -> TextDelta:
+        stream = self._streams[delta.request_id]
+        text = "" if delta.token is None else stream.push(delta.token)
+        reason, usage = delta.finish_reason, delta.usage
+        if stream.stopped and reason is None:
+            reason, usage = "stop", self._engine.stop(delta.request_id)
+        elif reason is not None:
+            text += stream.flush()
+            reason = "stop" if stream.stopped else reason
+        if reason is not None:
+            del self._streams[delta.request_id]
+        return TextDelta(
+            request_id=delta.request_id,
+            text=text,
+            token_count=int(delta.token is not None),
+            finish_reason=reason,
+            usage=usage,
+            error=delta.error,
+        )
+
+    def cancel(self, request_id: str) -> None:
+        """Drop a request and free its slot at once; unknown ids are ignored."""
+        self._engine.cancel(request_id)
+        self._streams.pop(request_id, None)
+
+    def stats(self) -> EngineStats:
+        return self._engine.stats()
+
+
+def choose_policy(wanted: PolicyConfig, carried: PolicyConfig | None) -> PolicyConfig:
+    """The policy to serve under: the one asked for, or for `carried` the checkpoint's own."""
+    if wanted.name != CARRIED:
+        if carried is not None and carried != wanted:
+            logger.warning(
+                "serving under %s, though the model was trained under %s", wanted, carried
+            )
+        return wanted
+    if carried is None:
+        fallback = PolicyConfig()
+        logger.info("the model carries no policy; serving under %s", fallback)
+        return fallback
+    return carried
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _within_context(config: EngineConfig, model: PreTrainedModel) -> EngineConfig:
+    limit = model.config.max_position_embeddings
+    if config.max_length <= limit:
+        return config
+    logger.info(
+        "engine.max_length=%d is cut to the model's context of %d", config.max_length, limit
+    )
+    return EngineConfig(**{**vars(config), "max_length": limit})
+
+
+def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Collection[int]:
+    eos = model.generation_config.eos_token_id
+    ids = [eos] if isinstance(eos, int) else list(eos or [])
+    own = tokenizer.eos_token_id
+    return {*ids, *([own] if own is not None else [])}

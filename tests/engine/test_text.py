@@ -1,0 +1,78 @@
+"""Streaming text: whole characters, nothing of a stop text."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from llamahome.engine.text import TextStream
+
+TEXTS = [
+    "plain words",
+    "héllo wörld",
+    "漢字かな交じり文",
+    "🎉 party 👩‍👩‍👧 family 🇫🇷",
+    "a\n\n  b\t",
+]
+
+
+def _pieces(
+    tokenizer: PreTrainedTokenizerFast, text: str, stop: tuple[str, ...] = ()
+) -> tuple[list[str], TextStream]:
+    stream = TextStream(tokenizer.backend_tokenizer, stop)
+    pieces = []
+    for token in tokenizer.encode(text):
+        pieces.append(stream.push(token))
+        if stream.stopped:
+            return pieces, stream
+    pieces.append(stream.flush())
+    return pieces, stream
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_no_piece_splits_a_character(byte_tokenizer: PreTrainedTokenizerFast, text: str) -> None:
+    pieces, _ = _pieces(byte_tokenizer, text)
+    assert "".join(pieces) == text
+    assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
+
+
+def test_bytes_that_are_no_text_come_out_as_decode_has_them(
+    byte_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    generator = random.Random(0)
+    for _ in range(50):
+        tokens = [generator.randrange(256) for _ in range(40)]
+        stream = TextStream(byte_tokenizer.backend_tokenizer)
+        text = "".join(stream.push(token) for token in tokens) + stream.flush()
+        assert text == byte_tokenizer.decode(tokens)
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "expected"),
+    [
+        ("one two three", ("two",), "one "),
+        ("one two three", ("three", "two"), "one "),
+        ("aab", ("ab",), "a"),
+        ("ababac", ("abac",), "ab"),
+        ("über alles", ("ü",), ""),
+        ("said 漢字 here", ("字",), "said 漢"),
+        ("ends with END", ("END",), "ends with "),
+    ],
+)
+def test_it_stops_before_a_stop_text(
+    byte_tokenizer: PreTrainedTokenizerFast, text: str, stop: tuple[str, ...], expected: str
+) -> None:
+    pieces, stream = _pieces(byte_tokenizer, text, stop)
+    assert stream.stopped
+    assert "".join(pieces) == expected
+
+
+def test_a_stop_text_that_never_completes_is_given_back(
+    byte_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    pieces, stream = _pieces(byte_tokenizer, "about to ST", ("STOP",))
+    assert not stream.stopped
+    assert "".join(pieces) == "about to ST"
+    assert "S" not in "".join(pieces[:-1])

@@ -1,0 +1,111 @@
+"""Text in, text out, over the engine."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
+from llamahome.engine import RequestError, SamplingParams, TextDelta, TextEngine
+from llamahome.engine.text_engine import choose_policy
+from llamahome.models import write_policy
+
+POLICY = PolicyConfig(budget=40, sink=4, recent=20, interval=16)
+CARRIED = PolicyConfig(name="carried", budget=None)
+
+
+@pytest.fixture
+def engine(tiny_llama: LlamaForCausalLM, byte_tokenizer: PreTrainedTokenizerFast) -> TextEngine:
+    config = EngineConfig(slots=2, max_length=512)
+    return TextEngine(tiny_llama, byte_tokenizer, POLICY, config, model_name="tiny")
+
+
+def _answer(engine: TextEngine, prompt: list[int], params: SamplingParams) -> list[TextDelta]:
+    engine.submit("one", prompt, params)
+    deltas = []
+    while engine.has_work:
+        deltas += engine.step()
+    return deltas
+
+
+def _text(deltas: list[TextDelta]) -> str:
+    return "".join(delta.text for delta in deltas)
+
+
+def test_the_deltas_are_the_decoded_answer(engine: TextEngine) -> None:
+    deltas = _answer(engine, engine.encode("hello there"), SamplingParams(max_tokens=60))
+    assert sum(delta.token_count for delta in deltas) == 60
+    assert [delta.finish_reason for delta in deltas] == [None] * 59 + ["length"]
+    assert deltas[-1].usage is not None
+    assert len(_text(deltas)) > 0
+
+
+def test_a_stop_text_ends_the_answer_and_frees_the_slot(engine: TextEngine) -> None:
+    sampled = SamplingParams(max_tokens=60, temperature=2.0, seed=3, ignore_eos=True)
+    whole = _text(_answer(engine, engine.encode("hello"), sampled))
+    stop = whole[10:12]
+    assert len(stop) == 2
+    deltas = _answer(engine, engine.encode("hello"), replace(sampled, stop=(stop,)))
+    assert _text(deltas) == whole[: whole.index(stop)]
+    assert deltas[-1].finish_reason == "stop"
+    assert deltas[-1].usage is not None
+    assert deltas[-1].usage.completion_tokens < 60
+    assert engine.stats().slots_used == 0
+    assert engine.stats().requests_finished == 2
+
+
+def test_cancel_forgets_the_text_too(engine: TextEngine) -> None:
+    engine.submit("one", engine.encode("hello"), SamplingParams(max_tokens=60))
+    engine.step()
+    engine.cancel("one")
+    engine.cancel("one")
+    assert not engine.has_work
+    assert len(_answer(engine, engine.encode("hello"), SamplingParams(max_tokens=3))) == 3
+
+
+def test_a_chat_goes_through_the_models_template(engine: TextEngine) -> None:
+    ids = engine.encode_chat([{"role": "user", "content": "hi"}])
+    assert engine.tokenizer.decode(ids) == "<|user|>hi<eos><|assistant|>"
+
+
+def test_a_model_without_a_template_says_so(engine: TextEngine) -> None:
+    template, engine.tokenizer.chat_template = engine.tokenizer.chat_template, None
+    try:
+        with pytest.raises(RequestError, match="no chat template"):
+            engine.encode_chat([{"role": "user", "content": "hi"}])
+    finally:
+        engine.tokenizer.chat_template = template
+
+
+def test_a_loaded_model_serves_under_the_policy_it_carries(
+    tiny_llama: LlamaForCausalLM, tiny_folder: Path
+) -> None:
+    write_policy(tiny_llama.config, POLICY)
+    tiny_llama.config.save_pretrained(tiny_folder)
+    config = EngineConfig(slots=1, max_length=512, device="cpu")
+    engine = TextEngine.load(ModelConfig(name=str(tiny_folder)), CARRIED, config)
+    assert engine.policy == POLICY
+    deltas = _answer(engine, engine.encode("x" * 100), SamplingParams(max_tokens=4))
+    assert deltas[-1].usage is not None
+    assert deltas[-1].usage.evicted_tokens > 0
+
+
+def test_the_context_is_cut_to_the_models(tiny_folder: Path) -> None:
+    config = EngineConfig(slots=1, max_length=1_000_000, device="cpu")
+    engine = TextEngine.load(ModelConfig(name=str(tiny_folder)), POLICY, config)
+    assert engine.max_length == 2048
+
+
+def test_a_policy_that_is_asked_for_wins(caplog: pytest.LogCaptureFixture) -> None:
+    other = PolicyConfig(name="window", budget=64, recent=32, interval=16)
+    with caplog.at_level(logging.WARNING, logger="llamahome"):
+        assert choose_policy(other, POLICY) == other
+    assert "trained under" in caplog.text
+
+
+def test_without_a_carried_policy_the_default_serves() -> None:
+    assert choose_policy(CARRIED, None) == PolicyConfig()
