@@ -1,0 +1,36 @@
+"""The commands, put together."""
+
+from __future__ import annotations
+
+import typer
+
+from llamahome.cli import chat, evaluate, generate, handover, models
+from llamahome.logs import configure_logging
+
+app = typer.Typer(
+    name="llamahome",
+    help=(
+        "Run Llama-family models from a KV cache of fixed size.\n\n"
+        "Start with:  llamahome generate 'What is the capital of France?'\n\n"
+        "The embedded model needs no download. Any --model takes its name, a fine-tuned run, "
+        "a Hugging Face folder or a hub id (see: llamahome models list)."
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _start(
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what happens below."),
+) -> None:
+    configure_logging("INFO" if verbose else "WARNING")
+
+
+app.command()(generate.generate)
+app.command()(chat.chat)
+app.add_typer(models.app, name="models")
+app.add_typer(evaluate.app, name="eval")
+app.command(context_settings=handover.PASS_ON)(handover.train)
+app.command(context_settings=handover.PASS_ON)(handover.serve)

@@ -1,0 +1,85 @@
+"""`llamahome chat`: a conversation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llamahome.cli import options
+from llamahome.cli.generate import describe, stream_answer, user
+from llamahome.config import ModelConfig
+
+if TYPE_CHECKING:
+    from llamahome.engine import SamplingParams, TextEngine
+
+
+def chat(
+    model: options.Model = options.EMBEDDED,
+    system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
+    policy: options.Policy = "carried",
+    budget: options.Budget = None,
+    sink: options.Sink = 4,
+    recent: options.Recent = None,
+    interval: options.Interval = None,
+    max_tokens: options.MaxTokens = 512,
+    temperature: options.Temperature = 0.2,
+    top_p: options.TopP = 0.9,
+    seed: options.Seed = None,
+    dtype: options.Dtype = "auto",
+) -> None:
+    """Talk to a model. /reset forgets the conversation, Ctrl-C interrupts, /exit leaves."""
+    with options.plain_errors():
+        from llamahome.engine import SamplingParams, TextEngine
+
+        params = SamplingParams(
+            max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed
+        )
+        engine = TextEngine.load(
+            ModelConfig(name=model, dtype=dtype),
+            options.policy_config(policy, budget, sink, recent, interval),
+            options.one_slot(8192),
+        )
+    opening = [] if system is None else [{"role": "system", "content": system}]
+    typer.secho(f"{model}, policy {engine.policy.name}. /reset, /exit.", fg="bright_black")
+    _converse(engine, params, opening)
+
+
+def _converse(engine: TextEngine, params: SamplingParams, opening: list[dict[str, str]]) -> None:
+    messages = list(opening)
+    while (line := _ask()) is not None:
+        if line == "/reset":
+            messages = list(opening)
+        elif line:
+            messages.append(user(line))
+            answer = _answer(engine, params, messages)
+            if answer is None:
+                messages.pop()
+            else:
+                messages.append({"role": "assistant", "content": answer})
+
+
+def _ask() -> str | None:
+    try:
+        line = input("> ").strip()
+    except EOFError:
+        return None
+    return None if line == "/exit" else line
+
+
+def _answer(
+    engine: TextEngine, params: SamplingParams, messages: list[dict[str, str]]
+) -> str | None:
+    """The answer, or None if it was interrupted or refused, which the user is told."""
+    from llamahome.engine import EngineError
+
+    try:
+        answer, usage = stream_answer(engine, engine.encode_chat(messages), params)
+    except KeyboardInterrupt:
+        typer.secho("\n[interrupted; your message is forgotten]", fg="bright_black")
+        return None
+    except EngineError as error:
+        typer.secho(f"error: {error}; /reset starts afresh", fg="red", err=True)
+        return None
+    typer.secho(f"[{describe(usage)}]", fg="bright_black")
+    return answer

@@ -1,0 +1,71 @@
+"""Options that several commands share, and how they become configs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from llamahome.config import ConfigError, EngineConfig, ModelConfig, PolicyConfig
+from llamahome.config.policy import CARRIED, POLICIES
+
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="Embedded name, run name, folder or hub id.")
+]
+Policy = Annotated[
+    str,
+    typer.Option(
+        help=f"Which keys stay: {', '.join(POLICIES)}, or {CARRIED} (what the model was trained "
+        "under; h2o if nothing)."
+    ),
+]
+Budget = Annotated[
+    int | None, typer.Option(help="KV entries kept per head [default: 256, or the model's own].")
+]
+Sink = Annotated[int, typer.Option(help="First tokens that always stay.")]
+Recent = Annotated[
+    int | None, typer.Option(help="Newest tokens that always stay [default: half the budget].")
+]
+Interval = Annotated[
+    int | None, typer.Option(help="Tokens between compactions [default: 64, at most recent].")
+]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+MaxTokens = Annotated[int, typer.Option(help="Generated at most.")]
+Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
+TopP = Annotated[float, typer.Option(help="Nucleus sampling.")]
+Seed = Annotated[int | None, typer.Option(help="Of the sampling.")]
+
+EMBEDDED = ModelConfig().name
+
+
+def policy_config(
+    name: str, budget: int | None, sink: int, recent: int | None, interval: int | None
+) -> PolicyConfig:
+    """The policy that the flags spell; a budget alone means h2o."""
+    if name == CARRIED and budget is not None:
+        name = "h2o"
+    if name in ("full", CARRIED):
+        return PolicyConfig(name=name, budget=budget)
+    budget = 256 if budget is None else budget
+    recent = max(1, budget // 2) if recent is None else recent
+    interval = min(64, recent) if interval is None else interval
+    return PolicyConfig(name=name, budget=budget, sink=sink, recent=recent, interval=interval)
+
+
+def one_slot(max_length: int) -> EngineConfig:
+    return EngineConfig(slots=1, max_length=max_length)
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Show what a user can mend as one line, without a traceback."""
+    from llamahome.engine import EngineError
+    from llamahome.models import ModelError
+
+    try:
+        yield
+    except (ConfigError, EngineError, ModelError, FileNotFoundError) as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(2) from error
