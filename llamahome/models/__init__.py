@@ -1,0 +1,38 @@
+"""Models by name: found, converted, downloaded, checked, described, loaded."""
+
+from llamahome.models.adapters import merge_adapter
+from llamahome.models.checksums import write_checksums
+from llamahome.models.describe import ModelInfo
+from llamahome.models.embedded import EMBEDDED_MODEL
+from llamahome.models.errors import (
+    ModelCorruptError,
+    ModelError,
+    ModelNotFoundError,
+    PolicyFormatError,
+)
+from llamahome.models.load import LoadedModel, load_model
+from llamahome.models.manager import ModelManager
+from llamahome.models.policy_io import (
+    read_adapter_policy,
+    read_policy,
+    write_adapter_policy,
+    write_policy,
+)
+
+__all__ = [
+    "EMBEDDED_MODEL",
+    "LoadedModel",
+    "ModelCorruptError",
+    "ModelError",
+    "ModelInfo",
+    "ModelManager",
+    "ModelNotFoundError",
+    "PolicyFormatError",
+    "load_model",
+    "merge_adapter",
+    "read_adapter_policy",
+    "read_policy",
+    "write_adapter_policy",
+    "write_checksums",
+    "write_policy",
+]

@@ -1,0 +1,58 @@
+"""Folders that hold only a PEFT adapter, to be merged into the model it was trained on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from llamahome.models.errors import ModelError
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def is_adapter(folder: Path) -> bool:
+    return (folder / ADAPTER_CONFIG).is_file()
+
+
+def adapter_chain(folder: Path, resolve: Callable[[str], Path]) -> list[Path]:
+    """`folder`, then the model its adapter sits on, and so on down to a model with all weights.
+
+    Args:
+        resolve: from an adapter's `base_model_name_or_path` to a folder.
+    """
+    chain = [folder]
+    while is_adapter(chain[-1]):
+        base = resolve(_base_name(chain[-1]))
+        if base in chain:
+            raise ModelError(f"the adapter {chain[-1]} sits on {base}, which sits on it")
+        chain.append(base)
+    return chain
+
+
+def merge_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """Add the adapter in `folder` to `base`'s weights, in place, and return the plain model."""
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise ModelError(
+            f"{folder} has no {ADAPTER_WEIGHTS}; pickled adapters are never loaded. "
+            "Save it again with safe_serialization"
+        )
+    adapted = PeftModel.from_pretrained(base, str(folder))
+    merged = cast(PreTrainedModel, adapted.merge_and_unload())
+    # PEFT froze the base; after the merge it is a model like any other, which can be trained.
+    return merged.requires_grad_(True)
+
+
+def _base_name(folder: Path) -> str:
+    name = json.loads((folder / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise ModelError(
+            f"{folder / ADAPTER_CONFIG} has no base_model_name_or_path; put the name or folder of "
+            "the model there that the adapter was trained on"
+        )
+    return name

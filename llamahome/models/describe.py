@@ -1,0 +1,154 @@
+"""A model's numbers, from its config and the headers of its weights."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Literal
+
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, PreTrainedConfig
+
+from llamahome.config import PolicyConfig
+from llamahome.models.errors import ModelCorruptError, ModelError
+from llamahome.models.policy_io import read_adapter_policy, read_policy
+
+Kind = Literal["embedded", "run", "local", "hub"]
+
+# As safetensors writes it: torch's name, bytes.
+DTYPES = {"F32": ("float32", 4), "BF16": ("bfloat16", 2), "F16": ("float16", 2)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """One model.
+
+    Attributes:
+        revision: of a hub model that was asked for by one.
+        parameters: stored weights; tied ones count once.
+        dtype: most weights' on disk; byte counts are in it.
+        kv_bytes_per_token: keys and values of one token over all layers.
+        memory_bytes: weights, and the keys and values of one slot of `slot_tokens`.
+        slot_tokens: entries per KV head that were asked about.
+        policy: what the checkpoint carries.
+    """
+
+    name: str
+    kind: Kind
+    path: Path
+    revision: str | None
+    parameters: int
+    dtype: str
+    context_length: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    kv_bytes_per_token: int
+    slot_tokens: int
+    memory_bytes: int
+    policy: PolicyConfig | None
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the headers of a model's safetensors say."""
+
+    parameters: int
+    nbytes: int
+    dtype: str
+    itemsize: int
+
+
+def describe_folder(
+    chain: list[Path], name: str, kind: Kind, revision: str | None, budget: int | None
+) -> ModelInfo:
+    """Describe the model of an `adapter_chain`, as it will be once merged.
+
+    Args:
+        budget: entries per KV head in one slot; None takes the budget of the carried policy, and
+            the whole context without one.
+    """
+    config = read_config(chain[-1])
+    text = config.get_text_config(decoder=True)
+    weights = read_weight_headers(chain[-1])
+    policy = carried_policy(chain)
+    heads: int = text.num_attention_heads
+    kv_heads: int = getattr(text, "num_key_value_heads", None) or heads
+    head_dim: int = getattr(text, "head_dim", None) or text.hidden_size // heads
+    per_token = 2 * text.num_hidden_layers * kv_heads * head_dim * weights.itemsize
+    slot = budget or (policy and policy.budget) or text.max_position_embeddings
+    return ModelInfo(
+        name=name,
+        kind=kind,
+        path=chain[0],
+        revision=revision,
+        parameters=weights.parameters,
+        dtype=weights.dtype,
+        context_length=text.max_position_embeddings,
+        layers=text.num_hidden_layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        kv_bytes_per_token=per_token,
+        slot_tokens=slot,
+        memory_bytes=weights.nbytes + slot * per_token,
+        policy=policy,
+    )
+
+
+def read_config(folder: Path) -> PreTrainedConfig:
+    """`folder`'s config.json; code that it may bring along is never run."""
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder / 'config.json'} cannot be used: {error}") from error
+    return config
+
+
+def carried_policy(chain: list[Path]) -> PolicyConfig | None:
+    """The policy of the uppermost folder of an `adapter_chain` that carries one."""
+    adapters, base = chain[:-1], chain[-1]
+    policies = [read_adapter_policy(folder) for folder in adapters]
+    policies.append(read_policy(read_config(base)))
+    return next((policy for policy in policies if policy is not None), None)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        raise ModelError(
+            f"{folder} has no model*.safetensors; other weights (*.bin, *.pt) are pickles, which "
+            "can run code, and are never loaded"
+        )
+    return files
+
+
+def read_weight_headers(folder: Path) -> Weights:
+    """Count the floating-point tensors; a few checkpoints also store masks and positions."""
+    counts = Counter[str]()
+    for file in weight_files(folder):
+        try:
+            with safe_open(file, "numpy") as tensors:
+                for name in tensors.keys():  # noqa: SIM118  # it has no iterator of its own
+                    tensor = tensors.get_slice(name)
+                    counts[tensor.get_dtype()] += prod(tensor.get_shape())
+        except SafetensorError as error:
+            raise ModelCorruptError(f"{file} is damaged ({error}); get it again") from error
+    floating = Counter({dtype: count for dtype, count in counts.items() if dtype in DTYPES})
+    if not floating:
+        raise ModelError(
+            f"{folder} has weights of {', '.join(counts) or 'no dtype'}; use a model in one of "
+            + ", ".join(name for name, _ in DTYPES.values())
+        )
+    dtype, itemsize = DTYPES[floating.most_common(1)[0][0]]
+    return Weights(
+        parameters=floating.total(),
+        nbytes=sum(count * DTYPES[stored][1] for stored, count in floating.items()),
+        dtype=dtype,
+        itemsize=itemsize,
+    )

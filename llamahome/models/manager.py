@@ -1,0 +1,163 @@
+"""Names to models."""
+
+from __future__ import annotations
+
+import builtins
+import difflib
+import logging
+import os
+from pathlib import Path
+
+import platformdirs
+from huggingface_hub import HfApi
+
+from llamahome.models.adapters import adapter_chain, is_adapter
+from llamahome.models.checksums import verify_checksums
+from llamahome.models.describe import Kind, ModelInfo, describe_folder
+from llamahome.models.embedded import EMBEDDED_MODEL, ensure_embedded
+from llamahome.models.errors import ModelError, ModelNotFoundError
+from llamahome.models.folders import finished_folders, is_folder_name, remove_folder
+from llamahome.models.hub import ensure_downloaded, hub_folder, hub_id, is_hub_id
+
+logger = logging.getLogger(__name__)
+
+CURES: dict[Kind, str] = {
+    "embedded": "remove the model and use it again: it is converted anew",
+    "hub": "remove the model and use it again: it is downloaded anew",
+    "run": "resume the run, which exports its model anew from the last checkpoint",
+    "local": "copy it again from where it came",
+}
+
+
+class ModelManager:
+    """Finds models by name: the embedded one, a fine-tuned run, a local folder, a hub id.
+
+    Args:
+        cache_dir: where models and runs lie; None is LLAMAHOME_CACHE of the environment, or the
+            user's cache directory.
+        hub: client of the hub; None makes the default one, which reads HF_TOKEN and HF_ENDPOINT.
+    """
+
+    def __init__(self, cache_dir: Path | None = None, hub: HfApi | None = None) -> None:
+        self.cache_dir = (cache_dir or _default_cache_dir()).expanduser().resolve()
+        self._hub = hub or HfApi()
+
+    @property
+    def runs_dir(self) -> Path:
+        """Fine-tuned runs; the model of run `name` is `runs_dir/name/model`."""
+        return self.cache_dir / "runs"
+
+    @property
+    def _hub_dir(self) -> Path:
+        return self.cache_dir / "hub"
+
+    def resolve(self, name: str, revision: str | None = None) -> Path:
+        """The Hugging Face folder of a model, converted or downloaded first where needed.
+
+        Raises:
+            ModelNotFoundError: when the name leads nowhere; says what was tried.
+            ModelError: for a revision of something that is not on the hub, or a gated model.
+        """
+        kind, folder = self._locate(name, revision)
+        if kind == "embedded":
+            ensure_embedded(folder)
+        elif kind == "hub":
+            ensure_downloaded(folder, self._hub, name, revision)
+        return folder
+
+    def list(self) -> builtins.list[ModelInfo]:
+        """The embedded model (converted if it was not yet), runs, and downloaded hub models.
+
+        A model that cannot be described is left out with a warning.
+        """
+        runs = [run.name for run in finished_folders(self.runs_dir) if (run / "model").is_dir()]
+        names: builtins.list[tuple[str, str | None]] = [(EMBEDDED_MODEL, None)]
+        names += [(run, None) for run in runs]
+        names += [hub_id(folder) for folder in finished_folders(self._hub_dir)]
+        infos = []
+        for name, revision in names:
+            try:
+                infos.append(self.describe(name, revision))
+            except ModelError as error:
+                logger.warning("%s is left out: %s", name, error)
+        return infos
+
+    def describe(
+        self, name: str, revision: str | None = None, *, budget: int | None = None
+    ) -> ModelInfo:
+        """A model's numbers, from its config and the headers of its weights.
+
+        Args:
+            budget: entries per KV head in one slot, for `memory_bytes`; None takes the budget of
+                the carried policy, and the whole context without one.
+        """
+        kind, folder = self._present(name, revision)
+        chain = adapter_chain(folder, lambda base: self._present(base, None)[1])
+        return describe_folder(chain, name, kind, revision, budget)
+
+    def verify(self, name: str, revision: str | None = None) -> int:
+        """Compare a model's files with the checksums recorded when it was made; return how many.
+
+        Raises:
+            ModelCorruptError: naming the file and the cure.
+            ModelError: when no checksums were recorded.
+        """
+        kind, folder = self._present(name, revision)
+        return verify_checksums(folder, CURES[kind])
+
+    def remove(self, name: str, revision: str | None = None) -> None:
+        """Delete a model from the cache; of a run everything, its checkpoints too."""
+        kind, folder = self._locate(name, revision)
+        target = folder.parent if kind == "run" else folder
+        if kind == "local" or not target.resolve().is_relative_to(self.cache_dir):
+            raise ModelError(f"{name} lies outside of {self.cache_dir}; remove it yourself")
+        if not remove_folder(target):
+            raise ModelNotFoundError(f"{name} is not in {self.cache_dir}; nothing to remove")
+        logger.info("removed %s", target)
+
+    def _locate(self, name: str, revision: str | None) -> tuple[Kind, Path]:
+        """What `name` means and where it lies, or will lie once converted or downloaded."""
+        kind, folder = self._interpret(name, revision)
+        if revision is not None and kind != "hub":
+            raise ModelError(
+                f"model.revision={revision!r} only goes with a hub id; {name} is {folder}"
+            )
+        return kind, folder
+
+    def _interpret(self, name: str, revision: str | None) -> tuple[Kind, Path]:
+        if name == EMBEDDED_MODEL:
+            return "embedded", self.cache_dir / "embedded" / EMBEDDED_MODEL
+        run = self.runs_dir / name / "model"
+        if is_folder_name(name) and run.is_dir():
+            return "run", run
+        local = Path(name).expanduser().absolute()
+        if (local / "config.json").is_file() or is_adapter(local):
+            return "local", local
+        if is_hub_id(name):
+            return "hub", hub_folder(self._hub_dir, name, revision)
+        raise ModelNotFoundError(self._not_found(name))
+
+    def _present(self, name: str, revision: str | None) -> tuple[Kind, Path]:
+        """Like `_locate`, but for a model that is there; nothing is downloaded for it."""
+        kind, folder = self._locate(name, revision)
+        if kind == "embedded":
+            ensure_embedded(folder)
+        if not folder.is_dir():
+            raise ModelNotFoundError(f"{name} is not downloaded yet; its first use downloads it")
+        return kind, folder
+
+    def _not_found(self, name: str) -> str:
+        runs = [run.name for run in finished_folders(self.runs_dir)]
+        hub = [hub_id(folder)[0] for folder in finished_folders(self._hub_dir)]
+        close = difflib.get_close_matches(name, [EMBEDDED_MODEL, *runs, *hub], n=3)
+        hint = f" Did you mean {', '.join(close)}?" if close else ""
+        return (
+            f"no model {name!r}: it is not {EMBEDDED_MODEL}, not a run with a model in "
+            f"{self.runs_dir}, not a folder with a config.json or adapter_config.json, and not a "
+            f"hub id (organisation/model).{hint}"
+        )
+
+
+def _default_cache_dir() -> Path:
+    named = os.environ.get("LLAMAHOME_CACHE")
+    return Path(named) if named else platformdirs.user_cache_path("llamahome")

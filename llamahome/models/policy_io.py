@@ -1,0 +1,91 @@
+"""A checkpoint carries the policy it was trained under.
+
+In config.json, as `{"llamahome": {"format": 1, "policy": {...}}}`: transformers keeps keys it does
+not know, so the policy survives `save_pretrained` and `from_pretrained` and the folder stays a
+plain one. A folder that holds only an adapter has the same value in `llamahome.json`: with a
+config.json transformers would take it for a whole model, and PEFT's own config takes no other keys.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from transformers import PreTrainedConfig
+
+from llamahome.config import ConfigError, PolicyConfig, load_config
+from llamahome.config.policy import CARRIED
+from llamahome.models.errors import PolicyFormatError
+
+KEY = "llamahome"
+ADAPTER_POLICY = "llamahome.json"
+FORMAT = 1
+
+
+def write_policy(config: PreTrainedConfig, policy: PolicyConfig) -> None:
+    """Put `policy` into `config`; `config.save_pretrained` then writes it."""
+    setattr(config, KEY, _encode(policy))
+
+
+def read_policy(config: PreTrainedConfig) -> PolicyConfig | None:
+    """The policy that `config` carries; None when it carries none.
+
+    Raises:
+        PolicyFormatError: for a format other than this version's, or a policy it cannot read.
+    """
+    carried = getattr(config, KEY, None)
+    return None if carried is None else _decode(carried, f"config.json: {KEY}")
+
+
+def write_adapter_policy(folder: Path, policy: PolicyConfig) -> None:
+    """Let the adapter saved in `folder` carry `policy`."""
+    (folder / ADAPTER_POLICY).write_text(json.dumps(_encode(policy), indent=2) + "\n")
+
+
+def read_adapter_policy(folder: Path) -> PolicyConfig | None:
+    """The policy that the adapter in `folder` carries; None when it carries none.
+
+    Raises:
+        PolicyFormatError: as `read_policy`.
+    """
+    file = folder / ADAPTER_POLICY
+    if not file.is_file():
+        return None
+    try:
+        carried = json.loads(file.read_text())
+    except ValueError as error:
+        raise PolicyFormatError(f"{file} is no JSON: {error}") from error
+    return _decode(carried, str(file))
+
+
+def _encode(policy: PolicyConfig) -> dict[str, Any]:
+    if policy.name == CARRIED:
+        raise ValueError(
+            "policy.name='carried' says where to look for a policy and is none itself; "
+            "write the policy that was used"
+        )
+    return {"format": FORMAT, "policy": asdict(policy)}
+
+
+def _decode(carried: object, place: str) -> PolicyConfig:
+    if not isinstance(carried, dict) or not isinstance(carried.get("policy"), dict):
+        raise PolicyFormatError(f"{place}={carried!r} holds no policy; export the model again")
+    if carried.get("format") != FORMAT:
+        raise PolicyFormatError(
+            f"{place}.format={carried.get('format')!r}, this version reads {FORMAT}; "
+            "use the version of LlamaHome that exported the model"
+        )
+    return _check(carried["policy"], place)
+
+
+def _check(values: dict[str, object], place: str) -> PolicyConfig:
+    # A checkpoint may come from anyone: "${oc.env:...}" must stay text and not be looked up.
+    if "${" in json.dumps(values):
+        raise PolicyFormatError(f"{place}.policy={values!r} holds an interpolation")
+    try:
+        return load_config(OmegaConf.create(values), PolicyConfig)
+    except ConfigError as error:
+        raise PolicyFormatError(f"{place}.policy: {error}") from error

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from llamahome.models.checksums import file_sha256, verify_checksums
+from llamahome.models.embedded import ensure_embedded
+
+# model.safetensors as transformers 5.23 writes it, after
+# AutoModelForCausalLM.from_pretrained(..., gguf_file=..., dtype=float32,
+# quantization_config=GgufConfig(dequantize=True)).save_pretrained(...).
+TRANSFORMERS_SHA256 = "a672150fb4f99d7c8f4168cecdd464069c0ef3a37d8113f22ddb9d48031d03cd"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(embedded_model_dir: Path) -> PreTrainedTokenizerFast:
+    loaded = AutoTokenizer.from_pretrained(embedded_model_dir)
+    assert isinstance(loaded, PreTrainedTokenizerFast)
+    return loaded
+
+
+def test_weights_are_bit_for_bit_what_transformers_dequantises(embedded_model_dir: Path) -> None:
+    assert file_sha256(embedded_model_dir / "model.safetensors") == TRANSFORMERS_SHA256
+
+
+def test_the_converted_folder_has_checksums_that_hold(embedded_model_dir: Path) -> None:
+    assert verify_checksums(embedded_model_dir, "cure") == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("one:\n\n1. a", ["one", ":", "ĊĊ", "1", ".", "Ġa"]),
+        ("12  34", ["1", "2", "ĠĠ", "3", "4"]),
+    ],
+)
+def test_digits_are_split_before_the_merges(
+    tokenizer: PreTrainedTokenizerFast, text: str, tokens: list[str]
+) -> None:
+    assert tokenizer.tokenize(text) == tokens
+
+
+def test_text_survives_the_tokenizer_and_gets_no_bos(tokenizer: PreTrainedTokenizerFast) -> None:
+    text = "Don't  panic:\n\t42 été, 日本語 🦙"
+    ids = tokenizer(text).input_ids
+    assert tokenizer.decode(ids) == text
+    assert not set(ids) & set(tokenizer.all_special_ids)
+
+
+def test_the_chat_template_comes_along(tokenizer: PreTrainedTokenizerFast) -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert isinstance(text, str)
+    assert text.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
+    assert text.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_the_embedded_model_knows_the_capital_of_france(
+    embedded_model_dir: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(embedded_model_dir)
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt: Any = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    with torch.inference_mode():
+        answer = model.generate(**prompt, max_new_tokens=16, do_sample=False)
+    new = answer[0, prompt["input_ids"].shape[1] :]
+    assert tokenizer.decode(new) == "The capital of France is Paris.<|im_end|>"
+
+
+def test_an_interrupted_conversion_leaves_nothing_and_two_at_once_make_one_folder(
+    tmp_path: Path,
+) -> None:
+    folder, partial = tmp_path / "model", tmp_path / "model.partial"
+    # Children of a server that has imported the product once, rather than one import each.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["llamahome.models.embedded"])
+
+    def start() -> BaseProcess:
+        process = context.Process(target=ensure_embedded, args=(folder,))
+        process.start()
+        return process
+
+    interrupted = start()
+    deadline = time.monotonic() + 120
+    while not partial.is_dir() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.2)
+    assert interrupted.pid is not None
+    os.kill(interrupted.pid, signal.SIGINT)
+    interrupted.join(60)
+    assert interrupted.exitcode == 1
+    assert not folder.exists()
+    assert not partial.exists()
+
+    partial.mkdir()
+    (partial / "of_a_killed_process").touch()
+    both = [start(), start()]
+    for process in both:
+        process.join(180)
+    assert [process.exitcode for process in both] == [0, 0]
+    assert verify_checksums(folder, "cure") == 6
+    assert not (folder / "of_a_killed_process").exists()
+    assert not partial.exists()

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
+
+from llamahome.config import PolicyConfig
+from llamahome.models import (
+    PolicyFormatError,
+    read_adapter_policy,
+    read_policy,
+    write_adapter_policy,
+    write_policy,
+)
+
+POLICIES = [
+    PolicyConfig(name="h2o", budget=96, sink=2, recent=32, interval=16),
+    PolicyConfig(name="random", budget=64, sink=1, recent=8, interval=4, seed=7),
+    PolicyConfig(name="full", budget=None),
+]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
+def test_a_policy_survives_save_and_load(
+    policy: PolicyConfig, tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    write_policy(tiny_llama.config, policy)
+    tiny_llama.save_pretrained(tmp_path)
+    loaded = LlamaForCausalLM.from_pretrained(tmp_path)
+    loaded.save_pretrained(tmp_path / "again")
+    assert read_policy(AutoConfig.from_pretrained(tmp_path / "again")) == policy
+
+
+def test_the_stored_form_is_plain_json_with_a_format_number(tmp_path: Path) -> None:
+    config = LlamaConfig()
+    write_policy(config, POLICIES[0])
+    config.save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())["llamahome"]
+    assert stored["format"] == 1
+    assert stored["policy"]["budget"] == 96
+
+
+def test_a_config_of_others_carries_none() -> None:
+    assert read_policy(LlamaConfig()) is None
+
+
+def test_carried_is_no_policy_to_write() -> None:
+    with pytest.raises(ValueError, match="carried"):
+        write_policy(LlamaConfig(), PolicyConfig(name="carried", budget=None))
+
+
+GOOD = {"name": "h2o", "budget": 96, "sink": 2, "recent": 32, "interval": 16, "seed": 0}
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        ({"format": 2, "policy": GOOD}, r"format=2, this version reads 1"),
+        ({"policy": GOOD}, r"format=None"),
+        ({"format": 1}, r"holds no policy"),
+        ("h2o", r"holds no policy"),
+        ({"format": 1, "policy": {**GOOD, "budgte": 5}}, r"budgte"),
+        ({"format": 1, "policy": {**GOOD, "budget": "many"}}, r"budget"),
+        ({"format": 1, "policy": {**GOOD, "budget": 8}}, r"policy\.budget=8"),
+        ({"format": 1, "policy": {**GOOD, "name": "${oc.env:HOME}"}}, r"interpolation"),
+    ],
+)
+def test_a_policy_that_cannot_be_read_says_why(stored: object, message: str) -> None:
+    config = LlamaConfig.from_dict({"llamahome": stored})
+    with pytest.raises(PolicyFormatError, match=message):
+        read_policy(config)
+
+
+def test_an_adapters_policy_survives_in_its_own_file(tmp_path: Path) -> None:
+    assert read_adapter_policy(tmp_path) is None
+    write_adapter_policy(tmp_path, POLICIES[1])
+    assert read_adapter_policy(tmp_path) == POLICIES[1]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"format": 9, "policy": {}}'])
+def test_an_adapters_unreadable_policy_names_the_file(text: str, tmp_path: Path) -> None:
+    (tmp_path / "llamahome.json").write_text(text)
+    with pytest.raises(PolicyFormatError, match=r"llamahome\.json"):
+        read_adapter_policy(tmp_path)
