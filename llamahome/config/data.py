@@ -17,14 +17,15 @@ class DataConfig:
     Attributes:
         format: `chat` (JSON lines of {"messages": [...]}), `alpaca` (JSON or JSON lines of
             instruction, input, output) or `custom` (a Python file in llama-recipes' convention).
-        train_file: records, relative to the working directory; for `custom` "file.py" or
-            "file.py:function".
-        eval_file: held-out records; None holds `eval_fraction` of train_file out.
+        train_file: records, relative to the working directory or else to the repository; for
+            `custom` "file.py" or "file.py:function".
+        eval_file: held-out records; None holds `eval_fraction` of train_file out, or, for
+            `custom`, asks train_file for its "validation" split.
         eval_fraction: share of train_file held out when there is no eval_file.
         context_length: tokens in one training sequence.
         batching: `packing` joins records up to context_length; `padding` keeps them apart, longer
             ones cut at context_length, batches drawn from records of like length.
-        limit: take only the first records; None takes all.
+        limit: take only the first records of each file; None takes all.
     """
 
     format: str = "chat"
@@ -38,6 +39,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         one_of("data.format", self.format, FORMATS)
         one_of("data.batching", self.batching, BATCHING)
+        require(bool(self.train_file), "data.train_file", self.train_file, "name a file of records")
         at_least("data.context_length", self.context_length, 2)
         require(
             0 < self.eval_fraction < 1,

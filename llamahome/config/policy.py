@@ -33,6 +33,7 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         one_of("policy.name", self.name, (*POLICIES, CARRIED))
         at_least("policy.sink", self.sink, 0)
+        at_least("policy.seed", self.seed, 0)
         at_least("policy.recent", self.recent, 1)
         at_least("policy.interval", self.interval, 1)
         if self.name in ("full", CARRIED):

@@ -1,0 +1,16 @@
+"""Records to token ids and a loss mask."""
+
+from llamahome.data.encode import IGNORED, Row, encode
+from llamahome.data.errors import DataError
+from llamahome.data.records import Message, Record, read_records, split_records
+
+__all__ = [
+    "IGNORED",
+    "DataError",
+    "Message",
+    "Record",
+    "Row",
+    "encode",
+    "read_records",
+    "split_records",
+]

@@ -1,0 +1,240 @@
+"""What a run trains on: rows from files, and batches addressed by (seed, step)."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
+
+from llamahome.config import DataConfig
+from llamahome.data import (
+    IGNORED,
+    DataError,
+    Record,
+    Row,
+    encode,
+    read_records,
+    split_records,
+)
+from train.recipes import custom_rows, groups_by_length, pack
+
+logger = logging.getLogger(__name__)
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """Rows ready to be batched: packed or cut to context_length, each with a label to learn."""
+
+    train: list[Row]
+    eval: list[Row]
+
+
+def resolve_files(data: DataConfig) -> DataConfig:
+    """The same config with absolute files, for workers that run in another directory.
+
+    Raises:
+        DataError: for a file that is neither under the working directory nor under the
+            repository; both places are named.
+    """
+    train_file = _resolve("train_file", data.train_file, data.format)
+    if data.eval_file is None:
+        return replace(data, train_file=train_file)
+    eval_file = _resolve("eval_file", data.eval_file, data.format)
+    return replace(data, train_file=train_file, eval_file=eval_file)
+
+
+def _resolve(key: str, name: str, format: str) -> str:
+    path, colon, function = name.partition(":") if format == "custom" else (name, "", "")
+    if format == "custom" and not path.endswith(".py"):
+        raise DataError(f"data.{key}={name!r} must be file.py or file.py:function")
+    places = dict.fromkeys(root / Path(path).expanduser() for root in (Path.cwd(), REPOSITORY))
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        tried = " and ".join(map(str, places))
+        raise DataError(f"data.{key}={name!r}: no such file; looked at {tried}")
+    return f"{found.resolve()}{colon}{function}"
+
+
+def build_datasets(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> Datasets:
+    """Read, encode and pack or cut the training and the held-out rows.
+
+    Everything is held in memory, on every worker alike. `seed` orders the records that are packed
+    together and picks those held out when there is no eval_file. Held-out rows are packed like
+    the training rows, in the file's order, so that they fill the cache as much.
+
+    Raises:
+        DataError: for a file, record or row that cannot be used, or when no row is left.
+    """
+    data = resolve_files(data)
+    if data.format == "custom":
+        train = custom_rows(data.train_file, tokenizer, "train", data.limit)
+        held = custom_rows(data.eval_file or data.train_file, tokenizer, "validation", data.limit)
+    else:
+        train_records, held_records = _read(data, seed)
+        train = [encode(record, tokenizer) for record in train_records]
+        held = [encode(record, tokenizer) for record in held_records]
+    random.Random(seed).shuffle(train)
+    return Datasets(train=_arrange(train, data, "training"), eval=_arrange(held, data, "held-out"))
+
+
+def _read(data: DataConfig, seed: int) -> tuple[list[Record], list[Record]]:
+    records = read_records(Path(data.train_file), data.format)[: data.limit]
+    if data.eval_file is None:
+        return split_records(records, data.eval_fraction, seed)
+    return records, read_records(Path(data.eval_file), data.format)[: data.limit]
+
+
+def _arrange(rows: list[Row], data: DataConfig, name: str) -> list[Row]:
+    if data.batching == "packing":
+        arranged = pack(rows, data.context_length)
+    else:
+        arranged = [
+            {key: values[: data.context_length] for key, values in row.items()} for row in rows
+        ]
+        long = sum(len(row["input_ids"]) > data.context_length for row in rows)
+        if long:
+            logger.warning("%d %s rows cut to %d tokens", long, name, data.context_length)
+    # A model predicts the next token, so the first label of a row has nothing to predict it.
+    kept = [row for row in arranged if any(label != IGNORED for label in row["labels"][1:])]
+    if len(kept) < len(arranged):
+        logger.warning("%d %s rows without a label dropped", len(arranged) - len(kept), name)
+    if not kept:
+        raise DataError(
+            f"no {name} row has a token to learn within data.context_length="
+            f"{data.context_length}; raise it, or give records whose answers come earlier"
+        )
+    logger.info(
+        "%d %s records in %d rows of %d tokens in all",
+        len(rows),
+        name,
+        len(kept),
+        sum(len(row["input_ids"]) for row in kept),
+    )
+    return kept
+
+
+def batches(
+    dataset: list[Row],
+    *,
+    data: DataConfig,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    seed: int,
+    start_step: int,
+    pad_id: int,
+) -> Iterator[Batch]:
+    """One worker's batches for ever, from micro-step `start_step` on.
+
+    Step k is a function of (dataset, seed, k, batch_size, world_size) alone, so a run that starts
+    at k continues exactly the one that stopped there. One shuffled pass over the rows follows
+    another, each row once per pass; a step may lie across two passes, so no row is left over.
+    Within a pass no two workers get the same row. With `padding` a step has rows of like length.
+
+    Returns:
+        Tensors input_ids, attention_mask and labels, each (B, T), padded on the right; T is the
+        longest row of this worker's batch.
+
+    Raises:
+        DataError: at once, when there are fewer rows than one step of all workers takes.
+    """
+    together = batch_size * world_size
+    if len(dataset) < together:
+        raise DataError(
+            f"{len(dataset)} training rows do not fill one step of {world_size} workers x "
+            f"{batch_size} rows; give more data or a smaller data.context_length, lower "
+            "trainer.batch_size, or use fewer trainer.num_workers"
+        )
+    passes = _passes(len(dataset), seed)
+    if data.batching == "padding":
+        rows_of = _by_length(dataset, passes, together, seed)
+    else:
+        rows_of = _in_order(passes, together)
+    # Every world_size-th: where rows are sorted by length, each worker gets short and long ones.
+    return (
+        _collate((dataset[i] for i in rows_of(step)[rank::world_size]), pad_id)
+        for step in itertools.count(start_step)
+    )
+
+
+def eval_batches(
+    dataset: list[Row], *, batch_size: int, rank: int, world_size: int, limit: int, pad_id: int
+) -> Iterator[Batch]:
+    """One worker's share of the held-out rows, the same at each call, at most `limit` batches.
+
+    Workers get different rows and, since they must step together, equally many: up to
+    world_size - 1 rows at the end are left out. The last batch may be smaller.
+
+    Raises:
+        DataError: at once, when there are fewer rows than workers.
+    """
+    if len(dataset) < world_size:
+        raise DataError(
+            f"{len(dataset)} held-out rows do not reach {world_size} workers; give a larger "
+            "data.eval_file or data.eval_fraction, a smaller data.context_length, or use fewer "
+            "trainer.num_workers"
+        )
+    count = min(len(dataset) // world_size, limit * batch_size)
+    share = dataset[rank : count * world_size : world_size]
+    return (_collate(share[i : i + batch_size], pad_id) for i in range(0, count, batch_size))
+
+
+def _passes(count: int, seed: int) -> Callable[[int, int], list[int]]:
+    """Row numbers from one position to another in endless passes, each shuffled anew."""
+
+    @lru_cache(maxsize=2)
+    def shuffled(number: int) -> list[int]:
+        order = list(range(count))
+        random.Random(f"{seed}:{number}").shuffle(order)
+        return order
+
+    def between(start: int, stop: int) -> list[int]:
+        return [shuffled(at // count)[at % count] for at in range(start, stop)]
+
+    return between
+
+
+def _in_order(passes: Callable[[int, int], list[int]], together: int) -> Callable[[int], list[int]]:
+    return lambda step: passes(step * together, (step + 1) * together)
+
+
+def _by_length(
+    dataset: list[Row], passes: Callable[[int, int], list[int]], together: int, seed: int
+) -> Callable[[int], list[int]]:
+    """Row numbers of a step whose rows are of like length.
+
+    As many rows of the passes as make whole steps are sorted at a time, and their steps shuffled.
+    """
+    steps = len(dataset) // together
+
+    @lru_cache(maxsize=1)
+    def groups(number: int) -> list[list[int]]:
+        taken = passes(number * steps * together, (number + 1) * steps * together)
+        sorted_groups = groups_by_length([dataset[i] for i in taken], together)
+        random.Random(f"{seed}:{number}:steps").shuffle(sorted_groups)
+        return [[taken[i] for i in group] for group in sorted_groups]
+
+    return lambda step: groups(step // steps)[step % steps]
+
+
+def _collate(rows: Iterable[Row], pad_id: int) -> Batch:
+    rows = list(rows)
+    padding = {"input_ids": pad_id, "attention_mask": 0, "labels": IGNORED}
+    return {
+        key: pad_sequence(
+            [torch.tensor(row[key]) for row in rows], batch_first=True, padding_value=value
+        )
+        for key, value in padding.items()
+    }

@@ -1,0 +1,119 @@
+"""What is taken from llama-recipes, each piece with its traps handled.
+
+Imports are inside the functions: its packages take seconds to import and are needed by few runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from llamahome.data import IGNORED, DataError, Row
+
+KEYS = ("input_ids", "attention_mask", "labels")
+
+
+@contextlib.contextmanager
+def quiet_recipes() -> Iterator[None]:
+    """Import llama_recipes without its note that it is an alias, and with warning filters kept.
+
+    Its packages call `warnings.simplefilter("default")` for the whole process as they warn.
+    Warnings from any other place are passed on.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        if not {"llama_recipes", "llama_cookbook"} & set(Path(warning.filename).parts):
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+
+
+def custom_rows(
+    file: str, tokenizer: PreTrainedTokenizerBase, split: str, limit: int | None
+) -> list[Row]:
+    """Rows of a Python file in the custom-dataset convention.
+
+    The file's `get_custom_dataset(dataset_config, tokenizer, split)`, or the function named after
+    a colon, returns rows of input_ids, attention_mask and labels for "train" or "validation".
+    Its optional get_data_collator is not used: batches are padded in `train.data`.
+
+    Raises:
+        DataError: when the function is missing or a row is not of that form.
+    """
+    with quiet_recipes():
+        from llama_recipes.configs import train_config
+        from llama_recipes.utils.config_utils import generate_dataset_config
+        from llama_recipes.utils.dataset_utils import get_preprocessed_dataset
+    chosen = train_config()
+    chosen.dataset = "custom_dataset"
+    config = generate_dataset_config(chosen, {"custom_dataset.file": file})
+    function = file.partition(":")[2] or "get_custom_dataset"
+    try:
+        dataset = get_preprocessed_dataset(tokenizer, config, split)
+    except AttributeError as error:
+        if error.name != function:  # raised by the user's own code
+            raise
+        raise DataError(f"{file}: has no function {function}; define it or name another") from error
+    rows = itertools.islice(dataset, limit)
+    return [_checked(row, f"{file}: {split} row {i}") for i, row in enumerate(rows)]
+
+
+def _checked(raw: Any, where: str) -> Row:
+    missing = [key for key in KEYS if key not in raw]
+    if missing:
+        raise DataError(f"{where}: {missing[0]} is missing; rows need {', '.join(KEYS)}")
+    try:
+        columns = {key: torch.as_tensor(raw[key]) for key in KEYS}
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: {error}; give flat lists of integers") from error
+    shapes = ", ".join(f"{key} {list(column.shape)}" for key, column in columns.items())
+    if any(column.shape != (len(columns["labels"]),) for column in columns.values()):
+        raise DataError(f"{where}: {shapes}; the three must be flat and of one length")
+    return {key: column.tolist() for key, column in columns.items()}
+
+
+def pack(rows: list[Row], length: int) -> list[Row]:
+    """Rows joined and cut anew every `length` tokens; the last may be shorter.
+
+    Records that share a row see each other: positions and attention run on across them.
+    """
+    with quiet_recipes():
+        from llama_recipes.data.concatenator import ConcatDataset
+    tail = sum(len(row["input_ids"]) for row in rows) % length
+    # ConcatDataset gives a chunk out only once more tokens follow, and drops what is left.
+    # So fill the last chunk and put one token after it, then take the filling off again.
+    filling = 1 + (length - tail if tail else 0)
+    filler = {
+        "input_ids": [0] * filling,
+        "attention_mask": [0] * filling,
+        "labels": [IGNORED] * filling,
+    }
+    # Its progress bar has no switch; workers' logs are no place for it.
+    with contextlib.redirect_stderr(io.StringIO()):
+        packed = cast(list[Row], ConcatDataset([*rows, filler], chunk_size=length).samples)
+    if tail:
+        packed[-1] = {key: values[:tail] for key, values in packed[-1].items()}
+    return packed
+
+
+def groups_by_length(rows: list[Row], size: int) -> list[list[int]]:
+    """Row numbers in groups of `size` rows of like length, shortest first.
+
+    The sampler only sorts here. Its shuffle, and its distributed form, draw from the global random
+    state, which workers do not share and a resumed run does not have. It would leave out the
+    longest rows that fill no group, so give it a multiple of `size`.
+    """
+    with quiet_recipes():
+        from llama_recipes.data.sampler import LengthBasedBatchSampler
+    sampler = LengthBasedBatchSampler(rows, size, drop_last=True, shuffle=False)
+    return [[int(i) for i in group] for group in sampler]
