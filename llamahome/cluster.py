@@ -1,0 +1,243 @@
+"""Starts or joins Ray: the one module below `train/` and `serve/` that imports it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import os
+import secrets
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+from llamahome.config import ClusterConfig, ConfigError
+from llamahome.config.checks import require
+
+logger = logging.getLogger(__name__)
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+OBJECT_STORE_BYTES = 100 * 1024**2
+# Ray adds about 65 characters below its temp dir, and a unix socket's path ends at 107.
+LONGEST_TEMP_DIR = 40
+STOP_TIMEOUT_S = 10.0
+
+
+@contextlib.contextmanager
+def ray_session(
+    cluster: ClusterConfig, *, min_cpus: float = 1, env: Mapping[str, str] | None = None
+) -> Iterator[None]:
+    """A connection to Ray for the length of a `with` block.
+
+    `local` starts a cluster that listens on loopback only, asks every client for a token, and is
+    gone afterwards with its temp dir, after errors, Ctrl-C and SIGTERM too. Any other address is
+    joined, and only left again. Workers import `train` and `serve` from this repository's path.
+
+    Args:
+        min_cpus: logical CPUs the caller will ask for; a local cluster without `num_cpus` has at
+            least these. Ray counts them; it does not check that the machine has them.
+        env: environment variables for the workers; for all of Ray where the cluster is local.
+
+    Raises:
+        ConfigError: when no Ray runs at `cluster.address`, or `cluster.temp_dir` is too long.
+        RuntimeError: inside another session; a process has one Ray connection.
+    """
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        raise RuntimeError("this process is connected to Ray already; leave that session first")
+    worker_env = {**(env or {}), "PYTHONPATH": _python_path()}
+    session = (
+        _own_cluster(cluster, min_cpus, worker_env)
+        if cluster.address == "local"
+        else _joined_cluster(cluster.address, worker_env)
+    )
+    with _sigterm_unwinds(), session:
+        yield
+
+
+@contextlib.asynccontextmanager
+async def manage_resources(
+    cluster: ClusterConfig, *, min_cpus: float = 1, env: Mapping[str, str] | None = None
+) -> AsyncIterator[None]:
+    """`ray_session` for `async with`: Ray starts and stops in a thread, the loop runs on.
+
+    SIGTERM is left to the loop's owner, since only the main thread may handle signals.
+    """
+    session = ray_session(cluster, min_cpus=min_cpus, env=env)
+    start = asyncio.create_task(asyncio.to_thread(session.__enter__))
+    try:
+        await asyncio.shield(start)
+        yield
+    finally:
+        await asyncio.wait({start})  # a cancelled caller must not leave a starting cluster behind
+        if start.exception() is None:
+            await asyncio.to_thread(session.__exit__, None, None, None)
+
+
+@contextlib.contextmanager
+def _own_cluster(cluster: ClusterConfig, min_cpus: float, env: Mapping[str, str]) -> Iterator[None]:
+    with _temp_dir(cluster.temp_dir) as temp_dir:
+        token = temp_dir / "auth_token"
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32))
+        auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        with _environment({**env, **auth}, loopback=True):
+            import ray
+
+            try:
+                context = ray.init(
+                    address="local",
+                    num_cpus=cluster.num_cpus or max(os.cpu_count() or 1, math.ceil(min_cpus)),
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    include_dashboard=cluster.dashboard,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    _temp_dir=str(temp_dir),
+                )
+                _arm_sigterm()  # ray.init has put its own handler in place
+                if cluster.dashboard:
+                    url = context.dashboard_url
+                    logger.info("dashboard at http://%s, its token in %s", url, token)
+                yield
+            finally:
+                started = _processes(temp_dir)
+                ray.shutdown()
+                _end(started)
+                token.unlink()
+
+
+@contextlib.contextmanager
+def _joined_cluster(address: str, env: Mapping[str, str]) -> Iterator[None]:
+    with _environment({"RAY_AUTH_MODE": _auth_mode()}):
+        import ray
+
+        try:
+            ray.init(
+                address=address,
+                runtime_env={"env_vars": dict(env)},
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        except ConnectionError as error:
+            raise ConfigError(
+                f"cluster.address={address!r}: no Ray answers there; start one with `ray up` or "
+                "`ray start --head`, or use cluster=local"
+            ) from error
+        _arm_sigterm()
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _auth_mode() -> str:
+    """Ray's own clients send a token only when told to; one that exists is meant to be used."""
+    has_token = (
+        "RAY_AUTH_TOKEN" in os.environ
+        or "RAY_AUTH_TOKEN_PATH" in os.environ
+        or (Path.home() / ".ray" / "auth_token").exists()
+    )
+    return os.environ.get("RAY_AUTH_MODE", "token" if has_token else "disabled")
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str], *, loopback: bool = False) -> Iterator[None]:
+    """Set `variables` for Ray and its processes; put everything back afterwards.
+
+    Ray reads these when it is first imported, which a caller may have done before: the values it
+    keeps are refreshed by hand. `loopback` makes every port listen on 127.0.0.1; Ray has this
+    for laptops whose firewall asks about each port, and on Linux listens on all interfaces.
+    """
+    variables = {**variables, "RAY_USAGE_STATS_ENABLED": "0"}
+    if loopback:
+        variables["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    from ray._private import ray_constants
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled
+
+    reachable = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = not loopback
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        ray_constants.ENABLE_RAY_CLUSTER = reachable
+        Config.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _python_path() -> str:
+    return os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
+
+
+@contextlib.contextmanager
+def _temp_dir(configured: str | None) -> Iterator[Path]:
+    """The configured folder, which stays, or a private one that is removed."""
+    if configured is not None:
+        folder = Path(configured).resolve()
+        require(
+            len(os.fsencode(folder)) <= LONGEST_TEMP_DIR,
+            "cluster.temp_dir",
+            str(folder),
+            f"Ray puts unix sockets below it, so it has at most {LONGEST_TEMP_DIR} characters",
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+        return
+    usual = tempfile.gettempdir()
+    parent = usual if len(os.fsencode(usual)) < LONGEST_TEMP_DIR - 20 else "/tmp"
+    with tempfile.TemporaryDirectory(prefix="llamahome-", dir=parent) as private:
+        yield Path(private).resolve()
+
+
+def _processes(temp_dir: Path) -> list[psutil.Process]:
+    """Ray's processes below this one: its services name the temp dir, workers are theirs."""
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            if any(str(temp_dir) in argument for argument in child.cmdline()):
+                found += [child, *child.children(recursive=True)]
+    return found
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    """Workers leave on their own once Ray is down; one that hangs must not outlive it."""
+    _, alive = psutil.wait_procs(processes, timeout=STOP_TIMEOUT_S)
+    for process in alive:
+        logger.warning("killing process %d of the local Ray cluster: it did not stop", process.pid)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=STOP_TIMEOUT_S)
+
+
+@contextlib.contextmanager
+def _sigterm_unwinds() -> Iterator[None]:
+    """SIGTERM leaves through every `finally`, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    _arm_sigterm()
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _arm_sigterm() -> None:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _raise_exit)
+
+
+def _raise_exit(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + signum)

@@ -1,0 +1,96 @@
+"""`python -m serve key=value ...`: compose conf/serve.yaml, check it, serve until told to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+
+import hydra
+import typer
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+
+from llamahome.config import ConfigError, ServeRoot, load_config
+from serve.errors import EndpointError
+
+# The base of conf/serve.yaml: every key that a dataclass has can be overridden, and no other.
+ConfigStore.instance().store(name="serve_root", node=ServeRoot)
+
+EXAMPLE = """curl {url}/v1/chat/completions -H 'Content-Type: application/json' {key}\\
+  -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'"""
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="serve")
+def serve(config: DictConfig) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    root = load_config(config, ServeRoot)
+    # Not before the config is checked: torch and Ray take seconds, a typo should not.
+    from serve.endpoint import running_endpoint
+
+    with running_endpoint(root) as endpoint, _stop_signals() as stop:
+        typer.echo(ready_text(endpoint.url, endpoint.model_id, with_key=bool(root.serve.api_key)))
+        stop.wait()
+        typer.echo("stopping")
+
+
+def ready_text(url: str, model_id: str, *, with_key: bool) -> str:
+    key = '-H "Authorization: Bearer $LLAMAHOME_API_KEY" ' if with_key else ""
+    example = EXAMPLE.format(url=url, model=model_id, key=key)
+    return f"ready: {model_id} at {url} (Ctrl-C stops)\n{example}"
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets; a second one interrupts the stopping."""
+    stop = threading.Event()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def handler(*_: object) -> None:
+        stop.set()
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+    for number in numbers:
+        signal.signal(number, handler)
+    try:
+        yield stop
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+def _in_one_line(error: Exception) -> str:
+    """Hydra's reason is in what caused its error."""
+    reasons = [error, *([error.__cause__] if error.__cause__ else [])]
+    return ": ".join(str(reason).strip().splitlines()[0] for reason in reasons)
+
+
+def main() -> None:
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us instead of Hydra's printer
+    try:
+        serve()
+    except ConfigError as error:
+        sys.exit(_fail(str(error), 2))
+    except HydraException as error:
+        sys.exit(_fail(_in_one_line(error), 2))
+    except EndpointError as error:
+        sys.exit(_fail(str(error), 1))
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+
+
+def _fail(message: str, code: int) -> int:
+    typer.echo(f"error: {message}", err=True)
+    return code
+
+
+if __name__ == "__main__":
+    main()

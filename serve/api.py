@@ -1,0 +1,223 @@
+"""The HTTP side: OpenAI's endpoints over a backend. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from openai import BaseModel as OpenAIModel
+from openai.types import Model
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
+
+from serve.errors import ApiError, invalid_body, timed_out
+from serve.guard import Guard
+from serve.metrics import Meter, ServeMetrics
+from serve.protocol import ChatRequest, CompletionRequest
+from serve.responses import ChatFormat, CompletionFormat, Format, Head, event
+from serve.wire import Delta, GenerateRequest, ReplicaStats
+
+ROUTES = ("/health", "/metrics", "/v1/chat/completions", "/v1/completions", "/v1/models")
+STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+Body = TypeVar("Body", ChatRequest, CompletionRequest)
+
+
+class Backend(Protocol):
+    """What answers: engine replicas behind Ray Serve, or something small in tests."""
+
+    def stream(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
+        """The answer as it grows. Raises ApiError, before the first delta or between two."""
+
+    async def replicas(self) -> Sequence[ReplicaStats]:
+        """Every replica that answers now."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HttpSettings:
+    """What the HTTP side needs to know.
+
+    Attributes:
+        model_id, created: of the one model that is served; `created` in seconds since 1970.
+        request_timeout_s: an answer that is not complete by then is ended.
+        max_body_bytes: larger request bodies are refused.
+        key: SHA-256 of the API key; None asks for none.
+        may_sleep: whether no replica at all is a healthy state, one being started on demand.
+    """
+
+    model_id: str
+    created: int
+    request_timeout_s: float
+    max_body_bytes: int
+    key: bytes | None = None
+    may_sleep: bool = False
+
+
+def build_app(
+    backend: Backend, settings: HttpSettings, registry: CollectorRegistry | None = None
+) -> ASGIApp:
+    """The whole HTTP application."""
+    metrics = ServeMetrics(registry or CollectorRegistry())
+    endpoints = Endpoints(backend, settings, metrics)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    for path, endpoint, method in (
+        ("/health", endpoints.health, "GET"),
+        ("/metrics", endpoints.metrics, "GET"),
+        ("/v1/models", endpoints.models, "GET"),
+        ("/v1/models/{model_id:path}", endpoints.model, "GET"),
+        ("/v1/completions", endpoints.completions, "POST"),
+        ("/v1/chat/completions", endpoints.chat_completions, "POST"),
+    ):
+        app.add_api_route(path, endpoint, methods=[method], response_model=None)
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(500, _server_error)
+    guard = Guard(app, key=settings.key, max_body_bytes=settings.max_body_bytes)
+    return Meter(guard, metrics, ROUTES)
+
+
+class Endpoints:
+    """One method per path."""
+
+    def __init__(self, backend: Backend, settings: HttpSettings, metrics: ServeMetrics) -> None:
+        self._backend = backend
+        self._settings = settings
+        self._metrics = metrics
+        self._model = Model(
+            id=settings.model_id, created=settings.created, object="model", owned_by="llamahome"
+        )
+
+    async def models(self) -> Response:
+        return JSONResponse({"object": "list", "data": [self._model.to_dict()]})
+
+    async def model(self, model_id: str) -> Response:
+        self._check_model(model_id)
+        return _json(self._model)
+
+    async def completions(self, request: Request) -> Response:
+        body = await _parse(request, CompletionRequest)
+        return await self._respond(body, CompletionFormat(self._head("cmpl", body.model)))
+
+    async def chat_completions(self, request: Request) -> Response:
+        body = await _parse(request, ChatRequest)
+        return await self._respond(body, ChatFormat(self._head("chatcmpl", body.model)))
+
+    async def health(self) -> Response:
+        running = sum(replica.running for replica in await self._backend.replicas())
+        if running:
+            return JSONResponse({"status": "ok", "replicas": running})
+        if self._settings.may_sleep:
+            return JSONResponse({"status": "asleep", "replicas": 0})
+        return JSONResponse({"status": "unavailable", "replicas": 0}, 503)
+
+    async def metrics(self) -> Response:
+        text = self._metrics.render(await self._backend.replicas())
+        return PlainTextResponse(text, media_type=CONTENT_TYPE_LATEST)
+
+    def _head(self, prefix: str, model_id: str) -> Head:
+        self._check_model(model_id)
+        return Head(id=f"{prefix}-{uuid.uuid4().hex}", created=int(time.time()), model=model_id)
+
+    def _check_model(self, model_id: str) -> None:
+        if model_id != self._settings.model_id:
+            raise ApiError(
+                404,
+                f"no model {model_id!r} here; this endpoint serves {self._settings.model_id!r}",
+                param="model",
+                code="model_not_found",
+            )
+
+    async def _respond(self, body: ChatRequest | CompletionRequest, form: Format) -> Response:
+        deltas = self._deltas(body.generate_request(form.head.id))
+        if not body.stream:
+            async with aclosing(deltas):
+                parts = [delta async for delta in deltas]
+            text = "".join(part.text for part in parts)
+            return _json(form.whole(replace(parts[-1], text=text)))
+        first = await anext(deltas)  # before the 200, so that a refusal has its own status
+        return StreamingResponse(
+            self._events(first, deltas, form, body.include_usage),
+            media_type="text/event-stream",
+            headers=STREAM_HEADERS,
+        )
+
+    async def _deltas(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
+        """The backend's deltas, measured, until the last or the deadline."""
+        deadline = asyncio.get_running_loop().time() + self._settings.request_timeout_s
+        meter = self._metrics.answer()
+        async with aclosing(self._backend.stream(request)) as deltas:
+            finished = False
+            while not finished:
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        delta = await anext(deltas)
+                except TimeoutError:
+                    raise timed_out(self._settings.request_timeout_s) from None
+                meter.note(delta)
+                yield delta
+                finished = delta.finish_reason is not None
+
+    async def _events(
+        self,
+        first: Delta,
+        deltas: AsyncGenerator[Delta, None],
+        form: Format,
+        include_usage: bool,
+    ) -> AsyncIterator[str]:
+        delta = first
+        async with aclosing(deltas):
+            try:
+                for chunk in (*form.opening(), form.chunk(delta)):
+                    yield event(chunk)
+                async for delta in deltas:
+                    if delta.text or delta.finish_reason:
+                        yield event(form.chunk(delta))
+            except ApiError as error:
+                self._metrics.stream_errors.inc()
+                yield f"data: {json.dumps(error.body())}\n\n"
+                return
+        if include_usage and delta.usage is not None:
+            yield event(form.usage_chunk(delta.usage))
+        yield "data: [DONE]\n\n"
+
+
+async def _parse(request: Request, kind: type[Body]) -> Body:
+    # Insisting on JSON also keeps web pages out: browsers ask first, and are not answered.
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise ApiError(415, "send the body as Content-Type: application/json")
+    try:
+        return kind.model_validate_json(await request.body())
+    except ValidationError as error:
+        raise invalid_body(error) from None
+
+
+def _json(content: OpenAIModel) -> Response:
+    return Response(content.to_json(indent=None), media_type="application/json")
+
+
+async def _api_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error.response()
+
+
+async def _http_error(_request: Request, error: Exception) -> Response:
+    """Of the router: 404 and 405."""
+    assert isinstance(error, HTTPException)
+    response = ApiError(error.status_code, error.detail).response()
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _server_error(_request: Request, _error: Exception) -> Response:
+    return ApiError(500, "internal error; the server's log has the details").response()

@@ -1,0 +1,90 @@
+"""The Ray Serve application: one HTTP ingress in front of engine replicas that scale."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig
+
+from llamahome.config import EngineConfig, ModelConfig, PolicyConfig, ServeConfig, ServeRoot
+from serve.api import HttpSettings
+from serve.guard import key_digest
+from serve.ingress import Api
+from serve.replica import Replica
+
+HEALTH_CHECK_PERIOD_S = 2.0
+# Answers under way get this long when a replica is scaled down, updated or stopped.
+GRACEFUL_SHUTDOWN_S = 20.0
+# The ingress only waits; what it lets in is limited behind it.
+INGRESS_ONGOING = 10_000
+
+
+class EngineReplica(Replica):
+    """A `Replica` that Ray Serve runs and names."""
+
+    def __init__(self, model: ModelConfig, policy: PolicyConfig, engine: EngineConfig) -> None:
+        name = serve.get_replica_context().replica_id.unique_id
+        super().__init__(model, policy, engine, name=name)
+
+    def __del__(self) -> None:
+        """Serve calls this once the replica has answered its last request."""
+        if hasattr(self, "_async_engine"):  # a load that failed leaves nothing to close
+            self.close()
+
+
+def build_application(root: ServeRoot) -> Application:
+    """The application for `serve.run`; the model is loaded by the replicas."""
+    engines = serve.deployment(
+        ray_actor_options={
+            "num_cpus": root.serve.cpus_per_replica,
+            "num_gpus": root.serve.gpus_per_replica,
+        },
+        # Twice what an engine takes: so the engine refuses, and says why, not the router.
+        max_ongoing_requests=2 * (root.engine.slots + root.engine.max_queued),
+        max_queued_requests=root.engine.max_queued,
+        autoscaling_config=_autoscaling(root.serve),
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
+        graceful_shutdown_timeout_s=GRACEFUL_SHUTDOWN_S,
+        graceful_shutdown_wait_loop_s=0.1,
+    )(EngineReplica)
+    ingress = serve.deployment(
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=INGRESS_ONGOING,
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
+        graceful_shutdown_timeout_s=GRACEFUL_SHUTDOWN_S,
+        graceful_shutdown_wait_loop_s=0.1,
+    )(Api)
+    return ingress.bind(engines.bind(root.model, root.policy, root.engine), http_settings(root))
+
+
+def _autoscaling(config: ServeConfig) -> AutoscalingConfig:
+    return AutoscalingConfig(
+        min_replicas=config.min_replicas,
+        max_replicas=config.max_replicas,
+        target_ongoing_requests=config.target_ongoing_requests,
+        upscale_delay_s=config.upscale_delay_s,
+        downscale_delay_s=config.downscale_delay_s,
+    )
+
+
+def http_settings(root: ServeRoot) -> HttpSettings:
+    key = root.serve.api_key
+    return HttpSettings(
+        model_id=served_name(root),
+        created=int(time.time()),
+        request_timeout_s=root.serve.request_timeout_s,
+        max_body_bytes=root.serve.max_body_bytes,
+        key=None if key is None else key_digest(key),
+        may_sleep=root.serve.min_replicas == 0,
+    )
+
+
+def served_name(root: ServeRoot) -> str:
+    """What clients call the model: of a local folder its last part, so that no path leaks."""
+    if root.serve.model_id is not None:
+        return root.serve.model_id
+    folder = Path(root.model.name)
+    return folder.resolve().name if folder.is_dir() else root.model.name

@@ -1,0 +1,199 @@
+"""An asynchronous face for the synchronous engine: one thread steps it while it has work."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import sys
+import threading
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
+
+from llamahome.engine import EngineError, EngineStats, SamplingParams, TextDelta
+from serve.wire import Delta, Usage
+
+logger = logging.getLogger(__name__)
+
+STOP_TIMEOUT_S = 5.0
+
+
+class StepEngine(Protocol):
+    """What is asked of an engine; `llamahome.engine.TextEngine` is the one that is served."""
+
+    @property
+    def max_length(self) -> int: ...
+    @property
+    def has_work(self) -> bool: ...
+    def encode(self, text: str) -> list[int]: ...
+    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]: ...
+    def submit(self, request_id: str, prompt: list[int], params: SamplingParams) -> None: ...
+    def step(self) -> list[TextDelta]: ...
+    def cancel(self, request_id: str) -> None: ...
+    def stats(self) -> EngineStats: ...
+
+
+class AnswerError(EngineError):
+    """The engine could not go on with this one request."""
+
+
+class EngineStoppedError(EngineError):
+    """The engine's thread has ended, by a crash or because it was closed."""
+
+
+@dataclass(frozen=True)
+class _Inbox:
+    """Where one request's deltas go: a queue of the event loop that waits for them."""
+
+    loop: asyncio.AbstractEventLoop
+    queue: asyncio.Queue[TextDelta | EngineError]
+
+    def put(self, event: TextDelta | EngineError) -> None:
+        self.loop.call_soon_threadsafe(self.queue.put_nowait, event)
+
+
+@dataclass(frozen=True)
+class _Submit:
+    request_id: str
+    prompt: list[int]
+    params: SamplingParams
+    inbox: _Inbox
+
+
+@dataclass(frozen=True)
+class _Cancel:
+    request_id: str
+
+
+class _Close:
+    pass
+
+
+class AsyncEngine:
+    """Runs `engine` in a thread of its own; nothing else may touch it from now on."""
+
+    def __init__(self, engine: StepEngine) -> None:
+        self._engine = engine
+        self._commands: queue.SimpleQueue[_Submit | _Cancel | _Close] = queue.SimpleQueue()
+        self._inboxes: dict[str, _Inbox] = {}
+        self._stats = replace(engine.stats())
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def running(self) -> bool:
+        return not self._stopped
+
+    def stats(self) -> EngineStats:
+        """As they were after the latest step."""
+        return self._stats
+
+    async def generate(
+        self, request_id: str, prompt: list[int], params: SamplingParams
+    ) -> AsyncGenerator[Delta, None]:
+        """The answer as it grows; deltas that wait together come as one.
+
+        Leaving early, by `aclose` or cancellation, frees the request's slot at once.
+
+        Raises:
+            RequestError, QueueFullError: as the engine's `submit` does.
+            AnswerError: when the engine gives this request up.
+            EngineStoppedError: when the engine crashes, or has before.
+        """
+        inbox = _Inbox(asyncio.get_running_loop(), asyncio.Queue())
+        self._commands.put(_Submit(request_id, prompt, params, inbox))
+        if self._stopped:  # asked after the put: a stopping thread answers what it still finds
+            raise EngineStoppedError("the engine is not running")
+        try:
+            finished = False
+            while not finished:
+                deltas, error = await _arrived(inbox.queue)
+                if deltas:
+                    finished = deltas[-1].finish_reason is not None
+                    yield _joined(deltas)
+                if error is not None:
+                    raise error
+        finally:
+            self._commands.put(_Cancel(request_id))
+
+    def close(self) -> None:
+        """End the thread; requests that still run end with EngineStoppedError."""
+        self._commands.put(_Close())
+        self._thread.join(STOP_TIMEOUT_S)
+
+    def _run(self) -> None:
+        """The thread. An error of the engine ends it and is shown by `threading.excepthook`."""
+        try:
+            while self._obey():
+                deltas = self._engine.step()
+                self._stats = replace(self._engine.stats())
+                for delta in deltas:
+                    self._deliver(delta)
+        finally:
+            self._fail_all(sys.exception())
+
+    def _obey(self) -> bool:
+        """Carry out the waiting commands, or wait for one while idle; False ends the thread."""
+        while not self._commands.empty() or not self._engine.has_work:
+            command = self._commands.get()
+            match command:
+                case _Submit():
+                    self._submit(command)
+                case _Cancel(request_id):
+                    self._inboxes.pop(request_id, None)
+                    self._engine.cancel(request_id)
+                case _Close():
+                    return False
+            self._stats = replace(self._engine.stats())
+        return True
+
+    def _submit(self, command: _Submit) -> None:
+        try:
+            self._engine.submit(command.request_id, command.prompt, command.params)
+        except EngineError as refusal:
+            command.inbox.put(refusal)
+        else:
+            self._inboxes[command.request_id] = command.inbox
+
+    def _deliver(self, delta: TextDelta) -> None:
+        inbox = self._inboxes[delta.request_id]
+        if delta.finish_reason is not None:
+            del self._inboxes[delta.request_id]
+        inbox.put(delta)
+
+    def _fail_all(self, cause: BaseException | None) -> None:
+        self._stopped = True
+        reason = "it was closed" if cause is None else f"{type(cause).__name__} in a step"
+        logger.log(logging.INFO if cause is None else logging.ERROR, "engine ended: %s", reason)
+        waiting = list(self._inboxes.values())
+        while not self._commands.empty():
+            command = self._commands.get()
+            if isinstance(command, _Submit):
+                waiting.append(command.inbox)
+        for inbox in waiting:
+            inbox.put(EngineStoppedError(f"the engine stopped: {reason}"))
+
+
+async def _arrived(
+    inbox: asyncio.Queue[TextDelta | EngineError],
+) -> tuple[list[TextDelta], EngineError | None]:
+    """Wait for one event and take those that are there with it; an error is the last."""
+    events = [await inbox.get()]
+    while not inbox.empty():
+        events.append(inbox.get_nowait())
+    errors = [event for event in events if isinstance(event, EngineError)]
+    return [event for event in events if isinstance(event, TextDelta)], next(iter(errors), None)
+
+
+def _joined(deltas: list[TextDelta]) -> Delta:
+    last = deltas[-1]
+    if last.finish_reason == "error":
+        raise AnswerError(last.error)
+    return Delta(
+        text="".join(delta.text for delta in deltas),
+        token_count=sum(delta.token_count for delta in deltas),
+        finish_reason=last.finish_reason,
+        usage=None if last.usage is None else Usage(**asdict(last.usage)),
+    )

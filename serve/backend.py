@@ -1,0 +1,105 @@
+"""From the ingress to the engine replicas."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, cast
+
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+
+from serve.errors import ApiError, no_replica, queue_full
+from serve.wire import Delta, Failure, GenerateRequest, ReplicaStats, Reply
+
+logger = logging.getLogger(__name__)
+
+# A replica that has died is replaced in seconds; meanwhile the router may still pick it.
+RETRY_PAUSES_S = (0.1, 0.5, 1.0, 2.0, 4.0)
+STATS_TIMEOUT_S = 2.0
+STATS_FRESH_S = 1.0
+
+
+class ServeBackend:
+    """Engine replicas behind a Ray Serve handle."""
+
+    def __init__(
+        self, handle: DeploymentHandle[Any], retry_pauses_s: Sequence[float] = RETRY_PAUSES_S
+    ) -> None:
+        self._handle = handle
+        self._streaming = handle.options(stream=True)
+        self._retry_pauses_s = retry_pauses_s
+        self._stats: Sequence[ReplicaStats] = ()
+        self._stats_until = 0.0
+        self._stats_lock = asyncio.Lock()
+
+    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
+        """The answer; a replica that dies before its first delta costs a retry, not the request."""
+        for pause in (*self._retry_pauses_s, None):
+            started = False
+            replies = cast(
+                "DeploymentResponseGenerator[Reply]", self._streaming.process_input.remote(request)
+            )
+            try:
+                async for reply in replies:
+                    delta = _delta(reply)
+                    started = True
+                    yield delta
+                return
+            except (RayActorError, DeploymentUnavailableError, _Unavailable) as error:
+                logger.warning("request %s lost its replica: %s", request.request_id, error)
+                if started:
+                    raise ApiError(
+                        500, "the engine replica died in the middle of this answer", code="engine"
+                    ) from error
+                if pause is None:
+                    raise no_replica() from error
+            except BackPressureError as error:
+                raise queue_full("too many requests wait for a replica; try again later") from error
+            except RayTaskError as error:
+                logger.error("request %s failed in its replica", request.request_id, exc_info=error)
+                raise ApiError(500, "the engine replica failed", code="engine") from error
+            finally:
+                # Also when the client forbade Serve to notice that it left.
+                replies.cancel()  # type: ignore[no-untyped-call]
+            await asyncio.sleep(pause)
+
+    async def replicas(self) -> Sequence[ReplicaStats]:
+        """Every replica that answers within 2 s; asked at most once a second."""
+        async with self._stats_lock:
+            now = asyncio.get_running_loop().time()
+            if now >= self._stats_until:
+                self._stats = await self._ask_replicas()
+                self._stats_until = now + STATS_FRESH_S
+        return self._stats
+
+    async def _ask_replicas(self) -> Sequence[ReplicaStats]:
+        try:
+            answers = await self._handle.broadcast("stats").results_async(
+                timeout_s=STATS_TIMEOUT_S, return_exceptions=True
+            )
+        except (TimeoutError, DeploymentUnavailableError):
+            return ()
+        return [answer for answer in answers if isinstance(answer, ReplicaStats)]
+
+
+class _Unavailable(Exception):
+    """A replica whose engine has stopped, and that Serve has not replaced yet."""
+
+
+def _delta(reply: Reply) -> Delta:
+    if isinstance(reply, Delta):
+        return reply
+    raise _error(reply)
+
+
+def _error(failure: Failure) -> Exception:
+    if failure.kind == "invalid":
+        return ApiError(400, failure.message, param=failure.field, code="invalid_value")
+    if failure.kind == "full":
+        return queue_full(failure.message)
+    if failure.kind == "failed":
+        return ApiError(500, failure.message, code="engine")
+    return _Unavailable(failure.message)

@@ -1,0 +1,116 @@
+"""The endpoint on a Ray that is there: started, and everything that was started stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from ray import serve
+from ray.serve.config import HTTPOptions
+
+from llamahome.cluster import ray_session
+from llamahome.config import ConfigError, ServeConfig, ServeRoot
+from llamahome.models import ModelError, ModelManager
+from serve.application import build_application, served_name
+from serve.errors import EndpointError
+
+logger = logging.getLogger(__name__)
+
+APPLICATION = "llamahome"
+# The application ends late requests itself, in OpenAI's words; the proxy comes after it.
+PROXY_TIMEOUT_MARGIN_S = 10.0
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """What clients need to know."""
+
+    url: str
+    model_id: str
+
+
+@contextlib.contextmanager
+def running_endpoint(root: ServeRoot) -> Iterator[Endpoint]:
+    """Ray, the model's replicas and the HTTP ingress for the length of a `with` block.
+
+    Entered once requests are answered.
+
+    Raises:
+        ConfigError: when the port is taken, no Ray runs at `cluster.address`, or a local cluster
+            cannot have the model.
+        EndpointError: when the application does not come up.
+    """
+    if root.cluster.address == "local":
+        _check_port(root.serve)
+        root = _with_model_at_hand(root)
+    cpus = root.serve.max_replicas * root.serve.cpus_per_replica
+    with ray_session(root.cluster, min_cpus=cpus):
+        _start_serve(root.serve)
+        try:
+            _deploy(root)
+            yield Endpoint(base_url(root.serve), served_name(root))
+        finally:
+            _stop(alone=root.cluster.address == "local")
+
+
+def base_url(config: ServeConfig) -> str:
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    return f"http://{host}:{config.port}"
+
+
+def _start_serve(config: ServeConfig) -> None:
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    serve.start(
+        proxy_location="EveryNode",
+        http_options=HTTPOptions(
+            host=config.host,
+            port=config.port,
+            request_timeout_s=config.request_timeout_s + PROXY_TIMEOUT_MARGIN_S,
+        ),
+        logging_config={"enable_access_log": False},  # it would log ids that clients choose
+    )
+
+
+def _deploy(root: ServeRoot) -> None:
+    try:
+        serve.run(build_application(root), name=APPLICATION, route_prefix="/")
+    except RuntimeError as error:
+        reasons = [
+            deployment.message
+            for deployment in serve.status().applications[APPLICATION].deployments.values()
+            if deployment.message
+        ]
+        raise EndpointError("\n".join([str(error), *reasons])) from error
+
+
+def _stop(*, alone: bool) -> None:
+    """End the application; of a Serve that others may use, only what nobody uses."""
+    serve.delete(APPLICATION)
+    if not alone and not serve.status().applications:
+        serve.shutdown()  # type: ignore[no-untyped-call]
+
+
+def _check_port(config: ServeConfig) -> None:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.host, config.port))
+        except OSError as error:
+            raise ConfigError(
+                f"serve.port={config.port} on serve.host={config.host!r}: {error.strerror}; "
+                "choose another"
+            ) from error
+
+
+def _with_model_at_hand(root: ServeRoot) -> ServeRoot:
+    """Converted or downloaded here and now, where errors are seen, and once for all replicas."""
+    try:
+        folder = ModelManager().resolve(root.model.name, root.model.revision)
+    except ModelError as error:
+        raise ConfigError(f"model.name={root.model.name}: {error}") from error
+    model = replace(root.model, name=str(folder), revision=None)
+    return replace(root, model=model, serve=replace(root.serve, model_id=served_name(root)))

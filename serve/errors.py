@@ -1,0 +1,98 @@
+"""Errors as OpenAI's API words them, and the one of an endpoint that does not start."""
+
+from __future__ import annotations
+
+import math
+
+from pydantic import ValidationError
+from starlette.responses import JSONResponse
+
+RETRY_AFTER_S = 1.0
+
+
+class EndpointError(Exception):
+    """The endpoint could not be started."""
+
+
+class ApiError(Exception):
+    """An answer other than 200.
+
+    Attributes:
+        status: of HTTP.
+        param: the field that is wrong, if one is.
+        code: a word that clients may look for.
+        retry_after_s: when to try again, where that makes sense.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.retry_after_s = retry_after_s
+
+    def body(self) -> dict[str, dict[str, str | None]]:
+        return {
+            "error": {
+                "message": self.message,
+                "type": _error_type(self.status),
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+    def response(self) -> JSONResponse:
+        headers = {}
+        if self.retry_after_s is not None:
+            headers["Retry-After"] = str(math.ceil(self.retry_after_s))
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return JSONResponse(self.body(), self.status, headers)
+
+
+def _error_type(status: int) -> str:
+    if status == 401:
+        return "authentication_error"
+    if status == 429:
+        return "rate_limit_error"
+    return "invalid_request_error" if status < 500 else "server_error"
+
+
+def queue_full(message: str) -> ApiError:
+    return ApiError(429, message, code="queue_full", retry_after_s=RETRY_AFTER_S)
+
+
+def no_replica() -> ApiError:
+    return ApiError(
+        503,
+        "no engine replica could take the request; try again",
+        code="no_replica",
+        retry_after_s=RETRY_AFTER_S,
+    )
+
+
+def timed_out(seconds: float) -> ApiError:
+    return ApiError(
+        504,
+        f"the request took longer than {seconds:g} s (serve.request_timeout_s)",
+        code="timeout",
+    )
+
+
+def invalid_body(error: ValidationError) -> ApiError:
+    """The first thing wrong with a request body; its value is left out, since it may be private."""
+    first = error.errors(include_input=False, include_url=False)[0]
+    param = ".".join(str(part) for part in first["loc"]) or None
+    if first["type"] == "extra_forbidden":
+        return ApiError(400, f"unknown field {param}", param=param, code="unknown_field")
+    where = f"{param}: " if param else ""
+    return ApiError(400, f"{where}{first['msg']}", param=param, code=first["type"])

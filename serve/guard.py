@@ -1,0 +1,130 @@
+"""What every HTTP request passes before FastAPI: the key, the body's limits, a client that leaves.
+
+Pure ASGI. Ray Serve's proxy limits none of these, and lets clients switch its own watch for
+disconnects off by a header (x-request-disconnect-disabled), so the watch is kept here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.errors import ApiError
+
+BODY_TIMEOUT_S = 30.0
+OPEN_PATHS = ("/health",)
+
+
+def key_digest(api_key: str) -> bytes:
+    """What the ingress keeps of the key: enough to compare, not enough to send."""
+    return hashlib.sha256(api_key.encode()).digest()
+
+
+class Guard:
+    """Lets a request through to `app` with its body read, or answers 401, 408 or 413.
+
+    Args:
+        app: the application behind.
+        key: SHA-256 of the API key; None asks for no key.
+        max_body_bytes: larger bodies are refused, by Content-Length before they are read.
+        body_timeout_s: in which a body must have arrived.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        key: bytes | None,
+        max_body_bytes: int,
+        body_timeout_s: float = BODY_TIMEOUT_S,
+    ) -> None:
+        self.app = app
+        self.key = key
+        self.max_body_bytes = max_body_bytes
+        self.body_timeout_s = body_timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        try:
+            self._check_key(scope)
+            body = await self._read_body(scope, receive)
+        except ApiError as error:
+            await error.response()(scope, receive, send)
+            return
+        if body is not None:
+            await self._until_disconnect(scope, body, receive, send)
+
+    def _check_key(self, scope: Scope) -> None:
+        if self.key is None or scope["path"] in OPEN_PATHS:
+            return
+        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(key_digest(key), self.key):
+            raise ApiError(401, "missing or wrong API key", code="invalid_api_key")
+
+    async def _read_body(self, scope: Scope, receive: Receive) -> bytes | None:
+        """The whole body, or None when the client left before it was complete."""
+        length = Headers(scope=scope).get("content-length", "")
+        if length.isdecimal() and int(length) > self.max_body_bytes:
+            raise self._too_large()
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self.body_timeout_s):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    body += message.get("body", b"")
+                    if len(body) > self.max_body_bytes:
+                        raise self._too_large()
+                    if not message.get("more_body", False):
+                        return bytes(body)
+        except TimeoutError:
+            raise ApiError(
+                408, f"the body did not arrive within {self.body_timeout_s:g} s", code="timeout"
+            ) from None
+
+    def _too_large(self) -> ApiError:
+        return ApiError(
+            413,
+            f"the body exceeds {self.max_body_bytes} bytes (serve.max_body_bytes)",
+            code="body_too_large",
+        )
+
+    async def _until_disconnect(
+        self, scope: Scope, body: bytes, receive: Receive, send: Send
+    ) -> None:
+        """Run the application; cancel it as soon as the client is gone."""
+        gone = asyncio.create_task(_disconnect(receive))
+        answer = asyncio.create_task(self._answer(scope, body, gone, send))
+        try:
+            await asyncio.wait({gone, answer}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            if not answer.done():
+                answer.cancel()
+            await asyncio.wait({gone, answer})
+        if not answer.cancelled():
+            answer.result()
+
+    async def _answer(
+        self, scope: Scope, body: bytes, gone: asyncio.Task[Message], send: Send
+    ) -> None:
+        waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replay() -> Message:
+            return waiting.pop() if waiting else await asyncio.shield(gone)
+
+        await self.app(scope, replay, send)
+
+
+async def _disconnect(receive: Receive) -> Message:
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return message

@@ -1,0 +1,24 @@
+"""The ingress deployment: HTTP in front of the engine replicas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp
+
+from serve.api import HttpSettings, build_app
+from serve.backend import ServeBackend
+
+
+@serve.ingress()
+class Api:
+    """One HTTP application over the handle of the engine replicas."""
+
+    def __init__(self, engines: DeploymentHandle[Any], settings: HttpSettings) -> None:
+        self._engines = engines
+        self._settings = settings
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return build_app(ServeBackend(self._engines), self._settings)

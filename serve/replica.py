@@ -1,0 +1,109 @@
+"""An engine replica: requests of the ingress in, text out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+
+from jinja2 import TemplateError
+
+from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
+from llamahome.engine import EngineError, QueueFullError, RequestError, SamplingParams, TextEngine
+from serve.async_engine import AsyncEngine, EngineStoppedError, StepEngine
+from serve.wire import Failure, GenerateRequest, ReplicaStats, Reply
+
+logger = logging.getLogger(__name__)
+
+EngineFactory = Callable[[ModelConfig, PolicyConfig, EngineConfig], StepEngine]
+
+
+class Replica:
+    """One engine, loaded when it is made."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        policy: PolicyConfig,
+        engine: EngineConfig,
+        *,
+        name: str = "replica",
+        engine_factory: EngineFactory = TextEngine.load,
+    ) -> None:
+        self._name = name
+        self._engine = engine_factory(model, policy, engine)
+        self._async_engine = AsyncEngine(self._engine)
+        # One thread, since a tokenizer may not be set up by two at a time.
+        self._encoder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoder")
+        logger.info("replica %s serves %s", name, model.name)
+
+    async def process_input(self, request: GenerateRequest) -> AsyncIterator[Reply]:
+        """One input through the engine: deltas of its answer, or the failure that ends it."""
+        started = False
+        try:
+            prompt = await self._encode(request)
+            params = self._params(request, prompt)
+            answer = self._async_engine.generate(request.request_id, prompt, params)
+            async with aclosing(answer) as deltas:
+                started = self._async_engine.running
+                async for delta in deltas:
+                    yield delta
+        except EngineError as error:
+            yield _failure(error, request, started)
+
+    async def _encode(self, request: GenerateRequest) -> list[int]:
+        loop = asyncio.get_running_loop()
+        if request.messages is not None:
+            try:
+                return await loop.run_in_executor(
+                    self._encoder, self._engine.encode_chat, request.messages
+                )
+            except TemplateError as error:  # templates refuse orders of roles they do not know
+                raise RequestError(
+                    "messages", f"{len(request.messages)} messages", str(error)
+                ) from error
+        if isinstance(request.prompt, str):
+            return await loop.run_in_executor(self._encoder, self._engine.encode, request.prompt)
+        return request.prompt or []
+
+    def _params(self, request: GenerateRequest, prompt: list[int]) -> SamplingParams:
+        left = max(1, self._engine.max_length - len(prompt))
+        return SamplingParams(
+            max_tokens=left if request.max_tokens is None else request.max_tokens,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            seed=request.seed,
+            stop=request.stop,
+        )
+
+    async def stats(self) -> ReplicaStats:
+        stats = self._async_engine.stats()
+        return ReplicaStats(
+            replica=self._name,
+            running=self._async_engine.running,
+            slots=stats.slots,
+            slots_used=stats.slots_used,
+            queued=stats.queued,
+            kv_bytes=stats.kv_bytes,
+        )
+
+    async def check_health(self) -> None:
+        """Serve replaces a replica that raises here."""
+        if not self._async_engine.running:
+            raise EngineStoppedError(f"the engine of {self._name} has stopped")
+
+    def close(self) -> None:
+        self._async_engine.close()
+        self._encoder.shutdown()
+
+
+def _failure(error: EngineError, request: GenerateRequest, started: bool) -> Failure:
+    if isinstance(error, RequestError):
+        chat_prompt = error.field == "prompt" and request.messages is not None
+        field = "messages" if chat_prompt else error.field
+        return Failure(kind="invalid", message=str(error), field=field)
+    if isinstance(error, QueueFullError):
+        return Failure(kind="full", message=str(error))
+    return Failure(kind="failed" if started else "unavailable", message=str(error))

@@ -1,0 +1,233 @@
+"""Small stand-ins for what lies below the part under test, and a tiny model for what does not."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from jinja2 import TemplateError
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from llamahome.engine import (
+    EngineStats,
+    QueueFullError,
+    RequestError,
+    SamplingParams,
+    TextDelta,
+)
+from llamahome.engine import Usage as EngineUsage
+from serve.api import HttpSettings, build_app
+from serve.errors import ApiError
+from serve.wire import Delta, GenerateRequest, ReplicaStats, Usage
+
+CRASH, GIVE_UP = 13, 14  # prompt tokens that make FakeEngine do so
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant: {% endif %}"
+)
+
+
+@dataclass
+class FakeEngine:
+    """Counts: a request's n-th token is the text "n ". Same face and limits as TextEngine."""
+
+    slots: int = 2
+    max_queued: int = 1
+    max_length: int = 64
+    step_s: float = 0.0
+    finished: int = 0
+    running: dict[str, list[int]] = field(default_factory=dict)
+    waiting: deque[str] = field(default_factory=deque)
+    requests: dict[str, tuple[list[int], SamplingParams]] = field(default_factory=dict)
+    cancelled: list[str] = field(default_factory=list)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.running or self.waiting)
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(character) for character in text]
+
+    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        if messages[-1]["role"] != "user":
+            raise TemplateError("the last message must be the user's")
+        return self.encode("".join(message["content"] for message in messages))
+
+    def submit(self, request_id: str, prompt: list[int], params: SamplingParams) -> None:
+        if len(prompt) + params.max_tokens > self.max_length:
+            raise RequestError("max_tokens", params.max_tokens, f"context of {self.max_length}")
+        if len(self.waiting) >= self.max_queued + self.slots - len(self.running):
+            raise QueueFullError(f"{len(self.waiting)} requests wait")
+        self.requests[request_id] = (prompt, params)
+        self.waiting.append(request_id)
+
+    def step(self) -> list[TextDelta]:
+        time.sleep(self.step_s)
+        while self.waiting and len(self.running) < self.slots:
+            self.running[self.waiting.popleft()] = []
+        return [self._next(request_id) for request_id in list(self.running)]
+
+    def _next(self, request_id: str) -> TextDelta:
+        prompt, params = self.requests[request_id]
+        if CRASH in prompt:
+            raise RuntimeError("out of memory")
+        tokens = self.running[request_id]
+        tokens.append(len(tokens))
+        reason = "length" if len(tokens) == params.max_tokens else None
+        error = None
+        if GIVE_UP in prompt:
+            reason, error = "error", "logits are not finite"
+        if reason:
+            del self.running[request_id]
+            self.finished += 1
+        return TextDelta(
+            request_id=request_id,
+            text=f"{tokens[-1]} ",
+            token_count=1,
+            finish_reason=reason,
+            error=error,
+            usage=EngineUsage(**vars(usage(len(prompt), len(tokens)))) if reason else None,
+        )
+
+    def cancel(self, request_id: str) -> None:
+        if self.running.pop(request_id, None) is not None or request_id in self.waiting:
+            self.cancelled.append(request_id)
+        if request_id in self.waiting:
+            self.waiting.remove(request_id)
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            slots=self.slots,
+            kv_bytes=1024,
+            slots_used=len(self.running),
+            queued=len(self.waiting),
+            requests_finished=self.finished,
+        )
+
+
+def usage(prompt: int, completion: int) -> Usage:
+    return Usage(
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        kept_tokens=3,
+        evicted_tokens=2,
+        kv_bytes=100,
+        kv_bytes_dense=400,
+    )
+
+
+def replica_stats(name: str = "r1", *, running: bool = True) -> ReplicaStats:
+    return ReplicaStats(
+        replica=name, running=running, slots=2, slots_used=1, queued=0, kv_bytes=1024
+    )
+
+
+ANSWER = (
+    Delta(text="Hel", token_count=1),
+    Delta(text="", token_count=1),
+    Delta(text="lo", token_count=1, finish_reason="stop", usage=usage(5, 3)),
+)
+
+
+@dataclass
+class FakeBackend:
+    """Plays a script: deltas are given, errors raised, numbers slept."""
+
+    script: Sequence[Delta | ApiError | float] = ANSWER
+    stats: Sequence[ReplicaStats] = (replica_stats(),)
+    requests: list[GenerateRequest] = field(default_factory=list)
+    closed: int = 0
+
+    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
+        self.requests.append(request)
+        try:
+            for item in self.script:
+                if isinstance(item, ApiError):
+                    raise item
+                if isinstance(item, float):
+                    await asyncio.sleep(item)
+                else:
+                    yield item
+        finally:
+            self.closed += 1
+
+    async def replicas(self) -> Sequence[ReplicaStats]:
+        return self.stats
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    return FakeBackend()
+
+
+@pytest.fixture
+def make_engine() -> type[FakeEngine]:
+    return FakeEngine
+
+
+@pytest.fixture
+def make_stats() -> Callable[..., ReplicaStats]:
+    return replica_stats
+
+
+@pytest.fixture
+def connect(backend: FakeBackend) -> Callable[..., Any]:
+    """`async with connect(key=..., ...) as client`: an HTTP client of the app over `backend`."""
+
+    @asynccontextmanager
+    async def client(**settings: Any) -> AsyncIterator[httpx.AsyncClient]:
+        defaults: dict[str, Any] = {
+            "model_id": "tiny",
+            "created": 1,
+            "request_timeout_s": 5.0,
+            "max_body_bytes": 4096,
+        }
+        app = build_app(backend, HttpSettings(**{**defaults, **settings}))
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            yield http
+
+    return client
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random Llama, a byte-level tokenizer and a chat template."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    special = ["<pad>", "<s>", "</s>"]
+    names = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    vocab = {name: index for index, name in enumerate(names)}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(vocab),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from serve.errors import ApiError, no_replica, queue_full
+from serve.wire import Delta
+
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
+COMPLETION = {"model": "tiny", "prompt": "Hi"}
+
+
+def events(text: str) -> list:
+    """The payloads of a stream of server-sent events."""
+    lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
+    return [line if line == "[DONE]" else json.loads(line) for line in lines]
+
+
+async def test_a_chat_answer_in_one_piece(connect, backend):
+    async with connect() as client:
+        response = await client.post("/v1/chat/completions", json=CHAT)
+    body = response.json()
+    assert response.status_code == 200
+    assert body["choices"][0]["message"]["content"] == "Hello"
+    assert body["choices"][0]["finish_reason"] == "stop"
+    assert (body["object"], body["model"]) == ("chat.completion", "tiny")
+    assert body["usage"]["total_tokens"] == 8
+    assert body["usage"]["llamahome"] == {
+        "kept_tokens": 3,
+        "evicted_tokens": 2,
+        "kv_bytes": 100,
+        "kv_bytes_dense": 400,
+    }
+    assert body["id"] == backend.requests[0].request_id
+
+
+async def test_a_completion_in_one_piece(connect):
+    async with connect() as client:
+        body = (await client.post("/v1/completions", json=COMPLETION)).json()
+    assert (body["object"], body["choices"][0]["text"]) == ("text_completion", "Hello")
+
+
+async def test_a_chat_as_a_stream(connect):
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    async with connect() as client:
+        response = await client.post("/v1/chat/completions", json={**CHAT, **options})
+    assert response.headers["content-type"].startswith("text/event-stream")
+    *chunks, usage, done = events(response.text)
+    assert done == "[DONE]"
+    assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    texts = [chunk["choices"][0]["delta"].get("content", "") for chunk in chunks]
+    assert texts == ["", "Hel", "lo"]
+    reasons = [chunk["choices"][0]["finish_reason"] for chunk in chunks]
+    assert reasons == [None, None, "stop"]
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    assert (usage["choices"], usage["usage"]["completion_tokens"]) == ([], 3)
+
+
+async def test_a_completion_as_a_stream_without_usage(connect):
+    async with connect() as client:
+        response = await client.post("/v1/completions", json={**COMPLETION, "stream": True})
+    *chunks, done = events(response.text)
+    assert done == "[DONE]"
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == "Hello"
+    assert all("usage" not in chunk or chunk["usage"] is None for chunk in chunks)
+
+
+async def test_models_are_listed_and_found(connect):
+    async with connect(model_id="org/tiny") as client:
+        listed = (await client.get("/v1/models")).json()
+        found = (await client.get("/v1/models/org/tiny")).json()
+        missing = await client.get("/v1/models/other")
+    assert listed == {"object": "list", "data": [found]}
+    assert (found["id"], found["created"], found["object"]) == ("org/tiny", 1, "model")
+    assert missing.status_code == 404
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize(
+    ("error", "status", "kind"),
+    [
+        (ApiError(400, "too long", param="max_tokens"), 400, "invalid_request_error"),
+        (queue_full("full"), 429, "rate_limit_error"),
+        (no_replica(), 503, "server_error"),
+        (ApiError(500, "broken"), 500, "server_error"),
+    ],
+    ids=["invalid", "full", "no replica", "engine"],
+)
+async def test_an_early_error_has_its_own_status(connect, backend, error, status, kind, stream):
+    backend.script = [error]
+    async with connect() as client:
+        response = await client.post("/v1/chat/completions", json={**CHAT, "stream": stream})
+    body = response.json()["error"]
+    assert (response.status_code, body["type"], body["message"]) == (status, kind, error.message)
+    assert set(body) == {"message", "type", "param", "code"}
+    assert response.headers.get("retry-after") == ("1" if status in (429, 503) else None)
+
+
+async def test_a_late_error_is_an_event_of_the_stream(connect, backend):
+    backend.script = [Delta(text="Hel", token_count=1), ApiError(500, "it died", code="engine")]
+    async with connect() as client:
+        response = await client.post("/v1/chat/completions", json={**CHAT, "stream": True})
+        metrics = (await client.get("/metrics")).text
+    assert response.status_code == 200
+    assert events(response.text)[-1]["error"]["message"] == "it died"
+    assert "llamahome_stream_errors_total 1.0" in metrics
+
+
+async def test_a_late_error_of_a_whole_answer_is_a_status(connect, backend):
+    backend.script = [Delta(text="Hel", token_count=1), ApiError(500, "it died")]
+    async with connect() as client:
+        response = await client.post("/v1/chat/completions", json=CHAT)
+    assert response.status_code == 500
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_a_request_ends_at_its_deadline(connect, backend, stream):
+    backend.script = [60.0]
+    async with connect(request_timeout_s=0.05) as client:
+        response = await client.post("/v1/chat/completions", json={**CHAT, "stream": stream})
+    assert response.status_code == 504
+    assert "0.05 s" in response.json()["error"]["message"]
+    assert backend.closed == 1
+
+
+async def test_a_stream_ends_at_its_deadline_whatever_headers_ask(connect, backend):
+    backend.script = [Delta(text="a", token_count=1), 60.0]
+    headers = {"x-request-timeout-seconds": "0", "x-request-disconnect-disabled": "?1"}
+    async with connect(request_timeout_s=0.05) as client:
+        response = await client.post(
+            "/v1/chat/completions", json={**CHAT, "stream": True}, headers=headers
+        )
+    assert events(response.text)[-1]["error"]["code"] == "timeout"
+    assert backend.closed == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/nothing", 404), ("DELETE", "/v1/completions", 405), ("GET", "/docs", 404)],
+)
+async def test_routes_that_do_not_exist_answer_in_the_same_shape(connect, method, path, status):
+    async with connect() as client:
+        response = await client.request(method, path)
+    assert response.status_code == status
+    assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("content", "content_type", "status"),
+    [
+        ("{", "application/json", 400),
+        ("[]", "application/json", 400),
+        ("", "application/json", 400),
+        (b'{"model": "\xff"}', "application/json", 400),
+        ("[" * 3000, "application/json", 400),
+        (json.dumps(CHAT), "text/plain", 415),
+        (json.dumps(CHAT), "application/json; charset=utf-8", 200),
+        (json.dumps({**CHAT, "model": "gpt-4"}), "application/json", 404),
+        (json.dumps({**CHAT, "temperature": float("nan")}), "application/json", 400),
+        (r'{"model": "tiny", "prompt": "\ud800"}', "application/json", 400),
+    ],
+    ids=["cut", "list", "empty", "utf8", "deep", "text", "charset", "model", "nan", "surrogate"],
+)
+async def test_bodies(connect, content, content_type, status):
+    async with connect() as client:
+        response = await client.post(
+            "/v1/chat/completions", content=content, headers={"content-type": content_type}
+        )
+    assert response.status_code == status
+    assert status == 200 or response.json()["error"]["message"]
+
+
+async def test_a_surprise_is_a_500_that_says_nothing_of_the_inside(connect, backend):
+    backend.script = ["not a delta"]
+    async with connect() as client:
+        response = await client.post("/v1/chat/completions", json=CHAT)
+    assert response.status_code == 500
+    assert response.json()["error"]["message"] == "internal error; the server's log has the details"
+
+
+async def test_health_follows_the_replicas(connect, backend, make_stats):
+    async with connect() as client:
+        assert (await client.get("/health")).json() == {"status": "ok", "replicas": 1}
+        backend.stats = [make_stats(running=False)]
+        assert (await client.get("/health")).status_code == 503
+    backend.stats = []
+    async with connect(may_sleep=True) as client:
+        assert (await client.get("/health")).json() == {"status": "asleep", "replicas": 0}
+
+
+async def test_metrics_count_what_happened(connect, backend, make_stats):
+    backend.stats = [make_stats("r1"), make_stats("r2")]
+    async with connect() as client:
+        await client.post("/v1/chat/completions", json={**CHAT, "stream": True})
+        await client.post("/v1/completions", json={**COMPLETION, "model": "x"})
+        await client.get("/a/random/path")
+        first = (await client.get("/metrics")).text.splitlines()
+        backend.stats = [make_stats("r2")]
+        second = (await client.get("/metrics")).text
+    for line in (
+        'llamahome_requests_total{path="/v1/chat/completions",status="200"} 1.0',
+        'llamahome_requests_total{path="/v1/completions",status="404"} 1.0',
+        'llamahome_requests_total{path="other",status="404"} 1.0',
+        "llamahome_requests_in_flight 1.0",
+        "llamahome_ttft_seconds_count 1.0",
+        "llamahome_tpot_seconds_count 1.0",
+        "llamahome_prompt_tokens_total 5.0",
+        "llamahome_generated_tokens_total 3.0",
+        "llamahome_evicted_tokens_total 2.0",
+        'llamahome_slots_used{replica="r1"} 1.0',
+        'llamahome_kv_bytes{replica="r2"} 1024.0',
+    ):
+        assert line in first
+    assert 'replica="r1"' not in second
+
+
+async def test_answers_run_side_by_side(connect, backend):
+    backend.script = [0.2, Delta(text="a", token_count=1, finish_reason="stop")]
+    async with connect() as client:
+        async with asyncio.timeout(1):
+            posts = [client.post("/v1/chat/completions", json=CHAT) for _ in range(20)]
+            responses = await asyncio.gather(*posts)
+    assert {response.status_code for response in responses} == {200}
+    assert len({response.json()["id"] for response in responses}) == 20

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from llamahome.config import ConfigError, ServeRoot, load_config
+from serve import __main__ as main  # also stores the base of conf/serve.yaml
+
+ROOT = Path(__file__).parents[2]
+CONF = ROOT / "conf"
+
+
+def choices(group: str) -> list[str]:
+    return [f"{group}={path.stem}" for path in sorted((CONF / group).glob("*.yaml"))]
+
+
+def composed(*overrides: str) -> ServeRoot:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return load_config(compose("serve", overrides=list(overrides)), ServeRoot)
+
+
+@pytest.mark.parametrize("choice", [*choices("engine"), *choices("cluster"), *choices("model")])
+def test_every_choice_composes_into_the_typed_config(choice):
+    assert isinstance(composed(choice), ServeRoot)
+
+
+def test_the_files_say_what_the_dataclasses_default_to(monkeypatch):
+    monkeypatch.delenv("LLAMAHOME_API_KEY", raising=False)
+    assert composed() == ServeRoot()
+
+
+def test_serving_a_network_takes_a_key(monkeypatch):
+    monkeypatch.delenv("LLAMAHOME_API_KEY", raising=False)
+    with pytest.raises(ConfigError, match="LLAMAHOME_API_KEY"):
+        composed("serve=cluster")
+    monkeypatch.setenv("LLAMAHOME_API_KEY", "secret")
+    served = composed("serve=cluster").serve
+    assert (served.host, served.api_key) == ("0.0.0.0", "secret")
+
+
+@pytest.mark.parametrize("with_key", [False, True])
+def test_the_example_names_the_key_and_never_shows_it(with_key):
+    text = main.ready_text("http://h:1", "tiny", with_key=with_key)
+    assert ("Bearer $LLAMAHOME_API_KEY" in text) == with_key
+    assert '"model": "tiny"' in text
+
+
+def serve(*overrides: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "serve", *overrides],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("serve.prot=1", "prot"),
+        ("serve.port=abc", "serve.port"),
+        ("serve.port=0", "serve.port=0 is not allowed"),
+        ("serve.host=0.0.0.0", "serve.api_key"),
+        ("serve=nowhere", "serve/nowhere"),
+        ("model.name=nosuch", "no model 'nosuch'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing_behind(tmp_path, override, words):
+    ended = serve(override, cwd=tmp_path)
+    assert ended.returncode == 2, ended.stderr
+    assert words in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_taken_port_is_said_before_anything_starts(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        ended = serve(f"serve.port={port}", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert f"serve.port={port}" in ended.stderr

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
+from serve.async_engine import EngineStoppedError
+from serve.replica import Replica
+from serve.wire import GenerateRequest
+
+
+@pytest.fixture
+def make_replica(make_engine) -> Iterator[Callable[..., Replica]]:
+    made = []
+
+    def make(**settings: Any) -> Replica:
+        replica = Replica(
+            ModelConfig(),
+            PolicyConfig(),
+            EngineConfig(),
+            name="r1",
+            engine_factory=lambda model, policy, engine: make_engine(**settings),
+        )
+        made.append(replica)
+        return replica
+
+    yield make
+    for replica in made:
+        replica.close()
+
+
+async def replies(replica: Replica, **fields: Any) -> list[Any]:
+    request = GenerateRequest(**{"request_id": "a", "max_tokens": 3, **fields})
+    return [reply async for reply in replica.process_input(request)]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        {"prompt": "ab"},
+        {"prompt": [97, 98]},
+        {"messages": [{"role": "user", "content": "ab"}]},
+    ],
+    ids=["text", "token ids", "messages"],
+)
+async def test_process_input_answers_text_tokens_and_messages(make_replica, prompt):
+    answer = await replies(make_replica(), **prompt)
+    assert "".join(delta.text for delta in answer) == "0 1 2 "
+    assert answer[-1].usage.prompt_tokens == 2
+
+
+async def test_sampling_reaches_the_engine(make_engine):
+    engine = make_engine()
+    replica = Replica(
+        ModelConfig(), PolicyConfig(), EngineConfig(), engine_factory=lambda *_: engine
+    )
+    await replies(replica, prompt="a", temperature=0.5, top_p=0.9, seed=7, stop=("x",))
+    replica.close()
+    params = engine.requests["a"][1]
+    assert (params.temperature, params.top_p, params.seed, params.stop) == (0.5, 0.9, 7, ("x",))
+
+
+async def test_no_max_tokens_takes_what_the_context_has_left(make_replica):
+    answer = await replies(make_replica(max_length=10), prompt="abcd", max_tokens=None)
+    assert answer[-1].usage.completion_tokens == 6
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "words"),
+    [
+        ({"prompt": "a", "max_tokens": 400}, "max_tokens", "400"),
+        ({"prompt": "a", "max_tokens": 0}, "max_tokens", "at least 1"),
+        ({"prompt": "a", "temperature": -1.0}, "temperature", "-1.0"),
+        ({"prompt": "a", "top_p": 0.0}, "top_p", "0.0"),
+        ({"prompt": "a", "seed": 2**70}, "seed", "64 bits"),
+        ({"messages": [{"role": "system", "content": "a"}]}, "messages", "must be the user's"),
+    ],
+    ids=["too long", "none", "temperature", "top_p", "seed", "template"],
+)
+async def test_a_request_that_cannot_run_is_refused_by_field(make_replica, fields, field, words):
+    (failure,) = await replies(make_replica(), **fields)
+    assert (failure.kind, failure.field) == ("invalid", field)
+    assert words in failure.message
+
+
+async def test_a_full_queue_is_said_so(make_replica):
+    replica = make_replica(slots=1, max_queued=0, step_s=0.005, max_length=10_000)
+    running = replica.process_input(GenerateRequest(request_id="b", prompt="a", max_tokens=9_000))
+    await anext(running)
+    (failure,) = await replies(replica, prompt="a")
+    assert failure.kind == "full"
+    await running.aclose()
+    async with asyncio.timeout(5):
+        while (await replica.stats()).slots_used:
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_crash_fails_the_health_check_and_sends_later_requests_elsewhere(make_replica):
+    replica = make_replica()
+    await replica.check_health()
+    assert (await replies(replica, prompt=[13]))[-1].kind == "failed"
+    with pytest.raises(EngineStoppedError, match="r1"):
+        await replica.check_health()
+    assert not (await replica.stats()).running
+    assert (await replies(replica, prompt="a"))[-1].kind == "unavailable"
+
+
+async def test_the_real_engine_answers_the_same_each_time(tiny_model):
+    replica = Replica(
+        ModelConfig(name=str(tiny_model)),
+        PolicyConfig(budget=32, recent=16, interval=8),
+        EngineConfig(slots=2, max_length=256, num_threads=1),
+    )
+    messages = [{"role": "user", "content": "Say something long. " * 5}]
+    fields = {"messages": messages, "temperature": 0.0, "max_tokens": 20}
+    first = await replies(replica, request_id="a", **fields)
+    second = await replies(replica, request_id="b", **fields)
+    replica.close()
+    assert "".join(d.text for d in first) == "".join(d.text for d in second)
+    usage = first[-1].usage
+    assert usage.evicted_tokens > 0
+    assert usage.kv_bytes < usage.kv_bytes_dense
