@@ -1,0 +1,110 @@
+"""Training in plain PyTorch: one process, one unpadded row at a time, no DeepSpeed, no Ray."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from llamahome.attention import HybridAttention, build_policy
+from llamahome.config import PolicyConfig, TrainRoot
+from train.data import Batch, batches, build_datasets, eval_batches
+
+
+def load(folder: Path) -> PreTrainedModel:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    HybridAttention.attach(model)
+    return model
+
+
+def training_losses(root: TrainRoot, folder: Path) -> list[float]:
+    """The loss of each step of `root`, as torch's AdamW alone gives it."""
+    model = load(folder).train()
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=root.trainer.weight_decay)
+    losses = []
+    for step, rows in enumerate(_global_batches(root, folder)):
+        loss = _mean_loss(model, rows, root.policy)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), root.trainer.max_grad_norm)
+        optimizer.param_groups[0]["lr"] = _learning_rate(root, step)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@torch.no_grad()
+def held_out_loss(root: TrainRoot, folder: Path) -> float:
+    """Loss of the model in `folder` on what all workers of `root` evaluate."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    held_out = build_datasets(root.data, tokenizer, root.trainer.seed).eval
+    rows: list[dict[str, Tensor]] = []
+    for rank in range(root.trainer.num_workers):
+        rows += _rows(
+            eval_batches(
+                held_out,
+                batch_size=root.trainer.batch_size,
+                rank=rank,
+                world_size=root.trainer.num_workers,
+                limit=root.trainer.eval_batches,
+                pad_id=0,
+            )
+        )
+    return _mean_loss(load(folder).eval(), rows, root.policy).item()
+
+
+def _global_batches(root: TrainRoot, folder: Path) -> Iterable[list[dict[str, Tensor]]]:
+    trainer = root.trainer
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = build_datasets(root.data, tokenizer, trainer.seed).train
+    streams = [
+        batches(
+            rows,
+            data=root.data,
+            batch_size=trainer.batch_size,
+            rank=rank,
+            world_size=trainer.num_workers,
+            seed=trainer.seed,
+            start_step=0,
+            pad_id=0,
+        )
+        for rank in range(trainer.num_workers)
+    ]
+    for _ in range(trainer.steps):
+        yield _rows(next(stream) for stream in streams for _ in range(trainer.accumulation))
+
+
+def _rows(batched: Iterable[Batch]) -> list[dict[str, Tensor]]:
+    rows = []
+    for batch in batched:
+        for ids, mask, labels in zip(
+            batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True
+        ):
+            length = int(mask.sum())
+            rows.append({"input_ids": ids[:length], "labels": labels[:length]})
+    return rows
+
+
+def _mean_loss(
+    model: PreTrainedModel, rows: list[dict[str, Tensor]], policy: PolicyConfig
+) -> Tensor:
+    attention = HybridAttention(build_policy(policy))
+    total, count = torch.zeros(()), 0
+    for row in rows:
+        logits = model(row["input_ids"][None], use_cache=False, hybrid=attention).logits[0, :-1]
+        targets = row["labels"][1:]
+        total = total + F.cross_entropy(logits, targets, ignore_index=-100, reduction="sum")
+        count += int((targets != -100).sum())
+    return total / count
+
+
+def _learning_rate(root: TrainRoot, step: int) -> float:
+    peak, warmup = root.trainer.learning_rate, root.trainer.warmup_steps
+    if step < warmup:
+        return peak * step / warmup
+    return peak / 2 * (1 + math.cos(math.pi * (step - warmup) / (root.trainer.steps - warmup)))

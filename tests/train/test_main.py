@@ -1,0 +1,94 @@
+"""`python -m train` as a user runs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from train.__main__ import main
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *overrides: str
+) -> str:
+    """What `python -m train` says as it ends with exit code 2."""
+    monkeypatch.setattr(sys, "argv", ["train", *overrides])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    return said.err
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("trainer.stepz=3", "trainer.stepz is not a config key: did you mean trainer.steps?"),
+        ("+trainer.stepz=3", "trainer.stepz is not a config key: did you mean trainer.steps?"),
+        ("trainerr.steps=3", "trainerr is not a config key: did you mean trainer?"),
+        ("trainer.steps=abc", "trainer.steps=abc"),
+        ("trainer.steps=0", "trainer.steps=0 is not allowed: it must be at least 1"),
+        ("policy=h3o", "Could not find 'policy/h3o' Available options in 'policy': carried"),
+        ("model.name=no/such/model", "no/such/model"),
+        ("data.train_file=no.jsonl", "data.train_file='no.jsonl': no such file"),
+        ("trainer.steps=[", "error: "),
+    ],
+)
+def test_a_wrong_override_is_named_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    model_dir: Path,
+    override: str,
+    expected: str,
+) -> None:
+    small = (f"model.name={model_dir}", "data.context_length=96")
+    said = refused(monkeypatch, capsys, *small, override)
+    assert said.startswith("error: ")
+    assert expected in said
+
+
+@pytest.mark.ray
+def test_a_sweep_trains_each_run_and_writes_nothing_here(
+    model_dir: Path, chats: Path, tmp_path: Path
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    finished = subprocess.run(
+        [
+            *(sys.executable, "-m", "train", "-m"),
+            f"hydra.sweep.dir={tmp_path}/sweep",
+            f"model.name={model_dir}",
+            f"data.train_file={chats}",
+            "data.eval_file=null",
+            "data.context_length=128",
+            "policy.budget=24",
+            "policy.recent=12",
+            "policy.interval=8",
+            "tracking=disabled",
+            "trainer.num_workers=1",
+            "trainer.steps=1,2",
+            f"trainer.output_dir={tmp_path}/runs",
+        ],
+        cwd=here,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert "held-out loss" in finished.stdout
+    assert list(here.iterdir()) == []
+    runs = sorted((tmp_path / "runs").iterdir())
+    assert len(runs) == 2
+    for run in runs:
+        assert f"model in {run}/model" in finished.stdout
+        AutoModelForCausalLM.from_pretrained(run / "model")

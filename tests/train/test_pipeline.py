@@ -1,0 +1,179 @@
+"""Whole runs on Ray: what they compute, survive, resume, export and log."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from ray.train import TrainingFailedError
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llamahome.cluster import ray_session
+from llamahome.config import ClusterConfig, ConfigError, DeepSpeedConfig, TrackingConfig, TrainRoot
+from llamahome.models import ModelManager, load_model
+from tests.train.reference import held_out_loss, training_losses
+from train import metrics
+from train.pipeline import RAY_ENV, TrainingPipeline, TrainingResult, train_model
+
+pytestmark = [
+    pytest.mark.ray,
+    # Ray Data, which Ray Train imports, sets its own deprecated options.
+    pytest.mark.filterwarnings("ignore:`.*` is deprecated:DeprecationWarning:ray.data"),
+    # PEFT asks transformers by an old name.
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    pytest.mark.timeout(600),  # workers take half a minute to start on a busy machine
+]
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_cluster() -> Iterator[None]:
+    """One local Ray for all runs of this module."""
+    with ray_session(ClusterConfig(), min_cpus=2, env={**RAY_ENV, "OMP_NUM_THREADS": "1"}):
+        yield
+
+
+def with_stage(root: TrainRoot, stage: int, **trainer: Any) -> TrainRoot:
+    deepspeed = DeepSpeedConfig(zero_stage=stage)
+    return replace(root, deepspeed=deepspeed, trainer=replace(root.trainer, **trainer))
+
+
+def run(root: TrainRoot) -> TrainingResult:
+    assert root.trainer.output_dir is not None
+    manager = ModelManager(Path(root.trainer.output_dir) / "cache")
+    console = Console(file=io.StringIO())
+    return TrainingPipeline(root, manager=manager, console=console).run()
+
+
+def test_zero1_with_accumulation_matches_plain_pytorch(root: TrainRoot, model_dir: Path) -> None:
+    root = with_stage(root, 1, accumulation=2, batch_size=1, gradient_checkpointing=True)
+    result = run(root)
+    assert result.losses == pytest.approx(training_losses(root, model_dir), abs=TOLERANCE)
+
+
+def test_zero2_run_from_curve_to_export(root: TrainRoot, model_dir: Path) -> None:
+    """One run, many claims: a run costs half a minute."""
+    root = with_stage(root, 2)
+    root = replace(root, tracking=TrackingConfig(wandb="offline", tensorboard=True))
+    result = run(root)
+
+    assert result.losses == pytest.approx(training_losses(root, model_dir), abs=TOLERANCE)
+    assert result.loss_before == pytest.approx(held_out_loss(root, model_dir), abs=TOLERANCE)
+    assert result.loss_after == pytest.approx(held_out_loss(root, result.model_dir), abs=TOLERANCE)
+    assert result.loss_after < result.loss_before - 0.5
+    assert (result.run_name, result.steps) == ("tiny", 8)
+    assert result.tokens == metrics.read(result.run_dir)[-2]["tokens"]
+    assert_plain_transformers_generates(result.model_dir)
+    assert load_model(replace(root.model, name=str(result.model_dir))).policy == root.policy
+    assert_curves_are_logged(result)
+    assert_other_config_is_refused(root)
+    assert_continues_by_name(root, result)
+
+
+def assert_plain_transformers_generates(folder: Path) -> None:
+    assert "hybrid" not in (folder / "config.json").read_text()
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(folder),
+        AutoTokenizer.from_pretrained(folder),
+    )
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "budget"}], add_generation_prompt=True, return_tensors="pt"
+    )["input_ids"]
+    assert (
+        model.generate(prompt, max_new_tokens=4, min_new_tokens=4).shape[1] == prompt.shape[1] + 4
+    )
+
+
+def assert_curves_are_logged(result: TrainingResult) -> None:
+    events = EventAccumulator(str(result.run_dir / "tensorboard")).Reload()
+    logged = {event.step: event.value for event in events.Scalars("loss")}
+    assert logged == pytest.approx(dict(enumerate(result.losses, start=1)))
+    assert {"eval_loss", "learning_rate", "grad_norm", "tokens_per_second"} <= set(
+        events.Tags()["scalars"]
+    )
+    (offline,) = (result.run_dir / "wandb").glob("offline-run-*/run-tiny.wandb")
+    assert all(str(loss).encode() in offline.read_bytes() for loss in result.losses)
+
+
+def assert_other_config_is_refused(root: TrainRoot) -> None:
+    other = replace(root, policy=replace(root.policy, budget=32))
+    with pytest.raises(ConfigError, match=r"policy\.budget=32 \(was 24\)"):
+        run(other)
+
+
+def assert_continues_by_name(root: TrainRoot, first: TrainingResult) -> None:
+    longer = replace(root, trainer=replace(root.trainer, steps=10))
+    result = asyncio.run(train_model(longer, console=Console(file=io.StringIO())))
+    assert result.losses[:8] == first.losses
+    assert (len(result.losses), result.loss_before) == (10, first.loss_before)
+    assert json.loads((result.run_dir / "run.json").read_text())["trainer"]["steps"] == 10
+    assert result.loss_after == pytest.approx(held_out_loss(root, result.model_dir), abs=TOLERANCE)
+
+
+def test_killed_worker_resumes_on_the_same_curve(root: TrainRoot, model_dir: Path) -> None:
+    root = with_stage(root, 3, steps=12)
+    assert root.trainer.output_dir is not None
+    run_dir = Path(root.trainer.output_dir) / "tiny"
+    killer = threading.Thread(target=kill_a_worker_after, args=(run_dir, 5))
+    killer.start()
+    result = run(root)
+    killer.join()
+
+    records = metrics.read(run_dir)
+    assert [record for record in records if "failure" in record]
+    assert len([record for record in records if "loss" in record]) > 12  # some steps came twice
+    assert result.losses == pytest.approx(training_losses(root, model_dir), abs=TOLERANCE)
+    assert result.loss_after == pytest.approx(held_out_loss(root, result.model_dir), abs=TOLERANCE)
+    assert len(list((run_dir / "checkpoints").iterdir())) == root.trainer.keep_checkpoints
+
+
+def kill_a_worker_after(run_dir: Path, step: int) -> None:
+    """SIGKILL, which leaves a process no moment to react."""
+    while max(metrics.series(metrics.read(run_dir), "loss"), default=0) < step:
+        time.sleep(0.02)
+    workers = [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "RayTrainWorker" in " ".join(process.cmdline())
+    ]
+    workers[0].kill()
+
+
+@pytest.mark.parametrize(("stage", "workers", "export"), [(2, 1, "adapter"), (3, 2, "merged")])
+def test_lora_run_exports_what_it_trained(
+    root: TrainRoot, stage: int, workers: int, export: str
+) -> None:
+    lora = {"method": "lora", "export": export, "learning_rate": 1e-2, "steps": 4}
+    root = with_stage(root, stage, num_workers=workers, **lora)
+    result = run(root)
+
+    loaded = load_model(replace(root.model, name=str(result.model_dir)))
+    assert loaded.policy == root.policy
+    assert (result.model_dir / "adapter_config.json").exists() == (export == "adapter")
+    merged = result.run_dir / "loaded"
+    loaded.model.save_pretrained(merged)
+    loaded.tokenizer.save_pretrained(merged)
+    assert result.loss_after == pytest.approx(held_out_loss(root, merged), abs=TOLERANCE)
+    assert result.loss_after < result.loss_before - 0.05
+
+
+def test_failing_worker_ends_the_run_and_says_why(root: TrainRoot) -> None:
+    root = with_stage(root, 1, num_workers=1, learning_rate=1e39, max_failures=0)
+    with pytest.raises(TrainingFailedError, match=r"lower trainer\.learning_rate"):
+        run(root)
+    assert root.trainer.output_dir is not None
+    run_dir = Path(root.trainer.output_dir) / "tiny"
+    (failure, *_) = [r["failure"] for r in metrics.read(run_dir) if "failure" in r]
+    assert "FloatingPointError: the loss is nan" in failure
+    assert not (run_dir / "model").exists()

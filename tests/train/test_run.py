@@ -1,0 +1,142 @@
+"""A run's folder: names, what may be resumed, and what is refused before anything starts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig
+
+from llamahome.config import ConfigError, PolicyConfig, TrainRoot
+from llamahome.data import DataError
+from llamahome.models import ModelManager, ModelNotFoundError, write_policy
+from train.run import prepare_run
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> ModelManager:
+    return ModelManager(tmp_path / "cache")
+
+
+def changed(root: TrainRoot, group: str, **values: Any) -> TrainRoot:
+    return replace(root, **{group: replace(getattr(root, group), **values)})
+
+
+def test_runs_without_a_name_get_names_of_their_own(root: TrainRoot, manager: ModelManager) -> None:
+    unnamed = changed(root, "trainer", run_name=None, output_dir=None)
+    runs = [prepare_run(unnamed, manager) for _ in range(3)]
+    assert len({run.name for run in runs}) == 3
+    assert all(run.name.startswith("tiny-h2o-") for run in runs)
+    assert all(run.directory.parent == manager.runs_dir for run in runs)
+
+
+def test_the_run_file_says_what_was_started(root: TrainRoot, manager: ModelManager) -> None:
+    run = prepare_run(root, manager)
+    started = json.loads((run.directory / "run.json").read_text())
+    assert started["policy"]["budget"] == 24
+    assert started["trainer"]["learning_rate"] == root.trainer.learning_rate
+
+
+def test_relative_paths_are_looked_up_for_workers_elsewhere(
+    root: TrainRoot, manager: ModelManager, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(model_dir.parent)
+    run = prepare_run(changed(root, "model", name=model_dir.name), manager)
+    assert run.root.model.name == str(model_dir)
+    assert Path(run.root.data.train_file).is_absolute()
+
+
+@pytest.mark.parametrize(
+    ("group", "values"),
+    [
+        ("trainer", {"steps": 20}),
+        ("trainer", {"max_grad_norm": 2.0}),
+        ("trainer", {"checkpoint_every": 1}),
+        ("trainer", {"lora": {"r": 4}}),  # a full run has none
+        ("tracking", {"tensorboard": True}),
+    ],
+)
+def test_a_run_resumes_with_settings_its_checkpoints_do_not_depend_on(
+    root: TrainRoot, manager: ModelManager, group: str, values: dict[str, Any]
+) -> None:
+    first = prepare_run(root, manager)
+    if "lora" in values:
+        values = {"lora": replace(root.trainer.lora, **values["lora"])}
+    assert prepare_run(changed(root, group, **values), manager).directory == first.directory
+
+
+@pytest.mark.parametrize(
+    ("group", "values", "named"),
+    [
+        ("policy", {"budget": 32}, r"policy\.budget=32 \(was 24\)"),
+        ("policy", {"name": "window"}, r"policy\.name='window' \(was 'h2o'\)"),
+        ("data", {"context_length": 64}, r"data\.context_length=64 \(was 160\)"),
+        ("trainer", {"method": "lora"}, r"trainer\.method='lora' \(was 'full'\)"),
+        ("trainer", {"learning_rate": 1e-5}, r"trainer\.learning_rate=1e-05 \(was 0\.003\)"),
+        ("trainer", {"seed": 1}, r"trainer\.seed=1 \(was 0\)"),
+        ("trainer", {"num_workers": 1}, r"trainer\.num_workers=1 \(was 2\)"),
+        ("deepspeed", {"zero_stage": 3}, r"deepspeed\.zero_stage=3 \(was 2\)"),
+    ],
+)
+def test_a_name_is_refused_for_another_config(
+    root: TrainRoot, manager: ModelManager, group: str, values: dict[str, Any], named: str
+) -> None:
+    first = prepare_run(root, manager)
+    before = (first.directory / "run.json").read_text()
+    with pytest.raises(ConfigError, match=named):
+        prepare_run(changed(root, group, **values), manager)
+    assert (first.directory / "run.json").read_text() == before
+
+
+def test_other_adapters_are_refused(root: TrainRoot, manager: ModelManager) -> None:
+    lora = changed(root, "trainer", method="lora")
+    prepare_run(lora, manager)
+    wider = changed(lora, "trainer", lora=replace(lora.trainer.lora, r=4))
+    with pytest.raises(ConfigError, match=r"trainer\.lora="):
+        prepare_run(wider, manager)
+
+
+def test_a_carried_policy_is_taken_from_the_model(
+    root: TrainRoot, manager: ModelManager, model_dir: Path, tmp_path: Path
+) -> None:
+    carrying = tmp_path / "carrying"
+    carrying.mkdir()
+    for file in model_dir.iterdir():
+        (carrying / file.name).symlink_to(file)
+    config = AutoConfig.from_pretrained(model_dir)
+    write_policy(config, PolicyConfig(name="window", budget=20, recent=8, interval=8))
+    (carrying / "config.json").unlink()
+    config.save_pretrained(carrying)
+
+    carried = replace(root, policy=PolicyConfig(name="carried", budget=None))
+    run = prepare_run(changed(carried, "model", name=str(carrying)), manager)
+    assert (run.root.policy.name, run.root.policy.budget) == ("window", 20)
+    with pytest.raises(ConfigError, match="carries none"):
+        prepare_run(carried, manager)
+
+
+@pytest.mark.parametrize(
+    ("group", "values", "error", "named"),
+    [
+        ("model", {"dtype": "bfloat16"}, ConfigError, "trainer.precision"),
+        ("model", {"name": "no-such-model"}, ModelNotFoundError, "no-such-model"),
+        ("data", {"context_length": 512}, ConfigError, "exceeds the 256 tokens"),
+        ("data", {"train_file": "no-such.jsonl"}, DataError, "no-such.jsonl"),
+        ("data", {"limit": 3}, DataError, "workers"),
+        ("trainer", {"batch_size": 64}, DataError, "trainer.batch_size"),
+    ],
+)
+def test_what_cannot_train_is_refused_and_leaves_no_folder(
+    root: TrainRoot,
+    manager: ModelManager,
+    group: str,
+    values: dict[str, Any],
+    error: type[Exception],
+    named: str,
+) -> None:
+    with pytest.raises(error, match=named):
+        prepare_run(changed(root, group, **values), manager)
+    assert not Path(str(root.trainer.output_dir)).exists()

@@ -1,0 +1,63 @@
+"""Curves: each value once, in order, where the config says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from llamahome.config import TrackingConfig
+from train import metrics
+from train.tracking import track
+
+TENSORBOARD = TrackingConfig(wandb="disabled", tensorboard=True)
+
+
+def logged(run_dir: Path, name: str) -> list[tuple[int, float]]:
+    events = EventAccumulator(str(run_dir / "tensorboard")).Reload().Scalars(name)
+    return [(event.step, event.value) for event in events]
+
+
+def test_values_are_logged_by_step(tmp_path: Path) -> None:
+    with track(TENSORBOARD, tmp_path, {}) as observe:
+        observe({"step": 0, "eval_loss": 4.0})
+        observe({"step": 1, "loss": 3.0, "grad_norm": 0.5})
+        observe({"failure": "worker 0: killed"})
+    assert logged(tmp_path, "loss") == [(1, 3.0)]
+    assert logged(tmp_path, "grad_norm") == [(1, 0.5)]
+    assert logged(tmp_path, "eval_loss") == [(0, 4.0)]
+
+
+def test_steps_repeated_after_a_restart_are_logged_once(tmp_path: Path) -> None:
+    with track(TENSORBOARD, tmp_path, {}) as observe:
+        for step in (1, 2, 3, 2, 3, 4):
+            observe({"step": step, "loss": float(step)})
+        observe({"step": 4, "eval_loss": 1.0})
+    assert logged(tmp_path, "loss") == [(n, float(n)) for n in (1, 2, 3, 4)]
+    assert logged(tmp_path, "eval_loss") == [(4, 1.0)]
+
+
+def test_a_resumed_run_goes_on_where_its_records_end(tmp_path: Path) -> None:
+    for step in (1, 2):
+        metrics.append(tmp_path, {"step": step, "loss": 1.0})
+    with track(TENSORBOARD, tmp_path, {}) as observe:
+        for step in (2, 3):
+            observe({"step": step, "loss": 1.0})
+    assert logged(tmp_path, "loss") == [(3, 1.0)]
+
+
+def test_wandb_writes_offline_into_the_run(tmp_path: Path) -> None:
+    tracking = TrackingConfig(wandb="offline", tensorboard=False)
+    for step in (1, 2):  # the second time the run is resumed
+        with track(tracking, tmp_path, {"trainer": {"steps": 2}}) as observe:
+            observe({"step": step, "loss": 0.123456789})
+    files = list((tmp_path / "wandb").glob(f"offline-run-*/run-{tmp_path.name}.wandb"))
+    assert files
+    assert all(b"0.123456789" in file.read_bytes() for file in files)
+    assert not (tmp_path / "tensorboard").exists()
+
+
+def test_disabled_tracking_writes_nothing(tmp_path: Path) -> None:
+    with track(TrackingConfig(wandb="disabled", tensorboard=False), tmp_path, {}) as observe:
+        observe({"step": 1, "loss": 1.0})
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,41 @@
+"""DeepSpeed's own config, from ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llamahome.config import DeepSpeedConfig, TrainerConfig
+
+NEVER = 2**31
+
+
+def deepspeed_config(deepspeed: DeepSpeedConfig, trainer: TrainerConfig) -> dict[str, Any]:
+    """What `deepspeed.initialize` and transformers' `HfDeepSpeedConfig` are given.
+
+    The optimiser and the schedule are ours (torch's), so that no DeepSpeed kernel is compiled.
+    """
+    return {
+        "train_micro_batch_size_per_gpu": trainer.batch_size,
+        "gradient_accumulation_steps": trainer.accumulation,
+        "gradient_clipping": trainer.max_grad_norm,
+        "bf16": {"enabled": trainer.precision == "bf16"},
+        "zero_optimization": _zero(deepspeed),
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": NEVER,
+    }
+
+
+def _zero(deepspeed: DeepSpeedConfig) -> dict[str, Any]:
+    zero: dict[str, Any] = {
+        "stage": deepspeed.zero_stage,
+        "reduce_bucket_size": deepspeed.bucket_size,
+        "allgather_bucket_size": deepspeed.bucket_size,
+    }
+    if deepspeed.zero_stage == 3:
+        zero["stage3_prefetch_bucket_size"] = deepspeed.bucket_size
+    if deepspeed.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    if deepspeed.offload_parameters:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+    return zero

@@ -1,0 +1,48 @@
+"""Which log lines reach the user: a run's own and every warning, but not each library's news.
+
+Ray is told to keep its processes' output to itself (`llamahome.cluster`), so what workers and the
+controller have to say goes among the run's records.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from ray.train import UserCallback
+
+from train import metrics
+
+
+class RecordFailures(UserCallback):
+    """Runs in Ray's controller, which outlives the workers."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        for rank, error in sorted(worker_exceptions.items()):
+            # Of a traceback the last line, of Ray's explanations the first sentence.
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            metrics.append(self.run_dir, {"failure": f"worker {rank}: {lines[-1].split('. ')[0]}"})
+
+
+class RecordWarnings(logging.Handler):
+    """Runs in a worker."""
+
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__(logging.WARNING)
+        self.run_dir = run_dir
+
+    def emit(self, record: logging.LogRecord) -> None:
+        metrics.append(self.run_dir, {"warning": f"{record.name}: {record.getMessage()}"})
+
+
+def record_warnings(run_dir: Path) -> None:
+    """Put this worker's warnings among the run's records."""
+    handler = RecordWarnings(run_dir)
+    for name in (None, "DeepSpeed"):  # DeepSpeed's logger passes nothing on to the root
+        logging.getLogger(name).addHandler(handler)
+    # The driver has built the same rows and has said what it saw.
+    logging.getLogger("train.data").setLevel(logging.ERROR)

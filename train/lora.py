@@ -1,0 +1,34 @@
+"""LoRA adapters, configured by llama-recipes and put in place by PEFT."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from peft import PeftModel, get_peft_model
+from transformers import PreTrainedModel
+
+from llamahome.config import LoraConfig
+from train.recipes import quiet_recipes
+
+
+def add_adapters(model: PreTrainedModel, lora: LoraConfig, base: str) -> PeftModel:
+    """`model` with its weights frozen and adapters to train.
+
+    Args:
+        base: name of the model, written into the adapter so that it finds its base again.
+    """
+    with quiet_recipes():
+        from llama_recipes.configs import train_config
+        from llama_recipes.utils.config_utils import generate_peft_config
+    config = generate_peft_config(
+        train_config(use_peft=True, peft_method="lora"),
+        {
+            "r": lora.r,
+            "lora_alpha": lora.alpha,
+            "lora_dropout": lora.dropout,
+            "target_modules": list(lora.target_modules),
+        },
+    )
+    config.base_model_name_or_path = base
+    # DeepSpeed holds weights and adapters in one precision.
+    return cast(PeftModel, get_peft_model(model, config, autocast_adapter_dtype=False))

@@ -1,0 +1,74 @@
+"""What a run reports, one JSON line each in its folder: steps, evaluations, failures, warnings.
+
+The workers append, the driver follows: nothing but the file lies between them, and it outlives
+both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+Record = dict[str, Any]
+Observer = Callable[[Record], None]
+
+FILE_NAME = "metrics.jsonl"
+POLL_S = 0.2
+
+
+def append(run_dir: Path, record: Record) -> None:
+    """Add one record in one write, so that a worker killed at any moment leaves whole lines."""
+    with (run_dir / FILE_NAME).open("ab", buffering=0) as file:
+        file.write(json.dumps(record).encode() + b"\n")
+
+
+def read(run_dir: Path) -> list[Record]:
+    """All records, oldest first; steps repeated after a restart appear again."""
+    path = run_dir / FILE_NAME
+    return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+
+
+def series(records: Sequence[Record], name: str) -> dict[int, float]:
+    """The values of one metric by step; of a repeated step, the last."""
+    return {record["step"]: record[name] for record in records if name in record}
+
+
+@contextmanager
+def follow(run_dir: Path, observers: Sequence[Observer]) -> Iterator[None]:
+    """Hand every record that is added during the block to `observers`, in a thread."""
+    path = run_dir / FILE_NAME
+    path.touch()
+    done = threading.Event()
+    with ThreadPoolExecutor(1, thread_name_prefix="metrics") as executor:
+        following = executor.submit(_follow, path, path.stat().st_size, observers, done)
+        try:
+            yield
+        finally:
+            done.set()
+        following.result()
+
+
+def _follow(path: Path, offset: int, observers: Sequence[Observer], done: threading.Event) -> None:
+    with path.open("rb") as file:
+        file.seek(offset)
+        while True:
+            last_look = done.wait(POLL_S)
+            for record in _new_records(file):
+                for observe in observers:
+                    observe(record)
+            if last_look:
+                return
+
+
+def _new_records(file: BinaryIO) -> Iterator[Record]:
+    while line := file.readline():
+        if not line.endswith(b"\n"):  # shared storage may show a line before its end
+            file.seek(-len(line), os.SEEK_CUR)
+            return
+        yield json.loads(line)

@@ -1,0 +1,57 @@
+"""The model as it is trained: in training's precision, under hybrid attention, with adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations.deepspeed import HfDeepSpeedConfig
+
+from llamahome.attention import HybridAttention
+from llamahome.config import ModelConfig, TrainRoot
+from llamahome.models import load_model
+from train.lora import add_adapters
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+def model_to_train(root: TrainRoot) -> ModelConfig:
+    """The model to load, in the precision that it is trained in."""
+    return replace(root.model, dtype=DTYPES[root.trainer.precision])
+
+
+def prepare_model(
+    root: TrainRoot, settings: dict[str, Any]
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+    """Load the model, each worker its shards alone under ZeRO-3, and make it ready to train.
+
+    Args:
+        settings: DeepSpeed's config.
+    """
+    trainer = root.trainer
+    with _sharded_loading(settings):
+        loaded = load_model(model_to_train(root))
+        model = loaded.model
+        HybridAttention.attach(model)
+        if trainer.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        if trainer.method == "lora":
+            return add_adapters(model, trainer.lora, root.model.name), loaded.tokenizer
+        return model, loaded.tokenizer
+
+
+@contextmanager
+def _sharded_loading(settings: dict[str, Any]) -> Iterator[None]:
+    """Under ZeRO-3, have transformers shard each parameter as soon as it exists."""
+    if settings["zero_optimization"]["stage"] < 3:
+        yield
+        return
+    loading = HfDeepSpeedConfig(settings)
+    try:
+        yield
+    finally:
+        del loading  # transformers only holds it weakly: from here on, models load whole again

@@ -1,0 +1,157 @@
+"""Fine-tuning under a policy, from a config to an exported model."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from rich.console import Console
+
+from llamahome.cluster import ray_session
+from llamahome.config import TrainRoot
+from llamahome.models import ModelManager
+from train import metrics
+from train.logs import RecordFailures
+from train.progress import plain_console, show_progress
+from train.run import Run, prepare_run
+from train.tracking import track
+
+# A report waits for the controller's next look at the workers; every two seconds is Ray's default.
+RAY_ENV = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """What a run came to.
+
+    Attributes:
+        run_name, run_dir: of the run.
+        model_dir: the exported Hugging Face folder, which carries the policy.
+        loss_before, loss_after: held-out loss under the policy, before and after training.
+        steps, tokens: optimiser steps done and tokens read.
+        losses: training loss of each step.
+    """
+
+    run_name: str
+    run_dir: Path
+    model_dir: Path
+    loss_before: float
+    loss_after: float
+    steps: int
+    tokens: int
+    losses: list[float]
+
+
+class TrainingPipeline:
+    """One fine-tuning run.
+
+    Args:
+        root: its config.
+        manager: finds the model and says where runs live; None is the default one.
+        console: shows progress; None is standard output.
+    """
+
+    def __init__(
+        self,
+        root: TrainRoot,
+        *,
+        manager: ModelManager | None = None,
+        console: Console | None = None,
+    ) -> None:
+        self.root = root
+        self.manager = manager or ModelManager()
+        self.console = console or plain_console()
+
+    def run(self) -> TrainingResult:
+        """Train, or resume the run that `trainer.run_name` names, and export the model.
+
+        Raises:
+            ConfigError, DataError, ModelError: before any worker starts, with what to change.
+            ray.train.TrainingFailedError: after `trainer.max_failures` restarts.
+        """
+        run = prepare_run(self.root, self.manager)
+        self.console.print(_headline(run))
+        tracking, directory = run.root.tracking, run.directory
+        with (
+            track(tracking, directory, asdict(run.root)) as curves,
+            show_progress(self.console, run.root.trainer.steps) as progress,
+            metrics.follow(directory, [progress, curves]),
+            _session(run.root),
+        ):
+            _trainer(run).fit()
+        return _result(run)
+
+
+async def train_model(root: TrainRoot, *, console: Console | None = None) -> TrainingResult:
+    """`TrainingPipeline.run` for asynchronous callers: it trains in a thread."""
+    return await asyncio.to_thread(TrainingPipeline(root, console=console).run)
+
+
+def _headline(run: Run) -> str:
+    root = run.root
+    return (
+        f"run {run.name} in {run.directory}\n{root.model.name} under {root.policy.name}, "
+        f"{root.trainer.method} fine-tuning for {root.trainer.steps} steps on "
+        f"{root.trainer.num_workers} workers; starting Ray"
+    )
+
+
+def _session(root: TrainRoot) -> AbstractContextManager[None]:
+    """Ray for this run; a session that the caller has opened is used as it is."""
+    if ray.is_initialized():
+        return nullcontext()
+    cpus = root.trainer.num_workers * root.trainer.cpus_per_worker
+    return ray_session(root.cluster, min_cpus=cpus, env=RAY_ENV)
+
+
+def _work(config: dict[str, Any]) -> None:
+    from train.worker import run_worker  # DeepSpeed is for workers: it looks for their device
+
+    run_worker(config)
+
+
+def _trainer(run: Run) -> TorchTrainer:
+    trainer = run.root.trainer
+    resources = {"CPU": trainer.cpus_per_worker, **({"GPU": 1} if trainer.use_gpu else {})}
+    return TorchTrainer(
+        _work,
+        train_loop_config={"root": run.root, "run_dir": str(run.directory)},
+        torch_config=TorchConfig(backend="nccl" if trainer.use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=trainer.num_workers,
+            use_gpu=trainer.use_gpu,
+            resources_per_worker=resources,
+        ),
+        run_config=RunConfig(  # type: ignore[call-arg]  # Ray's types are still those of V1
+            name=run.name,
+            storage_path=str(run.directory.parent),
+            failure_config=FailureConfig(max_failures=trainer.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=trainer.keep_checkpoints),
+            callbacks=[RecordFailures(run.directory)],  # type: ignore[list-item]
+            worker_runtime_env={
+                "env_vars": {"DS_ACCELERATOR": "cuda" if trainer.use_gpu else "cpu"}
+            },
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    )
+
+
+def _result(run: Run) -> TrainingResult:
+    records = metrics.read(run.directory)
+    losses, held_out = metrics.series(records, "loss"), metrics.series(records, "eval_loss")
+    return TrainingResult(
+        run_name=run.name,
+        run_dir=run.directory,
+        model_dir=run.model_dir,
+        loss_before=held_out[0],
+        loss_after=held_out[max(held_out)],
+        steps=max(losses),
+        tokens=int(metrics.series(records, "tokens")[max(losses)]),
+        losses=[losses[step] for step in sorted(losses)],
+    )

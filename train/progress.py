@@ -1,0 +1,85 @@
+"""A run on the screen: a bar in a terminal, a line every tenth of the way elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from train.metrics import Observer, Record
+
+
+def plain_console(stderr: bool = False) -> Console:
+    """Text as it is: no markup, and lines broken by the terminal alone, so paths stay whole."""
+    return Console(stderr=stderr, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def show_progress(console: Console, steps: int) -> Iterator[Observer]:
+    """An observer that shows loss, tokens per second and time left on `console`."""
+    if not console.is_terminal:
+        yield _lines(console, steps)
+        return
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[news]}"),
+        TimeRemainingColumn(),
+        console=console,
+    ) as progress:
+        yield _bar(progress, steps)
+
+
+def _bar(progress: Progress, steps: int) -> Observer:
+    task = progress.add_task("starting workers", total=steps, news="")
+
+    def observe(record: Record) -> None:
+        if "loss" in record:
+            progress.update(
+                task, description="training", completed=record["step"], news=_news(record)
+            )
+        elif message := _message(record):
+            progress.console.print(message)
+
+    return observe
+
+
+def _lines(console: Console, steps: int) -> Observer:
+    shown = -1
+
+    def observe(record: Record) -> None:
+        nonlocal shown
+        if "loss" in record:
+            tenth = 10 * record["step"] // steps
+            if tenth == shown:
+                return
+            shown = tenth
+            console.print(f"step {record['step']}/{steps}  {_news(record)}")
+        elif message := _message(record):
+            console.print(message)
+
+    return observe
+
+
+def _news(record: Record) -> str:
+    return f"loss {record['loss']:.3f}  {record['tokens_per_second']:,.0f} tokens/s"
+
+
+def _message(record: Record) -> str | None:
+    """One line for a record that is no training step; None when it has nothing to say."""
+    if "eval_loss" in record:
+        return f"step {record['step']}: held-out loss {record['eval_loss']:.4f}"
+    if "failure" in record:
+        return f"a worker failed: {record['failure']}"
+    if "warning" in record:
+        return f"warning: {record['warning']}"
+    return None

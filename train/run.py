@@ -1,0 +1,177 @@
+"""A run's folder: its name, what it was started with, and whether it may be resumed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from llamahome.config import ConfigError, PolicyConfig, TrainRoot
+from llamahome.config.policy import CARRIED
+from llamahome.models import ModelInfo, ModelManager
+from llamahome.models.adapters import adapter_chain
+from train.data import batches, build_datasets, eval_batches, resolve_files
+
+RUN_FILE = "run.json"
+# What checkpoints hold, and the order of the data, only make sense together with these.
+FIXED_GROUPS = ("model", "policy", "data")
+FIXED_TRAINER_KEYS = (
+    "method",
+    "precision",
+    "learning_rate",
+    "weight_decay",
+    "seed",
+    "batch_size",
+    "accumulation",
+    "num_workers",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A prepared run.
+
+    Attributes:
+        root: the config with everything looked up: absolute files, the policy itself.
+        directory: holds run.json, metrics.jsonl, checkpoints, curves and the exported model.
+    """
+
+    root: TrainRoot
+    directory: Path
+
+    @property
+    def name(self) -> str:
+        return self.directory.name
+
+    @property
+    def model_dir(self) -> Path:
+        return self.directory / "model"
+
+
+def prepare_run(root: TrainRoot, manager: ModelManager) -> Run:
+    """Look up model, policy and files, and make the run's folder or find it again.
+
+    Raises:
+        ConfigError: for a config that cannot train this model, or that differs from the one the
+            named run was started with in what its checkpoints depend on.
+        DataError: for data that cannot be used, or is too little for this many workers.
+        ModelError: for a model that cannot be used.
+    """
+    manager.resolve(root.model.name, root.model.revision)
+    model = manager.describe(root.model.name, root.model.revision)
+    root = _looked_up(root, model)
+    _check_data(root, model, manager)
+    output_dir = root.trainer.output_dir
+    runs_dir = Path(output_dir).expanduser().resolve() if output_dir else manager.runs_dir
+    directory = _named(runs_dir, root) if root.trainer.run_name else _new(runs_dir, root)
+    (directory / RUN_FILE).write_text(json.dumps(asdict(root), indent=1) + "\n")
+    return Run(root, directory)
+
+
+def _looked_up(root: TrainRoot, model: ModelInfo) -> TrainRoot:
+    """`root` as the workers need it: they run elsewhere, and must all train the same."""
+    if root.model.dtype != "auto":
+        raise ConfigError(
+            f"model.dtype={root.model.dtype!r}: a run trains in trainer.precision; "
+            "leave model.dtype=auto"
+        )
+    if root.data.context_length > model.context_length:
+        raise ConfigError(
+            f"data.context_length={root.data.context_length} exceeds the {model.context_length} "
+            f"tokens of {model.name}; lower it"
+        )
+    name = str(model.path) if model.kind == "local" else model.name
+    return replace(
+        root,
+        model=replace(root.model, name=name),
+        policy=_policy(root.policy, model),
+        data=resolve_files(root.data),
+    )
+
+
+def _policy(policy: PolicyConfig, model: ModelInfo) -> PolicyConfig:
+    if policy.name != CARRIED:
+        return policy
+    if model.policy is None:
+        raise ConfigError(f"policy.name=carried: {model.name} carries none; name one, like h2o")
+    return model.policy
+
+
+def _check_data(root: TrainRoot, model: ModelInfo, manager: ModelManager) -> None:
+    """Build what the workers will build: better one error now than one in each of them later."""
+    folders = adapter_chain(model.path, manager.resolve)
+    folder = next((f for f in folders if (f / "tokenizer_config.json").is_file()), model.path)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    data, trainer = build_datasets(root.data, tokenizer, root.trainer.seed), root.trainer
+    share = {"rank": 0, "world_size": trainer.num_workers, "pad_id": 0}
+    batches(
+        data.train,
+        data=root.data,
+        batch_size=trainer.batch_size,
+        seed=trainer.seed,
+        start_step=0,
+        **share,
+    )
+    eval_batches(data.eval, batch_size=trainer.batch_size, limit=trainer.eval_batches, **share)
+
+
+def _named(runs_dir: Path, root: TrainRoot) -> Path:
+    directory = runs_dir / str(root.trainer.run_name)
+    started = directory / RUN_FILE
+    if started.is_file():
+        _check_same(json.loads(started.read_text()), asdict(root), directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def _check_same(started: dict[str, Any], asked: dict[str, Any], directory: Path) -> None:
+    before, now = _fixed(started), _fixed(asked)
+    different = [
+        f"{key}={now.get(key)!r} (was {value!r})"
+        for key, value in before.items()
+        if now.get(key) != value
+    ]
+    if different:
+        raise ConfigError(
+            f"trainer.run_name={directory.name!r} exists and was started with another config: "
+            f"{', '.join(different)}. Choose a new trainer.run_name, set these back to resume, "
+            f"or remove {directory}"
+        )
+
+
+def _fixed(root: dict[str, Any]) -> dict[str, Any]:
+    fixed = {
+        f"{group}.{key}": value for group in FIXED_GROUPS for key, value in root[group].items()
+    }
+    fixed.update({f"trainer.{key}": root["trainer"][key] for key in FIXED_TRAINER_KEYS})
+    if root["trainer"]["method"] == "lora":
+        fixed["trainer.lora"] = root["trainer"]["lora"]
+    fixed["deepspeed.zero_stage"] = root["deepspeed"]["zero_stage"]
+    return fixed
+
+
+def _new(runs_dir: Path, root: TrainRoot) -> Path:
+    """A folder of a name that no run has yet, reserved by making it."""
+    for name in _names(root):
+        try:
+            (runs_dir / name).mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return runs_dir / name
+    raise AssertionError("names do not end")
+
+
+def _names(root: TrainRoot) -> Iterator[str]:
+    model = re.sub(r"[^a-z0-9.]+", "-", Path(root.model.name).name.lower()).strip("-.")
+    base = f"{model}-{root.policy.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    yield base
+    number = 2
+    while True:
+        yield f"{base}-{number}"
+        number += 1

@@ -1,0 +1,86 @@
+"""wandb and TensorBoard, fed from the run's records in the driver: keys never leave it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from llamahome.config import TrackingConfig
+from train import metrics
+
+METRICS = ("loss", "eval_loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second")
+Log = Callable[[int, Mapping[str, float]], None]
+
+
+@contextmanager
+def track(
+    tracking: TrackingConfig, run_dir: Path, settings: Mapping[str, Any]
+) -> Iterator[metrics.Observer]:
+    """An observer that logs a run's curves where `tracking` says, closed after the block.
+
+    Args:
+        settings: the run's config, shown beside the curves.
+    """
+    with ExitStack() as stack:
+        logs: list[Log] = []
+        if tracking.wandb != "disabled":
+            logs.append(stack.enter_context(_wandb(tracking, run_dir, settings)))
+        if tracking.tensorboard:
+            logs.append(stack.enter_context(_tensorboard(run_dir)))
+        yield _once_each(logs, metrics.read(run_dir))
+
+
+def _once_each(logs: list[Log], logged: list[metrics.Record]) -> metrics.Observer:
+    """Steps that a restarted run repeats are left out: they are the same, and wandb wants order."""
+    last: dict[str, int] = {}
+
+    def new_values(record: metrics.Record) -> dict[str, float]:
+        step = record.get("step", -1)
+        values = {
+            name: record[name] for name in METRICS if name in record and step > last.get(name, -1)
+        }
+        for name in values:
+            last[name] = step
+        return values
+
+    def observe(record: metrics.Record) -> None:
+        if values := new_values(record):
+            for log in logs:
+                log(record["step"], values)
+
+    for record in logged:
+        new_values(record)
+    return observe
+
+
+@contextmanager
+def _wandb(tracking: TrackingConfig, run_dir: Path, settings: Mapping[str, Any]) -> Iterator[Log]:
+    import wandb
+
+    run = wandb.init(
+        mode=tracking.wandb,  # type: ignore[arg-type]  # checked by TrackingConfig
+        project=tracking.project,
+        entity=tracking.entity,
+        dir=run_dir,
+        id=run_dir.name,
+        name=run_dir.name,
+        resume="allow",
+        config=dict(settings),
+        settings=wandb.Settings(silent=True, console="off"),
+    )
+    with run:
+        yield lambda step, values: run.log(dict(values), step=step)
+
+
+@contextmanager
+def _tensorboard(run_dir: Path) -> Iterator[Log]:
+    from torch.utils.tensorboard import SummaryWriter
+
+    def log(step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)
+
+    with SummaryWriter(log_dir=str(run_dir / "tensorboard")) as writer:
+        yield log
