@@ -1,0 +1,70 @@
+# No activated environment is needed: every target calls .venv by path.
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+UV_VERSION := 0.13.9
+PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null \
+	&& { echo $$p; break; }; done)
+# uv does not read pip's variables; a machine with its own wheels sets PIP_FIND_LINKS.
+FIND_LINKS := UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-}}"
+
+.PHONY: help
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: install
+install: $(INSTALLED)  ## .venv with every pinned dependency; quick when nothing changed
+
+# uv, because it can correct what two packages wrongly ask for (tool.uv in pyproject.toml).
+# UV_TORCH_BACKEND=cpu (or cu130, ...) picks a build of torch; unset, the registry's own is taken.
+# --compile-bytecode, because Ray starts a dozen interpreters and each would compile everything.
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "LlamaHome needs Python 3.11 or 3.12 on PATH; or: make install PYTHON=/path/to/python" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(FIND_LINKS) $(BIN)/uv pip install --python $(BIN)/python \
+		--compile-bytecode -c constraints.txt -e '.[train,serve,dev]'
+	@touch $@
+
+.PHONY: quickstart
+quickstart: install  ## fine-tune the embedded model under a KV budget, serve it, talk to it
+	$(BIN)/python quickstart.py
+
+.PHONY: test
+test: check  ## every check, the whole suite, and the coverage floors
+	rm -f .coverage .coverage.*
+	$(BIN)/coverage run -m pytest
+	@$(BIN)/coverage report --include='llamahome/*' --fail-under=90
+	@$(BIN)/coverage report --include='train/*' --fail-under=80
+	@$(BIN)/coverage report --include='serve/*' --fail-under=80
+
+.PHONY: check
+check: install  ## lint, format, types, floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: format
+format: install  ## format, and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# torch's CUDA packages are left out with torch: which of them belong to it depends on the machine.
+.PHONY: lock
+lock: install  ## new pins in constraints.txt, from pyproject.toml
+	$(FIND_LINKS) $(BIN)/uv pip compile pyproject.toml --all-extras --no-emit-package torch \
+		--python-version 3.11 --no-header --no-annotate --quiet > .venv/constraints.all
+	head -n 2 constraints.txt > .venv/constraints.txt
+	grep -vE '^(nvidia-|cuda-|triton)' .venv/constraints.all >> .venv/constraints.txt
+	mv .venv/constraints.txt constraints.txt
+
+.PHONY: clean
+clean:  ## remove the environment and what the tools left
+	rm -rf .venv *.egg-info build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -f .coverage .coverage.*
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

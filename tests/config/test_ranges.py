@@ -1,0 +1,149 @@
+"""Every range rule of every config key, from both sides."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import sys
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from llamahome import config
+from llamahome.config import ConfigError, ServeRoot, TrainRoot, load_config
+
+# key -> values that are refused, values that are just allowed, keys that must be set beside it
+RULES: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
+    "model.name": (["", "  "], ["x"], {}),
+    "model.dtype": (["int8", ""], ["auto", "float32", "bfloat16", "float16"], {}),
+    "policy.name": (["snap", "H2O"], ["h2o", "window", "random"], {}),
+    "policy.sink": ([-1], [0, 128], {}),
+    "policy.recent": ([0], [64, 252], {}),
+    "policy.interval": ([0, 129], [1, 128], {}),
+    "policy.seed": ([-1], [0], {}),
+    "policy.budget": ([None, -1, 131], [132], {}),
+    "data.format": (["csv"], ["chat", "alpaca", "custom"], {}),
+    "data.train_file": ([""], ["records.jsonl"], {}),
+    "data.batching": (["sorted"], ["packing", "padding"], {}),
+    "data.context_length": ([1], [2], {}),
+    "data.eval_fraction": ([0.0, 1.0, -0.1, float("nan")], [0.01, 0.99], {}),
+    "data.limit": ([1], [2, None], {}),
+    "trainer.run_name": (["", "a/b", ".hidden", ".."], ["a", "a.b-c"], {}),
+    "trainer.method": (["qlora"], ["full", "lora"], {}),
+    "trainer.export": (["zip"], ["merged", "adapter"], {"trainer.method": "lora"}),
+    "trainer.precision": (["fp16"], ["fp32", "bf16"], {}),
+    "trainer.steps": ([0], [1], {}),
+    "trainer.batch_size": ([0], [1], {}),
+    "trainer.accumulation": ([0], [1], {}),
+    "trainer.num_workers": ([0], [1], {}),
+    "trainer.cpus_per_worker": ([0], [1], {}),
+    "trainer.seed": ([-1], [0], {}),
+    "trainer.warmup_steps": ([-1], [0], {}),
+    "trainer.eval_every": ([-1], [0], {}),
+    "trainer.checkpoint_every": ([-1], [0], {}),
+    "trainer.max_failures": ([-1], [0], {}),
+    "trainer.eval_batches": ([0], [1], {}),
+    "trainer.keep_checkpoints": ([0], [1], {}),
+    "trainer.learning_rate": ([0.0, -1e-5, float("inf"), float("nan")], [1e-12], {}),
+    "trainer.max_grad_norm": ([0.0], [1e-3], {}),
+    "trainer.weight_decay": ([-0.1], [0.0], {}),
+    "trainer.lora.r": ([0], [1], {}),
+    "trainer.lora.alpha": ([0], [1], {}),
+    "trainer.lora.dropout": ([-0.1, 1.0], [0.0, 0.9], {}),
+    "trainer.lora.target_modules": ([[], [""], [["q_proj"]], [{"a": 1}]], [["q_proj"]], {}),
+    "deepspeed.zero_stage": ([0, 4], [1, 2, 3], {}),
+    "deepspeed.bucket_size": ([0], [1], {}),
+    "deepspeed.offload_parameters": ([True], [False], {"deepspeed.zero_stage": 2}),
+    "deepspeed.offload_optimizer": ([True], [False], {"trainer.use_gpu": False}),
+    "tracking.wandb": (["on"], ["offline", "online", "disabled"], {}),
+    "cluster.num_cpus": ([0], [1, None], {}),
+    "cluster.address": (
+        ["", "ray://head", "head", "a b:1"],
+        ["local", "auto", "10.0.0.1:6379", "ray://head:10001"],
+        {},
+    ),
+    "engine.slots": ([0], [1], {}),
+    "engine.max_length": ([1], [2], {}),
+    "engine.max_queued": ([0], [1], {}),
+    "engine.num_threads": ([-1], [0], {}),
+    "engine.device": (["tpu", "cuda:x", "CPU"], ["auto", "cpu", "cuda", "cuda:1"], {}),
+    "serve.host": (["0.0.0.0"], ["127.0.0.1"], {}),
+    "serve.port": ([0, 65536], [1, 65535], {}),
+    "serve.min_replicas": ([-1], [0, 1], {}),
+    "serve.max_replicas": ([0, 1], [2, 3], {"serve.min_replicas": 2}),
+    "serve.target_ongoing_requests": ([0.0], [0.5], {}),
+    "serve.upscale_delay_s": ([-1.0], [0.0], {}),
+    "serve.downscale_delay_s": ([-1.0], [0.0], {}),
+    "serve.cpus_per_replica": ([0.0], [0.5], {}),
+    "serve.gpus_per_replica": ([-1.0], [0.0, 0.5], {}),
+    "serve.request_timeout_s": ([0.0], [0.1], {}),
+    "serve.max_body_bytes": ([1023], [1024], {}),
+}
+REFUSED = [(key, value) for key, (bad, _, _) in RULES.items() for value in bad]
+ALLOWED = [(key, value) for key, (_, good, _) in RULES.items() for value in good]
+
+
+def load(key: str, value: Any) -> TrainRoot | ServeRoot:
+    composed = OmegaConf.create({})
+    for path, setting in {**RULES[key][2], key: value}.items():
+        OmegaConf.update(composed, path, setting)
+    root = ServeRoot if key.split(".")[0] in ("engine", "serve") else TrainRoot
+    return load_config(composed, root)
+
+
+@pytest.mark.parametrize(("key", "value"), REFUSED)
+def test_out_of_range_is_refused_by_name(key, value):
+    with pytest.raises(ConfigError) as caught:
+        load(key, value)
+    message = str(caught.value)
+    assert message.startswith(f"{key}={value!r} is not allowed: ")
+    assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("key", "value"), ALLOWED)
+def test_just_inside_the_range_is_allowed(key, value):
+    loaded: Any = load(key, value)
+    for name in key.split("."):
+        loaded = getattr(loaded, name)
+    assert loaded == value
+
+
+@pytest.mark.parametrize("name", ["full", "carried"])
+def test_policies_that_never_evict_take_no_budget(name):
+    with pytest.raises(ConfigError, match=r"policy\.budget=256 .* set policy\.budget=null"):
+        config.PolicyConfig(name=name, budget=256)
+    assert config.PolicyConfig(name=name, budget=None).budget is None
+
+
+def test_adapters_are_exported_by_lora_alone():
+    with pytest.raises(ConfigError, match=r"trainer\.export='adapter' .* trainer\.method=lora"):
+        config.TrainerConfig(export="adapter")
+
+
+def test_parameters_are_offloaded_under_zero_3_alone():
+    with pytest.raises(ConfigError, match=r"deepspeed\.offload_parameters=True .*zero_stage=3"):
+        config.DeepSpeedConfig(zero_stage=2, offload_parameters=True)
+    assert config.DeepSpeedConfig(zero_stage=3, offload_parameters=True).offload_parameters
+
+
+def test_every_rule_has_a_case():
+    modules = [m for n, m in sys.modules.items() if n.startswith("llamahome.config.")]
+    tree = ast.parse(
+        "\n".join(inspect.getsource(m).replace("from __future__", "#") for m in modules)
+    )
+    named = {
+        constant.value
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Name)
+        and call.func.id in ("require", "at_least", "above", "one_of")
+        for argument in call.args
+        for constant in ast.walk(argument)
+        if isinstance(constant, ast.Constant)
+        and isinstance(constant.value, str)
+        and re.fullmatch(r"[a-z]+(\.[a-z_]+)+", constant.value)
+    }
+    assert len(named) > 30
+    assert named <= set(RULES)
