@@ -9,6 +9,7 @@ import math
 import os
 import secrets
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -28,6 +29,7 @@ OBJECT_STORE_BYTES = 100 * 1024**2
 # Ray adds about 65 characters below its temp dir, and a unix socket's path ends at 107.
 LONGEST_TEMP_DIR = 40
 STOP_TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = 5.0
 
 
 @contextlib.contextmanager
@@ -38,7 +40,8 @@ def ray_session(
 
     `local` starts a cluster that listens on loopback only, asks every client for a token, and is
     gone afterwards with its temp dir, after errors, Ctrl-C and SIGTERM too. Any other address is
-    joined, and only left again. Workers import `train` and `serve` from this repository's path.
+    joined, and only left again; with a token where one exists. Workers import `train` and `serve`
+    from this repository's path, which is the same on every node that `ray up` prepares.
 
     Args:
         min_cpus: logical CPUs the caller will ask for; a local cluster without `num_cpus` has at
@@ -82,9 +85,9 @@ async def manage_resources(
 
 @contextlib.contextmanager
 def _own_cluster(cluster: ClusterConfig, min_cpus: float, env: Mapping[str, str]) -> Iterator[None]:
-    with _temp_dir(cluster.temp_dir) as temp_dir:
-        token = temp_dir / "auth_token"
-        token.touch(mode=0o600)
+    with _private_dir() as private:
+        temp_dir = private / "ray" if cluster.temp_dir is None else _checked(cluster.temp_dir)
+        token = private / "auth_token"
         token.write_text(secrets.token_hex(32))
         auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
         with _environment({**env, **auth}, loopback=True):
@@ -109,11 +112,11 @@ def _own_cluster(cluster: ClusterConfig, min_cpus: float, env: Mapping[str, str]
                 started = _processes(temp_dir)
                 ray.shutdown()
                 _end(started)
-                token.unlink()
 
 
 @contextlib.contextmanager
 def _joined_cluster(address: str, env: Mapping[str, str]) -> Iterator[None]:
+    _check_reachable(address)
     with _environment({"RAY_AUTH_MODE": _auth_mode()}):
         import ray
 
@@ -125,15 +128,29 @@ def _joined_cluster(address: str, env: Mapping[str, str]) -> Iterator[None]:
                 logging_level=logging.ERROR,
             )
         except ConnectionError as error:
-            raise ConfigError(
-                f"cluster.address={address!r}: no Ray answers there; start one with `ray up` or "
-                "`ray start --head`, or use cluster=local"
-            ) from error
+            raise _no_ray(address) from error
         _arm_sigterm()
         try:
             yield
         finally:
             ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself goes on trying a dead host:port for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
+        except OSError as error:
+            raise _no_ray(address) from error
+
+
+def _no_ray(address: str) -> ConfigError:
+    return ConfigError(
+        f"cluster.address={address!r}: no Ray answers there; start one with `ray up` or "
+        "`ray start --head`, or use cluster=local"
+    )
 
 
 def _auth_mode() -> str:
@@ -163,14 +180,17 @@ def _environment(variables: Mapping[str, str], *, loopback: bool = False) -> Ite
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled
 
     reachable = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = not loopback
+    ray_constants.ENABLE_RAY_CLUSTER = reachable and not loopback
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
     try:
         yield
     finally:
         for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
         ray_constants.ENABLE_RAY_CLUSTER = reachable
         Config.initialize("")
         AuthenticationTokenLoader.instance().reset_cache()
@@ -181,30 +201,33 @@ def _python_path() -> str:
 
 
 @contextlib.contextmanager
-def _temp_dir(configured: str | None) -> Iterator[Path]:
-    """The configured folder, which stays, or a private one that is removed."""
-    if configured is not None:
-        folder = Path(configured).resolve()
-        require(
-            len(os.fsencode(folder)) <= LONGEST_TEMP_DIR,
-            "cluster.temp_dir",
-            str(folder),
-            f"Ray puts unix sockets below it, so it has at most {LONGEST_TEMP_DIR} characters",
-        )
-        folder.mkdir(parents=True, exist_ok=True)
-        yield folder
-        return
+def _private_dir() -> Iterator[Path]:
+    """A folder nobody else can enter. Ray opens its own temp dir to everybody, so that lies inside.
+
+    The system's folder for temporary files is taken where sockets fit below it, else /tmp.
+    """
     usual = tempfile.gettempdir()
-    parent = usual if len(os.fsencode(usual)) < LONGEST_TEMP_DIR - 20 else "/tmp"
-    with tempfile.TemporaryDirectory(prefix="llamahome-", dir=parent) as private:
-        yield Path(private).resolve()
+    parent = usual if len(os.fsencode(usual)) + 25 <= LONGEST_TEMP_DIR else "/tmp"
+    with tempfile.TemporaryDirectory(prefix="llamahome-", dir=parent) as folder:
+        yield Path(folder).resolve()
+
+
+def _checked(configured: str) -> Path:
+    folder = Path(configured).resolve()
+    require(
+        len(os.fsencode(folder)) <= LONGEST_TEMP_DIR,
+        "cluster.temp_dir",
+        str(folder),
+        f"Ray puts unix sockets below it, so it has at most {LONGEST_TEMP_DIR} characters",
+    )
+    return folder
 
 
 def _processes(temp_dir: Path) -> list[psutil.Process]:
     """Ray's processes below this one: its services name the temp dir, workers are theirs."""
     found = []
     for child in psutil.Process().children():
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+        with contextlib.suppress(psutil.NoSuchProcess):
             if any(str(temp_dir) in argument for argument in child.cmdline()):
                 found += [child, *child.children(recursive=True)]
     return found

@@ -8,6 +8,7 @@ from pathlib import Path
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
+from ray.serve.schema import LoggingConfig
 
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig, ServeConfig, ServeRoot
 from serve.api import HttpSettings
@@ -18,6 +19,8 @@ from serve.replica import Replica
 HEALTH_CHECK_PERIOD_S = 2.0
 # Answers under way get this long when a replica is scaled down, updated or stopped.
 GRACEFUL_SHUTDOWN_S = 20.0
+# An access log would repeat request ids as clients choose them.
+LOGGING = LoggingConfig(enable_access_log=False)
 # The ingress only waits; what it lets in is limited behind it.
 INGRESS_ONGOING = 10_000
 
@@ -49,6 +52,7 @@ def build_application(root: ServeRoot) -> Application:
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         graceful_shutdown_timeout_s=GRACEFUL_SHUTDOWN_S,
         graceful_shutdown_wait_loop_s=0.1,
+        logging_config=LOGGING,
     )(EngineReplica)
     ingress = serve.deployment(
         ray_actor_options={"num_cpus": 0},
@@ -56,6 +60,7 @@ def build_application(root: ServeRoot) -> Application:
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         graceful_shutdown_timeout_s=GRACEFUL_SHUTDOWN_S,
         graceful_shutdown_wait_loop_s=0.1,
+        logging_config=LOGGING,
     )(Api)
     return ingress.bind(engines.bind(root.model, root.policy, root.engine), http_settings(root))
 
@@ -77,7 +82,7 @@ def http_settings(root: ServeRoot) -> HttpSettings:
         created=int(time.time()),
         request_timeout_s=root.serve.request_timeout_s,
         max_body_bytes=root.serve.max_body_bytes,
-        key=None if key is None else key_digest(key),
+        key=key_digest(key) if key else None,
         may_sleep=root.serve.min_replicas == 0,
     )
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, cast
 
-from ray.exceptions import RayActorError, RayTaskError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    RayServeException,
+)
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from serve.errors import ApiError, no_replica, queue_full
@@ -62,8 +67,10 @@ class ServeBackend:
                 logger.error("request %s failed in its replica", request.request_id, exc_info=error)
                 raise ApiError(500, "the engine replica failed", code="engine") from error
             finally:
-                # Also when the client forbade Serve to notice that it left.
-                replies.cancel()  # type: ignore[no-untyped-call]
+                # Also when the client forbade Serve to notice that it left. A call that found no
+                # replica raises its error once more here.
+                with contextlib.suppress(RayError, RayServeException):
+                    replies.cancel()  # type: ignore[no-untyped-call]
             await asyncio.sleep(pause)
 
     async def replicas(self) -> Sequence[ReplicaStats]:

@@ -14,7 +14,7 @@ from ray.serve.config import HTTPOptions
 from llamahome.cluster import ray_session
 from llamahome.config import ConfigError, ServeConfig, ServeRoot
 from llamahome.models import ModelError, ModelManager
-from serve.application import build_application, served_name
+from serve.application import LOGGING, build_application, served_name
 from serve.errors import EndpointError
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def _start_serve(config: ServeConfig) -> None:
             port=config.port,
             request_timeout_s=config.request_timeout_s + PROXY_TIMEOUT_MARGIN_S,
         ),
-        logging_config={"enable_access_log": False},  # it would log ids that clients choose
+        logging_config=LOGGING,
     )
 
 

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
 
 import deepspeed
 import torch.distributed as dist
@@ -17,7 +16,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llamahome.config import TrainRoot
-from llamahome.models import load_model, merge_adapter, write_checksums, write_policy
+from llamahome.models import (
+    load_model,
+    merge_adapter,
+    write_adapter_policy,
+    write_checksums,
+    write_policy,
+)
 from train.model import model_to_train
 
 FOLDER = "model"
@@ -29,7 +34,7 @@ def export_model(
     """Write `run_dir/model`, whole or not at all; all workers take part, rank 0 writes.
 
     Full fine-tuning gives all weights, LoRA gives weights with the adapters merged in or, with
-    `trainer.export=adapter`, the adapters alone beside a config that carries the policy.
+    `trainer.export=adapter`, the adapters alone.
     """
     weights = _trained_weights(engine)
     if dist.get_rank() != 0:
@@ -68,9 +73,7 @@ def _write_adapter(
 ) -> None:
     adapted.save_pretrained(str(folder), state_dict=weights, save_embedding_layers=False)
     if root.trainer.export == "adapter":
-        base_config = cast(PreTrainedModel, adapted.get_base_model()).config
-        write_policy(base_config, root.policy)
-        base_config.save_pretrained(folder)
+        write_adapter_policy(folder, root.policy)
         return
     # The worker's own base may be sharded (ZeRO-3) by now, so the adapters go into a fresh one.
     base = load_model(model_to_train(root)).model

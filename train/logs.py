@@ -23,9 +23,9 @@ class RecordFailures(UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         for rank, error in sorted(worker_exceptions.items()):
-            # Of a traceback the last line, of Ray's explanations the first sentence.
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            metrics.append(self.run_dir, {"failure": f"worker {rank}: {lines[-1].split('. ')[0]}"})
+            reason = str(error).partition("\n")[0].partition(". ")[0]  # Ray explains at length
+            failure = f"worker {rank}: {type(error).__name__}: {reason}"
+            metrics.append(self.run_dir, {"failure": failure})
 
 
 class RecordWarnings(logging.Handler):

@@ -35,8 +35,14 @@ def read(run_dir: Path) -> list[Record]:
 
 
 def series(records: Sequence[Record], name: str) -> dict[int, float]:
-    """The values of one metric by step; of a repeated step, the last."""
-    return {record["step"]: record[name] for record in records if name in record}
+    """One metric by step, in order. Steps done again after a restart replace what they undid."""
+    values: dict[int, float] = {}
+    for record in records:
+        if name in record:
+            while values and next(reversed(values)) >= record["step"]:
+                values.popitem()
+            values[record["step"]] = record[name]
+    return values
 
 
 @contextmanager

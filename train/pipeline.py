@@ -144,14 +144,15 @@ def _trainer(run: Run) -> TorchTrainer:
 
 def _result(run: Run) -> TrainingResult:
     records = metrics.read(run.directory)
-    losses, held_out = metrics.series(records, "loss"), metrics.series(records, "eval_loss")
+    losses, tokens = metrics.series(records, "loss"), metrics.series(records, "tokens")
+    held_out = list(metrics.series(records, "eval_loss").values())
     return TrainingResult(
         run_name=run.name,
         run_dir=run.directory,
         model_dir=run.model_dir,
         loss_before=held_out[0],
-        loss_after=held_out[max(held_out)],
+        loss_after=held_out[-1],
         steps=max(losses),
-        tokens=int(metrics.series(records, "tokens")[max(losses)]),
-        losses=[losses[step] for step in sorted(losses)],
+        tokens=int(tokens[max(losses)]),
+        losses=list(losses.values()),
     )

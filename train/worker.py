@@ -83,9 +83,9 @@ def run_worker(config: dict[str, Any]) -> None:
             tokens=progress.tokens,
             tokens_per_second=tokens / (time.perf_counter() - started),
         )
-        if _is_due(progress.step, trainer.eval_every, trainer.steps):
+        if is_due(progress.step, trainer.eval_every, trainer.steps):
             report_held_out()
-        if _is_due(progress.step, trainer.checkpoint_every, trainer.steps):
+        if is_due(progress.step, trainer.checkpoint_every, trainer.steps):
             checkpoint.save(engine, run_dir, progress, has_frozen)
     export_model(engine, tokenizer, root, run_dir)
 
@@ -163,5 +163,5 @@ def _to_device(batch: Batch, device: torch.device) -> Batch:
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
-def _is_due(step: int, every: int, last: int) -> bool:
+def is_due(step: int, every: int, last: int) -> bool:
     return step == last or (every > 0 and step % every == 0)

@@ -64,7 +64,7 @@ def describe(
         ("context", f"{info.context_length:,} tokens"),
         (
             "shape",
-            f"{info.layers} layers, {info.kv_heads} KV heads of {info.head_dim}, {info.heads} heads",
+            f"{info.layers} layers, {info.kv_heads} KV heads of {info.head_dim} for {info.heads}",
         ),
         ("KV per token", f"{info.kv_bytes_per_token:,} B"),
         (

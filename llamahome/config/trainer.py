@@ -25,8 +25,7 @@ class LoraConfig:
             0 <= self.dropout < 1, "trainer.lora.dropout", self.dropout, "it must lie in [0, 1)"
         )
         require(
-            bool(self.target_modules)
-            and all(isinstance(m, str) and m for m in self.target_modules),
+            bool(self.target_modules) and all(type(m) is str and m for m in self.target_modules),
             "trainer.lora.target_modules",
             self.target_modules,
             "list the names of at least one module",

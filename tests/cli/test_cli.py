@@ -113,7 +113,7 @@ def test_chat_goes_on_after_a_prompt_that_is_too_long(tiny_folder: Path) -> None
 
 def test_models_describe_verify_and_remove(tiny_folder: Path) -> None:
     described = _run("models", "describe", str(tiny_folder), "--budget", "128")
-    assert "2 layers, 2 KV heads of 16, 4 heads" in described.output
+    assert "2 layers, 2 KV heads of 16 for 4" in described.output
     assert "128 entries" in described.output
     unverified = _run("models", "verify", str(tiny_folder))
     assert unverified.exit_code == 2

@@ -42,7 +42,7 @@ def test_a_budget_of_the_length_answers_as_generate_does(
     embedded.model.set_attn_implementation("eager")
     ids = torch.tensor([prompt])
     with torch.no_grad():
-        out = embedded.model.generate(  # type: ignore[misc]
+        out = embedded.model.generate(  # type: ignore[operator]
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=60
         )
     expected = embedded.tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True)

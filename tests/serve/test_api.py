@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
 COMPLETION = {"model": "tiny", "prompt": "Hi"}
 
 
-def events(text: str) -> list:
+def events(text: str) -> list[Any]:
     """The payloads of a stream of server-sent events."""
     lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
     return [line if line == "[DONE]" else json.loads(line) for line in lines]
@@ -217,9 +218,9 @@ async def test_metrics_count_what_happened(connect, backend, make_stats):
 
 
 async def test_answers_run_side_by_side(connect, backend):
-    backend.script = [0.2, Delta(text="a", token_count=1, finish_reason="stop")]
-    async with connect() as client:
-        async with asyncio.timeout(1):
+    backend.script = [1.0, Delta(text="a", token_count=1, finish_reason="stop")]
+    async with connect(request_timeout_s=60.0) as client:
+        async with asyncio.timeout(15):
             posts = [client.post("/v1/chat/completions", json=CHAT) for _ in range(20)]
             responses = await asyncio.gather(*posts)
     assert {response.status_code for response in responses} == {200}

@@ -5,7 +5,11 @@ from typing import Any
 
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    RayServeException,
+)
 
 from serve.backend import ServeBackend
 from serve.errors import ApiError
@@ -45,7 +49,7 @@ class FakeHandle:
         self.asked += 1
         return self
 
-    async def results_async(self, *, timeout_s: float, return_exceptions: bool) -> list[Any]:
+    async def results_async(self, *, timeout_s: float, return_exceptions: bool) -> Any:
         answer = self.broadcasts.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -56,6 +60,7 @@ class FakeHandle:
 class FakeReplies:
     handle: FakeHandle
     script: list[Any]
+    unassigned: RayServeException | None = None
 
     def __aiter__(self) -> FakeReplies:
         return self
@@ -64,12 +69,17 @@ class FakeReplies:
         if not self.script:
             raise StopAsyncIteration
         item = self.script.pop(0)
+        if isinstance(item, RayServeException):
+            self.unassigned = item
         if isinstance(item, Exception):
             raise item
         return item
 
     def cancel(self) -> None:
+        """Like Serve's: raises once more why no replica was found."""
         self.handle.cancelled += 1
+        if self.unassigned is not None:
+            raise self.unassigned
 
 
 @dataclass

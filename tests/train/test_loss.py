@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from transformers import LlamaForCausalLM
 
 from llamahome.attention import HybridAttention, build_policy
 from llamahome.config import PolicyConfig
-from train.loss import label_loss
+from train.loss import count_tokens, gradient_scale, label_loss
 
+REPOSITORY = Path(__file__).parents[2]
 EVICTING = PolicyConfig(name="h2o", budget=16, sink=2, recent=8, interval=8)
 
 
@@ -58,36 +59,34 @@ def test_a_batch_without_labels_has_no_loss_and_no_gradient(tiny_llama: LlamaFor
     assert all(not gradient.any() for gradient in gradients)
 
 
-WORKER = """
-import json, sys
+def micro_batch(length: int, labelled: list[int]) -> dict[str, torch.Tensor]:
+    labels = torch.full((1, length), -100)
+    labels[0, labelled] = 7
+    return {"labels": labels, "attention_mask": torch.ones(1, length)}
+
+
+OTHER_WORKER = """
+import sys
 import torch
 import torch.distributed as dist
-from train.loss import count_tokens, gradient_scale
-rank = int(sys.argv[1])
-dist.init_process_group("gloo", f"file://{sys.argv[2]}", rank=rank, world_size=2)
-# Rank 0 predicts 2 + 1 labels of 8 + 4 tokens in two micro-batches, rank 1 five of 6 in one.
-rows = [[(8, [3, 4]), (4, [2])], [(6, [1, 2, 3, 4, 5])]][rank]
-batches = []
-for length, positions in rows:
-    labels = torch.full((1, length), -100)
-    labels[0, positions] = 7
-    batches.append({"labels": labels, "attention_mask": torch.ones(1, length)})
-labels, tokens = count_tokens(batches, torch.device("cpu"))
-print(json.dumps([labels, tokens, gradient_scale(labels)]))
+from tests.train.test_loss import micro_batch
+from train.loss import count_tokens
+dist.init_process_group("gloo", f"file://{sys.argv[1]}", rank=1, world_size=2)
+count_tokens([micro_batch(6, [1, 2, 3, 4, 5])], torch.device("cpu"))
 dist.destroy_process_group()
 """
 
 
 def test_counts_span_workers_and_micro_batches(tmp_path: Path) -> None:
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(rank), str(tmp_path / "meet")],
-            cwd=Path(__file__).parents[2],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [json.loads(worker.communicate(timeout=120)[0]) for worker in workers]
-    # Averaged over two workers, each label's gradient weighs 2 / 8 / 2: one part in eight labels.
-    assert outputs == [[8, 18, 2 / 8]] * 2
+    meet = tmp_path / "meet"
+    other = subprocess.Popen([sys.executable, "-c", OTHER_WORKER, str(meet)], cwd=REPOSITORY)
+    dist.init_process_group("gloo", f"file://{meet}", rank=0, world_size=2)
+    try:
+        mine = [micro_batch(8, [0, 3, 4]), micro_batch(4, [2])]  # nothing predicts a first label
+        assert count_tokens(mine, torch.device("cpu")) == (8, 18)
+        # Averaged over two workers, each label's gradient then weighs one part in eight.
+        assert gradient_scale(8) == 2 / 8
+        assert gradient_scale(0) == 2
+    finally:
+        dist.destroy_process_group()
+    assert other.wait(timeout=60) == 0

@@ -20,10 +20,16 @@ def test_records_come_back_in_order(tmp_path: Path) -> None:
     assert metrics.read(tmp_path) == [{"step": 1, "loss": 2.5}, {"warning": "a\nb"}]
 
 
-def test_of_a_repeated_step_the_last_value_counts() -> None:
-    records = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"failure": "killed"}]
-    again = [{"step": 2, "loss": 2.5}, {"step": 2, "eval_loss": 9.0}]
-    assert metrics.series([*records, *again], "loss") == {1: 3.0, 2: 2.5}
+def test_a_restart_undoes_the_steps_after_its_checkpoint() -> None:
+    before = [{"step": step, "loss": float(step)} for step in (1, 2, 3, 4)]
+    after: list[metrics.Record] = [
+        {"failure": "killed"},
+        {"step": 2, "loss": 2.5},
+        {"step": 2, "eval_loss": 9.0},
+        {"step": 3, "loss": 3.5},
+    ]
+    assert list(metrics.series([*before, *after], "loss").items()) == [(1, 1), (2, 2.5), (3, 3.5)]
+    assert metrics.series([*before, *after], "eval_loss") == {2: 9.0}
 
 
 def test_observers_get_what_is_added_during_the_block(tmp_path: Path) -> None:

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
 from llamahome.config import TrackingConfig
+from tests.train.curves import logged
 from train import metrics
 from train.tracking import track
 
 TENSORBOARD = TrackingConfig(wandb="disabled", tensorboard=True)
-
-
-def logged(run_dir: Path, name: str) -> list[tuple[int, float]]:
-    events = EventAccumulator(str(run_dir / "tensorboard")).Reload().Scalars(name)
-    return [(event.step, event.value) for event in events]
 
 
 def test_values_are_logged_by_step(tmp_path: Path) -> None:

@@ -1,0 +1,231 @@
+"""`python -m serve` on a real Ray, spoken to by OpenAI's own client. One endpoint for all tests."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+
+ROOT = Path(__file__).parents[2]
+KEY = "test-key"
+MESSAGES = [{"role": "user", "content": "Tell me a story."}]
+LONG: dict[str, Any] = {"max_tokens": 1900, "temperature": 0.0}
+
+
+@dataclass
+class Endpoint:
+    process: subprocess.Popen[str]
+    output: list[str]
+    temp_dir: Path
+    url: str
+    client: openai.OpenAI
+
+    def metric(self, name: str) -> float:
+        headers = {"Authorization": f"Bearer {KEY}"}
+        lines = httpx.get(f"{self.url}/metrics", headers=headers, timeout=30).text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+    def kill_engine(self) -> None:
+        """kill -9 of the engine replica, a descendant of the process that we started."""
+        (engine,) = [
+            child
+            for child in psutil.Process(self.process.pid).children(recursive=True)
+            if "EngineReplica" in "".join(child.cmdline())
+        ]
+        engine.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def until(condition: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not so within {seconds} s"
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def endpoint(tiny_model: Path) -> Iterator[Endpoint]:
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as temp_dir:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "serve"),
+                *(f"model.name={tiny_model}", f"serve.port={port}", "engine.num_threads=1"),
+                *("engine.slots=2", "engine.max_queued=2", "engine.max_length=2048"),
+                *("policy=h2o", "policy.budget=32", "policy.recent=16", "policy.interval=8"),
+            ],
+            cwd=ROOT,
+            env={**os.environ, "TMPDIR": temp_dir, "LLAMAHOME_API_KEY": KEY},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        output: list[str] = []
+        try:
+            for line in process.stdout:
+                output.append(line)
+                if "ready:" in line:
+                    break
+            assert output, "the endpoint ended before it was ready"
+            url = f"http://127.0.0.1:{port}"
+            with openai.OpenAI(
+                base_url=f"{url}/v1", api_key=KEY, max_retries=0, timeout=120
+            ) as client:
+                yield Endpoint(process, output, Path(temp_dir), url, client)
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                process.wait(60)
+            process.stdout.close()
+
+
+def test_the_ready_line_says_where(endpoint):
+    assert f"ready: tiny at {endpoint.url}" in endpoint.output[-1]
+
+
+def test_nothing_listens_beyond_loopback(endpoint):
+    owner = psutil.Process(endpoint.process.pid)
+    listening = {
+        connection.laddr.ip.removeprefix("::ffff:")
+        for process in [owner, *owner.children(recursive=True)]
+        for connection in process.net_connections(kind="tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening == {"127.0.0.1"}
+
+
+def test_a_chat_answers_the_same_streamed_or_not(endpoint):
+    asked = {"model": "tiny", "messages": MESSAGES, "temperature": 0.0, "max_tokens": 60}
+    whole = endpoint.client.chat.completions.create(**asked)
+    chunks = list(
+        endpoint.client.chat.completions.create(
+            **asked, stream=True, stream_options={"include_usage": True}
+        )
+    )
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == whole.choices[0].message.content
+    assert whole.choices[0].finish_reason == chunks[-2].choices[0].finish_reason == "length"
+    assert whole.usage == chunks[-1].usage
+    assert whole.usage.completion_tokens == 60
+    assert whole.usage.llamahome["evicted_tokens"] > 0
+
+
+def test_a_completion_of_text_and_of_token_ids(endpoint):
+    for prompt in ("Once", [5, 6, 7]):
+        answer = endpoint.client.completions.create(model="tiny", prompt=prompt, max_tokens=4)
+        assert answer.usage.completion_tokens <= 4
+        assert answer.object == "text_completion"
+
+
+def test_models(endpoint):
+    assert [model.id for model in endpoint.client.models.list()] == ["tiny"]
+    assert endpoint.client.models.retrieve("tiny").owned_by == "llamahome"
+
+
+def test_errors_become_the_clients_own(endpoint):
+    create = endpoint.client.chat.completions.create
+    with pytest.raises(openai.NotFoundError, match="gpt-4") as missing:
+        create(model="gpt-4", messages=MESSAGES)
+    assert missing.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError, match="not supported"):
+        create(model="tiny", messages=MESSAGES, n=3)
+    with pytest.raises(openai.BadRequestError, match=r"9999.* 2048") as long:
+        create(model="tiny", messages=MESSAGES, max_tokens=9999)
+    assert long.value.param == "max_tokens"
+    with pytest.raises(openai.AuthenticationError):
+        endpoint.client.models.list(extra_headers={"Authorization": "Bearer wrong"})
+
+
+def test_two_clients_are_answered_at_once(endpoint):
+    def ask(_: int) -> Any:
+        return endpoint.client.completions.create(
+            model="tiny", prompt="Same", max_tokens=200, temperature=0.0
+        )
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(ask, range(2))
+    assert first.choices[0].text == second.choices[0].text
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {
+            "x-request-disconnect-disabled": "?1",
+            "x-request-timeout-seconds": "0",
+            "serve_multiplexed_model_id": "other",
+        },
+    ],
+    ids=["plain", "headers that ask Serve not to look"],
+)
+def test_a_client_that_leaves_frees_its_slot(endpoint, headers):
+    cancelled_at = endpoint.metric("llamahome_generated_tokens_total")
+    stream = endpoint.client.completions.create(
+        model="tiny", prompt="Once", stream=True, extra_headers=headers, **LONG
+    )
+    next(iter(stream))
+    until(lambda: endpoint.metric("llamahome_slots_used") == 1, 10)
+    stream.close()
+    until(lambda: endpoint.metric("llamahome_slots_used") == 0, 10)
+    assert endpoint.metric("llamahome_generated_tokens_total") - cancelled_at < 1900
+
+
+async def test_more_than_the_queue_holds_is_refused(endpoint):
+    async with openai.AsyncOpenAI(
+        base_url=f"{endpoint.url}/v1", api_key=KEY, max_retries=0
+    ) as client:
+        asked = [
+            asyncio.create_task(client.completions.create(model="tiny", prompt="Once", **LONG))
+            for _ in range(8)  # 2 slots and 2 places in the queue
+        ]
+        done, _ = await asyncio.wait(asked, timeout=60, return_when=asyncio.FIRST_EXCEPTION)
+        for task in asked:
+            task.cancel()
+        await asyncio.wait(asked)
+    refused = [task.exception() for task in done if task.exception() is not None]
+    assert isinstance(refused[0], openai.RateLimitError)
+    assert refused[0].response.headers["retry-after"] == "1"
+    until(lambda: endpoint.metric("llamahome_queued") == 0, 20)
+
+
+def test_a_replica_that_is_killed_is_replaced(endpoint):
+    stream = endpoint.client.completions.create(model="tiny", prompt="Once", stream=True, **LONG)
+    next(iter(stream))
+    endpoint.kill_engine()
+    with pytest.raises(openai.APIError, match="died in the middle"):
+        list(stream)
+    answer = endpoint.client.completions.create(model="tiny", prompt="Once", max_tokens=4)
+    assert answer.usage.completion_tokens <= 4
+
+
+def test_sigterm_ends_all_that_was_started(endpoint):
+    started = psutil.Process(endpoint.process.pid).children(recursive=True)
+    assert list(endpoint.temp_dir.iterdir())
+    endpoint.process.send_signal(signal.SIGTERM)
+    assert endpoint.process.wait(60) == 0
+    assert [process for process in started if process.is_running()] == []
+    assert list(endpoint.temp_dir.iterdir()) == []
