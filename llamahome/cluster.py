@@ -38,8 +38,8 @@ def ray_session(
 ) -> Iterator[None]:
     """A connection to Ray for the length of a `with` block.
 
-    `local` starts a cluster that listens on loopback only, asks every client for a token, and is
-    gone afterwards with its temp dir, after errors, Ctrl-C and SIGTERM too. Any other address is
+    `local` starts a cluster that listens on loopback, asks every client for a token, and is gone
+    afterwards with its temp dir, after errors, Ctrl-C and SIGTERM too. Any other address is
     joined, and only left again; with a token where one exists. Workers import `train` and `serve`
     from this repository's path, which is the same on every node that `ray up` prepares.
 
@@ -89,6 +89,8 @@ def _own_cluster(cluster: ClusterConfig, min_cpus: float, env: Mapping[str, str]
         temp_dir = private / "ray" if cluster.temp_dir is None else _checked(cluster.temp_dir)
         token = private / "auth_token"
         token.write_text(secrets.token_hex(32))
+        # Not "disabled", though nobody else is meant to come: other users of the machine could, and
+        # Ray Serve's replicas open a port to every network whatever Ray itself does.
         auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
         with _environment({**env, **auth}, loopback=True):
             import ray
@@ -123,7 +125,10 @@ def _joined_cluster(address: str, env: Mapping[str, str]) -> Iterator[None]:
         try:
             ray.init(
                 address=address,
-                runtime_env={"env_vars": dict(env)},
+                runtime_env={
+                    "env_vars": dict(env),
+                    "worker_process_setup_hook": "llamahome.cluster.use_the_nodes_interface",
+                },
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
@@ -151,6 +156,20 @@ def _no_ray(address: str) -> ConfigError:
         f"cluster.address={address!r}: no Ray answers there; start one with `ray up` or "
         "`ray start --head`, or use cluster=local"
     )
+
+
+def use_the_nodes_interface() -> None:
+    """Runs in each worker: Gloo meets the other machines on the interface that Ray uses.
+
+    Left alone it takes the address that the machine's own name stands for, on Debian and Ubuntu
+    127.0.1.1, where no other machine reaches it.
+    """
+    import ray
+
+    address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    for interface, addresses in psutil.net_if_addrs().items():
+        if any(known.address == address for known in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
 
 
 def _auth_mode() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import sys
@@ -16,7 +15,8 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from llamahome.config import ConfigError, ServeRoot, load_config
+from llamahome.config import ConfigError, ServeRoot, explain_override, load_config
+from llamahome.logs import configure_logging
 from serve.errors import EndpointError
 
 # The base of conf/serve.yaml: every key that a dataclass has can be overridden, and no other.
@@ -28,8 +28,7 @@ EXAMPLE = """curl {url}/v1/chat/completions -H 'Content-Type: application/json' 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="serve")
 def serve(config: DictConfig) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    configure_logging("INFO")
     root = load_config(config, ServeRoot)
     # Not before the config is checked: torch and Ray take seconds, a typo should not.
     from serve.endpoint import running_endpoint
@@ -67,12 +66,6 @@ def _stop_signals() -> Iterator[threading.Event]:
             signal.signal(number, previous)
 
 
-def _in_one_line(error: Exception) -> str:
-    """Hydra's reason is in what caused its error."""
-    reasons = [error, *([error.__cause__] if error.__cause__ else [])]
-    return ": ".join(str(reason).strip().splitlines()[0] for reason in reasons)
-
-
 def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us instead of Hydra's printer
     try:
@@ -80,7 +73,7 @@ def main() -> None:
     except ConfigError as error:
         sys.exit(_fail(str(error), 2))
     except HydraException as error:
-        sys.exit(_fail(_in_one_line(error), 2))
+        sys.exit(_fail(explain_override(error, ServeRoot), 2))
     except EndpointError as error:
         sys.exit(_fail(str(error), 1))
     except KeyboardInterrupt:

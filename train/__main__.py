@@ -10,11 +10,11 @@ from typing import NoReturn
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+from omegaconf import DictConfig
 
-from llamahome.config import ConfigError, TrainRoot, load_config
+from llamahome.config import ConfigError, TrainRoot, explain_override, load_config
 from llamahome.data import DataError
+from llamahome.logs import configure_logging
 from llamahome.models import ModelError
 from train.pipeline import TrainingPipeline, TrainingResult
 from train.progress import plain_console
@@ -30,12 +30,13 @@ def main() -> None:
     try:
         train()
     except HydraException as error:
-        _refuse(_reason(error))
+        _refuse(explain_override(error, TrainRoot))
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="train")
 def train(config: DictConfig) -> None:
     """One run, or in a sweep (`-m`) each of its runs."""
+    configure_logging("WARNING")  # news comes through the progress bar
     console = plain_console()
     try:
         result = TrainingPipeline(load_config(config, TrainRoot), console=console).run()
@@ -47,18 +48,6 @@ def train(config: DictConfig) -> None:
 def _refuse(message: str) -> NoReturn:
     plain_console(stderr=True).print(f"error: {message}")
     sys.exit(2)
-
-
-def _reason(error: HydraException) -> str:
-    """One line; Hydra's own message only says that an override failed, not why."""
-    cause = error.__cause__
-    if isinstance(cause, (ConfigKeyError, ConfigAttributeError)):
-        try:
-            load_config(OmegaConf.from_dotlist([f"{cause.full_key}="]), TrainRoot)
-        except ConfigError as unknown_key:
-            return str(unknown_key)
-    said = " ".join(str(error).partition("Config search path")[0].split())
-    return f"{said}: {str(cause).splitlines()[0]}" if cause else said
 
 
 def _summary(result: TrainingResult) -> str:

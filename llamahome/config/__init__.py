@@ -4,7 +4,7 @@ from llamahome.config.checks import ConfigError
 from llamahome.config.cluster import ClusterConfig
 from llamahome.config.data import DataConfig
 from llamahome.config.engine import EngineConfig
-from llamahome.config.load import load_config
+from llamahome.config.load import explain_override, load_config
 from llamahome.config.model import ModelConfig
 from llamahome.config.policy import PolicyConfig
 from llamahome.config.root import ServeRoot, TrainRoot
@@ -26,5 +26,6 @@ __all__ = [
     "TrackingConfig",
     "TrainRoot",
     "TrainerConfig",
+    "explain_override",
     "load_config",
 ]

@@ -8,7 +8,12 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException, ValidationError
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    OmegaConfBaseException,
+    ValidationError,
+)
 
 from llamahome.config.checks import ConfigError, require
 
@@ -31,6 +36,23 @@ def load_config(composed: DictConfig, root: type[Root]) -> Root:
     except OmegaConfBaseException as error:
         reason = str(error.msg or error).splitlines()[0]
         raise ConfigError(f"{error.full_key}: {reason}") from error
+
+
+def explain_override(error: Exception, root: type[Any]) -> str:
+    """One line for an override that Hydra refused: its own message does not say why.
+
+    Args:
+        error: Hydra's; what OmegaConf found is its cause.
+        root: the dataclass that was overridden.
+    """
+    cause = error.__cause__
+    if isinstance(cause, (ConfigKeyError, ConfigAttributeError)):
+        try:
+            load_config(OmegaConf.from_dotlist([f"{cause.full_key}="]), root)
+        except ConfigError as unknown_key:
+            return str(unknown_key)
+    said = " ".join(str(error).partition("Config search path")[0].split())
+    return f"{said}: {str(cause).splitlines()[0]}" if cause else said
 
 
 def _check_keys(section: DictConfig, schema: type[Any], prefix: str) -> None:

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc  # type: ignore[import-untyped]
 import httpx
 import openai
 import psutil
 import pytest
+from ray.serve.generated import serve_pb2, serve_pb2_grpc
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
@@ -106,15 +108,22 @@ def test_the_ready_line_says_where(endpoint):
     assert f"ready: tiny at {endpoint.url}" in endpoint.output[-1]
 
 
-def test_nothing_listens_beyond_loopback(endpoint):
+def test_what_listens_beyond_loopback_asks_for_rays_token(endpoint):
     owner = psutil.Process(endpoint.process.pid)
-    listening = {
-        connection.laddr.ip.removeprefix("::ffff:")
+    open_ports = [
+        connection.laddr.port
         for process in [owner, *owner.children(recursive=True)]
         for connection in process.net_connections(kind="tcp")
         if connection.status == psutil.CONN_LISTEN
-    }
-    assert listening == {"127.0.0.1"}
+        and connection.laddr.ip.removeprefix("::ffff:") != "127.0.0.1"
+    ]
+    assert open_ports  # Serve's replicas, which call each other by gRPC
+    for port in open_ports:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = serve_pb2_grpc.ASGIServiceStub(channel).HandleRequest
+            with pytest.raises(grpc.RpcError) as refused:
+                call(serve_pb2.ASGIRequest(), timeout=30)  # type: ignore[attr-defined]
+        assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
 def test_a_chat_answers_the_same_streamed_or_not(endpoint):
