@@ -2,7 +2,17 @@
 
 from llamahome.attention.attend import attend
 from llamahome.attention.entries import Entries
-from llamahome.attention.hybrid import HybridAttention
-from llamahome.attention.policy import Policy, build_policy
+from llamahome.attention.hybrid import Attender, HybridAttention
+from llamahome.attention.policy import Plane, Policy, build_policy
+from llamahome.attention.rotary import Rotary
 
-__all__ = ["Entries", "HybridAttention", "Policy", "attend", "build_policy"]
+__all__ = [
+    "Attender",
+    "Entries",
+    "HybridAttention",
+    "Plane",
+    "Policy",
+    "Rotary",
+    "attend",
+    "build_policy",
+]

@@ -18,6 +18,7 @@ def attend(
     scaling: float,
     *,
     counted: Tensor | None,
+    group: str = "sum",
 ) -> tuple[Tensor, Tensor | None]:
     """Scaled dot-product attention, and the probability mass per key.
 
@@ -27,12 +28,12 @@ def attend(
         value: (B, G, S, D).
         visible: bool, broadcastable to (B, T, S): which keys a query sees.
         scaling: factor on the logits.
-        counted: bool, broadcastable to (B, T): queries whose probabilities count. None asks for no
-            mass, which lets torch's fused kernel do the work.
+        counted: broadcastable to (B, T): weight of each query's probabilities in the mass. None
+            asks for no mass, which lets torch's fused kernel do the work.
+        group: `sum` or `max` of the probabilities over the query heads of a KV group.
 
     Returns:
-        Output (B, H, T, D), and mass (B, G, S) in float32 or wider, without gradient: probability
-        summed over the counted queries and over all query heads of a KV group.
+        Output (B, H, T, D), and mass (B, G, S) in float32 or wider, without gradient.
     """
     if counted is None:
         out = F.scaled_dot_product_attention(
@@ -54,7 +55,8 @@ def attend(
     logits = logits.masked_fill(hidden, torch.finfo(logits.dtype).min)
     wide = torch.promote_types(query.dtype, torch.float32)
     probs = torch.softmax(logits, dim=-1, dtype=wide)
-    weights = counted.to(wide)[..., None, None, :, None]
-    mass = (probs.detach() * weights).sum(dim=(2, 3))
+    received = probs.detach()
+    per_query = received.sum(dim=2) if group == "sum" else received.amax(dim=2)  # (B, G, T, S)
+    mass = (per_query * counted.to(wide)[..., None, :, None]).sum(dim=2)
     out = torch.matmul(probs.to(query.dtype).view(batch, groups, -1, keys), value)
     return out.view(batch, heads, queries, dim), mass

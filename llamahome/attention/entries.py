@@ -9,13 +9,14 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Entries:
-    """What one layer's cache holds, oldest first.
+    """What some KV heads of one layer hold, oldest first.
 
     Attributes:
-        keys, values: (B, G, S, D), keys as attended to (rotated).
-        mass: (B, G, S), attention probability each key has received so far.
+        keys, values: (B, G, S, D), keys as the cache stores them.
+        mass: (B, G, S), attention probability each key has received, as its policy counts it.
         positions: (B, G, S), int64, of the token in its sequence.
         layer_idx: of the layer.
+        heads: which of the layer's KV heads these are, G of them.
     """
 
     keys: Tensor
@@ -23,3 +24,21 @@ class Entries:
     mass: Tensor
     positions: Tensor
     layer_idx: int
+    heads: tuple[int, ...]
+
+    @property
+    def ages(self) -> Tensor:
+        """Queries that could see each key, its own included: (B, G, S)."""
+        return self.positions[..., -1:] + 1 - self.positions
+
+    def take(self, index: Tensor) -> Entries:
+        """The entries at `index` (B, G, K)."""
+        wide = index.unsqueeze(-1).expand(-1, -1, -1, self.keys.shape[-1])
+        return Entries(
+            keys=self.keys.gather(2, wide),
+            values=self.values.gather(2, wide),
+            mass=self.mass.gather(2, index),
+            positions=self.positions.gather(2, index),
+            layer_idx=self.layer_idx,
+            heads=self.heads,
+        )

@@ -3,29 +3,29 @@
 Time is cut into chunks of `interval` tokens. A query sees what the policy kept of earlier chunks
 and, causally, its own chunk.
 
-Axes: B batch, H query heads, G KV heads, N tokens, S keys, D head_dim.
+Axes: B batch, H query heads, G KV heads, N tokens, D head_dim.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
-from llamahome.attention.attend import attend
-from llamahome.attention.entries import Entries
-from llamahome.attention.policy import Policy
+from llamahome.attention.policy import Plane, Policy
+from llamahome.attention.rotary import Rotary
+from llamahome.attention.walk import Walk, walk_with_gradients
 
 NAME = "hybrid"
 
 
 class Attender(Protocol):
     """What a model's forward is given as `hybrid=`: it does the attention of every layer."""
+
+    policy: Policy
 
     def attend(
         self, layer_idx: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
@@ -37,18 +37,47 @@ class Attender(Protocol):
 class HybridAttention:
     """Attention under an eviction policy, chunk by chunk, with gradients: the training forward.
 
-    Pass it to a model as `model(input_ids, use_cache=False, hybrid=HybridAttention(policy))` after
-    `attach`. Which keys stay is decided without gradient; what is gathered keeps its own. Batches
-    are padded on the right: padded queries come last, so nothing real ever depends on them.
+        attention = HybridAttention(policy, model)
+        attention.attach(model)
+        model(ids, position_ids=attention.position_ids(ids), use_cache=False, hybrid=attention)
+
+    Which keys stay is decided without gradient; what is kept has its own. Batches are padded on
+    the right: padded queries come last, so nothing real ever depends on them.
+
+    Args:
+        policy: which keys stay.
+        model: the one it will attend for, in which patterns, pyramids and rolling positions find
+            their layers and frequencies. Policies without these can do without.
+
+    Raises:
+        ValueError: for a policy that does not fit the model, or that needs one.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, model: PreTrainedModel | None = None) -> None:
         self.policy = policy
+        self.rotary: Rotary | None = None
+        self._num_layers = 1
+        self._planes: dict[int, tuple[Plane, ...]] = {}
+        config = policy.config
+        if model is not None:
+            self._num_layers = model.config.num_hidden_layers
+            config.check_model(self._num_layers, model.config.num_key_value_heads)
+            self.rotary = Rotary(model) if policy.rolling else None
+        elif policy.rolling or config.pattern or config.layers != "flat":
+            raise ValueError(
+                "rolling positions, patterns and pyramids depend on the model: build "
+                "HybridAttention(policy, model)"
+            )
 
     @staticmethod
     def attach(model: PreTrainedModel) -> None:
         """Make `model` compute its attention through the `hybrid=` argument of its forward."""
         model.set_attn_implementation(NAME)
+
+    def position_ids(self, ids: Tensor) -> Tensor:
+        """What the model is to rotate for: (B, N), all 0 where positions are rolling."""
+        positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
+        return torch.zeros_like(positions) if self.policy.rolling else positions
 
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None = None
@@ -56,12 +85,12 @@ class HybridAttention:
         """Attention of one layer over a whole sequence.
 
         Args:
-            query: (B, H, N, D), rotated.
+            query: (B, H, N, D), rotated unless positions are rolling.
             key, value: (B, G, N, D).
             scaling: factor on the logits; D ** -0.5 when None.
 
         Returns:
-            (B, H, N, D), differentiable in all three.
+            (B, H, N, D), differentiable once in all three.
         """
         factor = query.shape[-1] ** -0.5 if scaling is None else scaling
         return self.attend(0, query, key, value, factor)
@@ -69,75 +98,40 @@ class HybridAttention:
     def attend(
         self, layer_idx: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
-        length = query.shape[2]
-        if not self.policy.evicts(length):
-            return F.scaled_dot_product_attention(
-                query,
-                key,
-                value,
-                is_causal=True,
-                scale=scaling,
-                enable_gqa=query.shape[1] != key.shape[1],
-            )
-        kept = _nothing_yet(key, value, layer_idx)
+        if layer_idx not in self._planes:
+            self._planes[layer_idx] = self.policy.planes(layer_idx, self._num_layers, key.shape[1])
+        planes = self._planes[layer_idx]
+        if len(planes) == 1:
+            return self._attend_plane(planes[0], layer_idx, query, key, value, scaling)
+        grouped = query.unflatten(1, (key.shape[1], -1))
         outputs = []
-        for start in range(0, length, self.policy.interval):
-            chunk = slice(start, min(start + self.policy.interval, length))
-            held = _append(kept, key[:, :, chunk], value[:, :, chunk], start)
-            out, mass = self._attend_chunk(query[:, :, chunk], held, scaling)
-            outputs.append(out)
-            if chunk.stop < length:
-                kept = self._compact(held, mass, chunk.stop)
-        return torch.cat(outputs, dim=2)
+        for plane in planes:
+            index = plane.index.to(query.device)
+            own = (grouped[:, index].flatten(1, 2), key[:, index], value[:, index])
+            attended = self._attend_plane(plane, layer_idx, *own, scaling)
+            outputs.append(attended.unflatten(1, (len(plane.heads), -1)))
+        order = torch.cat([plane.index for plane in planes]).argsort().to(query.device)
+        return torch.cat(outputs, dim=1)[:, order].flatten(1, 2)
 
-    def _attend_chunk(
-        self, query: Tensor, held: Entries, scaling: float
-    ) -> tuple[Tensor, Tensor | None]:
-        queries, keys = query.shape[2], held.keys.shape[2]
-        visible = torch.ones(queries, keys, dtype=torch.bool, device=query.device)
-        visible = visible.tril(diagonal=keys - queries)
-        counted = visible.new_ones(queries) if self.policy.needs_mass else None
-        return attend(query, held.keys, held.values, visible.unsqueeze(0), scaling, counted=counted)
-
-    def _compact(self, held: Entries, mass: Tensor | None, length: int) -> Entries:
-        if mass is not None:
-            held = replace(held, mass=held.mass + mass)
-        count = held.keys.shape[2]
-        if self.policy.kept(count) == count:
-            return held
-        index = self.policy.select(held, length)
-        wide = index.unsqueeze(-1).expand(-1, -1, -1, held.keys.shape[-1])
-        return Entries(
-            keys=held.keys.gather(2, wide),
-            values=held.values.gather(2, wide),
-            mass=held.mass.gather(2, index),
-            positions=held.positions.gather(2, index),
-            layer_idx=held.layer_idx,
+    def _attend_plane(
+        self,
+        plane: Plane,
+        layer_idx: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+    ) -> Tensor:
+        walk = Walk(
+            policy=plane.policy,
+            layer_idx=layer_idx,
+            heads=plane.heads,
+            scaling=scaling,
+            rotary=self.rotary,
         )
-
-
-def _nothing_yet(key: Tensor, value: Tensor, layer_idx: int) -> Entries:
-    wide = torch.promote_types(key.dtype, torch.float32)
-    none = key[:, :, :0, 0].detach()
-    return Entries(
-        keys=key[:, :, :0],
-        values=value[:, :, :0],
-        mass=none.to(wide),
-        positions=none.to(torch.int64),
-        layer_idx=layer_idx,
-    )
-
-
-def _append(kept: Entries, key: Tensor, value: Tensor, start: int) -> Entries:
-    batch, groups, tokens, _ = key.shape
-    positions = torch.arange(start, start + tokens, device=key.device)
-    return Entries(
-        keys=torch.cat([kept.keys, key], dim=2),
-        values=torch.cat([kept.values, value], dim=2),
-        mass=F.pad(kept.mass, (0, tokens)),
-        positions=torch.cat([kept.positions, positions.expand(batch, groups, -1)], dim=2),
-        layer_idx=kept.layer_idx,
-    )
+        if not plane.policy.evicts(query.shape[2]):
+            return walk.dense(query, key, value)
+        return walk_with_gradients(query, key, value, walk)
 
 
 def _hybrid_forward(
@@ -165,8 +159,19 @@ def _hybrid_forward(
                 "attention does not compute; use a model without it"
             )
     layer_idx: int = module.layer_idx  # type: ignore[assignment]
+    if layer_idx == 0:
+        _check_positions(hybrid, features.get("position_ids"))
     out = hybrid.attend(layer_idx, query, key, value, scaling)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _check_positions(hybrid: Attender, position_ids: Tensor | None) -> None:
+    """Keys rotated for the text and then for the cache would be silently wrong."""
+    if hybrid.policy.rolling and (position_ids is None or bool(position_ids.any())):
+        raise ValueError(
+            "policy.positions='rolling' needs unrotated keys: call the model with "
+            "position_ids=hybrid.position_ids(...)"
+        )
 
 
 def _no_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> None:

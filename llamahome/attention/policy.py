@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from llamahome.attention import policies
 from llamahome.attention.entries import Entries
+from llamahome.attention.mass import Mass
 from llamahome.config import PolicyConfig
 
 
@@ -17,24 +19,36 @@ from llamahome.config import PolicyConfig
 class Policy:
     """A policy ready to use; build it with `build_policy`.
 
+    Where KV heads have budgets of their own, `planes` splits it into policies of one budget each;
+    what speaks of `budget` entries below is for such a one.
+
     Attributes:
         config: its numbers.
         score: from entries to scores (B, G, S); the highest stay. None for one that never evicts.
-        needs_mass: whether `score` reads the mass, which then has to be accumulated.
+        mass: how the mass that `score` reads adds up; None when it reads none.
     """
 
     config: PolicyConfig
     score: Callable[[Entries, PolicyConfig], Tensor] | None
-    needs_mass: bool
+    mass: Mass | None
 
     @property
     def interval(self) -> int:
         return self.config.interval
 
+    @property
+    def rolling(self) -> bool:
+        return self.config.positions == "rolling"
+
     def kept(self, count: int) -> int:
         """Entries left of `count` after a compaction."""
         budget = self.config.budget
         return count if budget is None else min(count, budget)
+
+    def held(self, length: int) -> int:
+        """Entries a KV head holds after `length` tokens."""
+        chunk = length % self.interval
+        return self.kept(length - chunk) + chunk
 
     def capacity(self, max_length: int) -> int:
         """Entries a KV head ever holds at once for a sequence of up to `max_length` tokens."""
@@ -46,19 +60,50 @@ class Policy:
         complete = (length - 1) // self.interval * self.interval
         return self.kept(complete) < complete
 
+    def max_sink(self, num_layers: int, num_kv_heads: int) -> int | None:
+        """First tokens that the smallest head has room to protect; None when nothing evicts."""
+        budgets = [
+            budget
+            for layer_idx in range(num_layers)
+            for plane in self.planes(layer_idx, num_layers, num_kv_heads)
+            if (budget := plane.policy.config.budget) is not None
+        ]
+        return min(budgets) - self.config.recent if budgets else None
+
+    def planes(self, layer_idx: int, num_layers: int, num_kv_heads: int) -> tuple[Plane, ...]:
+        """One layer's KV heads, those of equal budget together."""
+        by_budget: dict[int | None, list[int]] = {}
+        for head in range(num_kv_heads):
+            budget = self.config.budget_of(layer_idx, head, num_layers)
+            by_budget.setdefault(budget, []).append(head)
+        return tuple(
+            Plane(heads=tuple(heads), policy=self._of_budget(budget))
+            for budget, heads in by_budget.items()
+        )
+
+    def _of_budget(self, budget: int | None) -> Policy:
+        name = "full" if budget is None else self.config.name
+        config = replace(self.config, name=name, budget=budget, pattern={}, layers="flat")
+        return self if config == self.config else build_policy(config)
+
     @torch.no_grad()
-    def select(self, entries: Entries, length: Tensor | int) -> Tensor:
+    def select(
+        self, entries: Entries, length: Tensor | int, sink: Tensor | int | None = None
+    ) -> Tensor:
         """Indices of the entries to keep, oldest first: (B, G, budget).
 
         Args:
             entries: of more than `budget` keys per head.
             length: tokens seen so far, an int or (B,).
+            sink: first tokens that stay, an int or (B,); None is the policy's own.
         """
         config = self.config
         if self.score is None or config.budget is None:
             raise ValueError(f"policy {config.name!r} never evicts, so it selects nothing")
-        newest = torch.as_tensor(length, device=entries.positions.device).reshape(-1, 1, 1)
-        protected = (entries.positions < config.sink) | (
+        device = entries.positions.device
+        newest = torch.as_tensor(length, device=device).reshape(-1, 1, 1)
+        first = torch.as_tensor(config.sink if sink is None else sink, device=device)
+        protected = (entries.positions < first.reshape(-1, 1, 1)) | (
             entries.positions >= newest - config.recent
         )
         scores = self.score(entries, config).masked_fill(protected, float("inf"))
@@ -67,10 +112,23 @@ class Policy:
         return order[..., : config.budget].sort(dim=-1).values
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plane:
+    """KV heads of one layer that keep equally many entries, and the policy of that budget."""
+
+    heads: tuple[int, ...]
+    policy: Policy
+
+    @cached_property
+    def index(self) -> Tensor:
+        """`heads` as a tensor on the CPU."""
+        return torch.tensor(self.heads)
+
+
 def build_policy(config: PolicyConfig) -> Policy:
     """The policy that `config` names."""
     if config.name == "full":
-        return Policy(config=config, score=None, needs_mass=False)
+        return Policy(config=config, score=None, mass=None)
     try:
         scorer = policies.SCORERS[config.name]
     except KeyError:
@@ -78,4 +136,4 @@ def build_policy(config: PolicyConfig) -> Policy:
             f"policy.name={config.name!r} cannot be built; a carried policy is read from its "
             "checkpoint first"
         ) from None
-    return Policy(config=config, score=scorer.score, needs_mass=scorer.needs_mass)
+    return Policy(config=config, score=scorer.score, mass=scorer.mass(config))

@@ -1,34 +1,24 @@
 """Slots: the KV entries of many requests, allocated once, compacted at chunk boundaries.
 
-Axes: B rows of a step, G KV heads, H query heads, T tokens of a step, C capacity, S entries read,
-D head_dim, P tokens written (those of all rows, without padding).
+A layer's KV heads of equal budget lie together in a *plane*, so budgets may differ by layer and
+head without padding, and every shape is static. How many entries a head holds follows from its
+budget and the tokens so far alone.
+
+Axes: B rows of a step, G KV heads of a plane, H query heads, T tokens of a step, C capacity,
+S entries read, D head_dim, P tokens written (those of all rows, without padding).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from llamahome.attention import Entries, Policy, attend
-
-
-@dataclass(frozen=True)
-class LayerSlots:
-    """One layer's entries of every slot: keys, values (slots, G, C, D); the others without D."""
-
-    keys: Tensor
-    values: Tensor
-    mass: Tensor
-    positions: Tensor
-
-    @property
-    def nbytes(self) -> int:
-        return sum(t.nbytes for t in (self.keys, self.values, self.mass, self.positions))
+from llamahome.attention import Policy, Rotary
+from llamahome.cache.plane import LayerSlots, PlaneSlots
+from llamahome.cache.step import SlotStep
 
 
 class Slots:
@@ -37,10 +27,16 @@ class Slots:
     A forward goes between `begin` and `commit`:
 
         step = slots.begin(rows, tokens)      # which slots, how many tokens each
-        model(ids, hybrid=step)               # writes, attends, adds mass
+        model(ids, position_ids=step.position_ids, hybrid=step)   # writes, attends, adds mass
         slots.commit(step)                    # counts the tokens; compacts full chunks
 
     A step never crosses a chunk boundary: `room(row)` tells how many tokens fit before the next.
+
+    Args:
+        rotary: the model's, for rolling positions.
+
+    Raises:
+        ConfigError: for a pattern that names layers or heads that there are not.
     """
 
     def __init__(
@@ -54,26 +50,43 @@ class Slots:
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device | str,
+        rotary: Rotary | None = None,
     ) -> None:
+        if policy.rolling and rotary is None:
+            raise ValueError("policy.positions='rolling' needs the model's rotary embedding")
+        policy.config.check_model(num_layers, num_kv_heads)
         self.policy = policy
+        self.rotary = rotary if policy.rolling else None
         self.num_slots = num_slots
         self.max_length = max_length
-        self.capacity = policy.capacity(max_length)
-        shape = (num_slots, num_kv_heads, self.capacity)
-        mass_dtype = torch.promote_types(dtype, torch.float32)
-        self.layers = [
-            LayerSlots(
+        self.num_kv_heads = num_kv_heads
+        self.max_sink = policy.max_sink(num_layers, num_kv_heads)
+        self.device = torch.device(device)
+
+        def allocate(heads: tuple[int, ...], policy: Policy) -> PlaneSlots:
+            shape = (num_slots, len(heads), policy.capacity(max_length))
+            return PlaneSlots(
+                heads=heads,
+                policy=policy,
                 keys=torch.zeros(*shape, head_dim, dtype=dtype, device=device),
                 values=torch.zeros(*shape, head_dim, dtype=dtype, device=device),
-                mass=torch.zeros(shape, dtype=mass_dtype, device=device),
+                mass=torch.zeros(
+                    shape, dtype=torch.promote_types(dtype, torch.float32), device=device
+                ),
                 positions=torch.zeros(shape, dtype=torch.int64, device=device),
             )
-            for _ in range(num_layers)
+
+        self.layers = [
+            LayerSlots(
+                tuple(
+                    allocate(plane.heads, plane.policy)
+                    for plane in policy.planes(layer_idx, num_layers, num_kv_heads)
+                )
+            )
+            for layer_idx in range(num_layers)
         ]
-        self.device = torch.device(device)
-        # Every head of every layer holds as many entries, so one count per slot tells all.
-        self.counts = [0] * num_slots
         self.lengths = [0] * num_slots
+        self.sinks = [policy.config.sink] * num_slots
 
     @classmethod
     def for_model(
@@ -91,12 +104,18 @@ class Slots:
             head_dim=head_dim or config.hidden_size // config.num_attention_heads,
             dtype=model.dtype,
             device=model.device,
+            rotary=Rotary(model) if policy.rolling else None,
         )
+
+    @property
+    def planes(self) -> list[PlaneSlots]:
+        """Those of every layer."""
+        return [plane for layer in self.layers for plane in layer.planes]
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated, mass and positions included."""
-        return sum(layer.nbytes for layer in self.layers)
+        return sum(plane.nbytes for plane in self.planes)
 
     @property
     def slot_nbytes(self) -> int:
@@ -105,17 +124,34 @@ class Slots:
 
     def dense_nbytes(self, length: int) -> int:
         """Bytes that keys and values of `length` tokens take without eviction."""
-        stored = sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
-        return stored // (self.num_slots * self.capacity) * length
+        first = self.planes[0].keys
+        heads = self.num_kv_heads * len(self.layers)
+        return 2 * heads * length * first.shape[-1] * first.element_size()
+
+    def held(self, row: int) -> int:
+        """Entries that a slot holds, as the mean over all layers and KV heads."""
+        length = self.lengths[row]
+        total = sum(len(plane.heads) * plane.policy.held(length) for plane in self.planes)
+        return total // (self.num_kv_heads * len(self.layers))
 
     def room(self, row: int) -> int:
         """Tokens that fit into the slot's current chunk."""
         interval = self.policy.interval
         return interval - self.lengths[row] % interval
 
-    def reset(self, row: int) -> None:
-        """Empty a slot for its next request; old entries are never read again."""
-        self.counts[row] = 0
+    def reset(self, row: int, *, sink: int | None = None) -> None:
+        """Empty a slot for its next request; old entries are never read again.
+
+        Args:
+            sink: first tokens that stay, where more than the policy's own, say a system prompt.
+
+        Raises:
+            ValueError: when they do not fit into the smallest head beside the recent ones.
+        """
+        sink = self.policy.config.sink if sink is None else sink
+        if self.max_sink is not None and sink > self.max_sink:
+            raise ValueError(f"slot {row}: sink={sink}; its heads can protect {self.max_sink}")
+        self.sinks[row] = sink
         self.lengths[row] = 0
 
     def begin(self, rows: Sequence[int], tokens: Sequence[int]) -> SlotStep:
@@ -137,96 +173,29 @@ class Slots:
     @torch.no_grad()
     def commit(self, step: SlotStep) -> None:
         """Count the step's tokens, and compact the slots whose chunk is now complete."""
-        full: dict[int, list[int]] = defaultdict(list)
+        complete = []
         for row, n in zip(step.rows, step.tokens, strict=True):
-            self.counts[row] += n
             self.lengths[row] += n
-            complete = self.lengths[row] % self.policy.interval == 0
-            if complete and self.policy.kept(self.counts[row]) < self.counts[row]:
-                full[self.counts[row]].append(row)
-        for count, rows in full.items():
-            self._compact(rows, count)
-
-    def _compact(self, rows: list[int], count: int) -> None:
-        index = torch.tensor(rows, device=self.device)
-        length = torch.tensor([self.lengths[row] for row in rows], device=self.device)
-        kept = self.policy.kept(count)
+            if self.lengths[row] % self.policy.interval == 0:
+                complete.append(row)
+        if not complete or self.policy.score is None:
+            return
         for layer_idx, layer in enumerate(self.layers):
-            held = Entries(
-                keys=layer.keys[index, :, :count],
-                values=layer.values[index, :, :count],
-                mass=layer.mass[index, :, :count],
-                positions=layer.positions[index, :, :count],
-                layer_idx=layer_idx,
-            )
-            keep = self.policy.select(held, length)
-            wide = keep.unsqueeze(-1).expand(-1, -1, -1, held.keys.shape[-1])
-            layer.keys[index, :, :kept] = held.keys.gather(2, wide)
-            layer.values[index, :, :kept] = held.values.gather(2, wide)
-            layer.mass[index, :, :kept] = held.mass.gather(2, keep)
-            layer.positions[index, :, :kept] = held.positions.gather(2, keep)
+            for plane in layer.planes:
+                self._end_chunk(plane, layer_idx, complete)
+
+    def _end_chunk(self, plane: PlaneSlots, layer_idx: int, rows: list[int]) -> None:
+        policy, interval = plane.policy, self.policy.interval
+        by_count: dict[int, list[int]] = defaultdict(list)
         for row in rows:
-            self.counts[row] = kept
-
-
-class SlotStep:
-    """One forward over some slots; a model takes it as `hybrid=`. Open it with `Slots.begin`.
-
-    Rows may bring different numbers of tokens, padded on the right to the longest.
-    """
-
-    def __init__(self, slots: Slots, rows: list[int], tokens: list[int]) -> None:
-        self.slots = slots
-        self.rows = rows
-        self.tokens = tokens
-        device = slots.device
-        longest = max(tokens)
-        counts = torch.tensor([slots.counts[r] for r in rows], device=device)
-        lengths = torch.tensor([slots.lengths[r] for r in rows], device=device)
-        offsets = torch.arange(longest, device=device)
-        self.position_ids = lengths[:, None] + offsets  # (B, T)
-        self._real = offsets < torch.tensor(tokens, device=device)[:, None]  # (B, T)
-        self._read = max(slots.counts[r] + n for r, n in zip(rows, tokens, strict=True))
-        ends = counts[:, None] + offsets + 1
-        self._visible = torch.arange(self._read, device=device) < ends[..., None]  # (B, T, S)
-        self._index = torch.tensor(rows, device=device)
-        self._adjacent = rows == list(range(rows[0], rows[0] + len(rows)))
-        row_of, token_of = self._real.nonzero(as_tuple=True)
-        self._source = (row_of, token_of)
-        self._target_slot = self._index[row_of]
-        self._target_entry = counts[row_of] + token_of
-        self._target_position = self.position_ids[row_of, token_of]
-
-    def attend(
-        self, layer_idx: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
-    ) -> Tensor:
-        """Write the step's keys (B, G, T, D) and values, and attend: (B, H, T, D)."""
-        layer = self.slots.layers[layer_idx]
-        self._write(layer, key, value)
-        needs_mass = self.slots.policy.needs_mass
-        out, mass = attend(
-            query,
-            self._rows_of(layer.keys),
-            self._rows_of(layer.values),
-            self._visible,
-            scaling,
-            counted=self._real if needs_mass else None,
-        )
-        if mass is not None:
-            layer.mass[:, :, : self._read].index_add_(0, self._index, mass)
-        return out
-
-    def _write(self, layer: LayerSlots, key: Tensor, value: Tensor) -> None:
-        at = (self._target_slot, slice(None), self._target_entry)
-        row_of, token_of = self._source
-        layer.keys[at] = key[row_of, :, token_of].to(layer.keys.dtype)  # (P, G, D)
-        layer.values[at] = value[row_of, :, token_of].to(layer.values.dtype)
-        layer.mass[at] = 0.0
-        layer.positions[at] = self._target_position[:, None]
-
-    def _rows_of(self, stored: Tensor) -> Tensor:
-        """(B, G, S, D) of the step's rows; a view, not a copy, where the rows lie side by side."""
-        read = stored[:, :, : self._read]
-        if self._adjacent:
-            return read[self.rows[0] : self.rows[0] + len(self.rows)]
-        return read.index_select(0, self._index)
+            by_count[policy.held(self.lengths[row] - interval) + interval].append(row)
+        for count, same in by_count.items():
+            index = torch.tensor(same, device=self.device)
+            kept = policy.kept(count)
+            if kept < count:
+                held = plane.entries(index, count, layer_idx)
+                lengths = torch.tensor([self.lengths[row] for row in same], device=self.device)
+                sinks = torch.tensor([self.sinks[row] for row in same], device=self.device)
+                plane.store(index, held.take(policy.select(held, lengths, sinks)))
+            if policy.mass is not None and policy.mass.carry != 1:
+                plane.mass[index, :, :kept] *= policy.mass.carry

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import fields, is_dataclass
 from types import NoneType, UnionType
-from typing import Any, TypeVar, cast, get_args, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
@@ -80,8 +80,12 @@ def _wrong_type(path: str, composed: DictConfig, root: type[Any]) -> str:
     path = path.partition("[")[0]  # an entry of a list is reported as its list
     *parents, name = path.split(".")
     schema = root
-    for parent in parents:
-        schema = get_type_hints(schema)[parent]
+    for depth, parent in enumerate(parents):
+        below = get_type_hints(schema)[parent]
+        if not is_dataclass(below):  # an entry of a dict is reported as its dict
+            path, name = ".".join(parents[: depth + 1]), parent
+            break
+        schema = cast(type[Any], below)
     secret = any(field.name == name and not field.repr for field in fields(schema))
     value = "<hidden>" if secret else repr(OmegaConf.select(composed, path))
     return f"{path}={value} is not allowed: it must be {_spell(get_type_hints(schema)[name])}"
@@ -93,4 +97,6 @@ def _spell(hint: Any) -> str:
         return " or ".join(map(_spell, get_args(hint)))
     if hint is NoneType:
         return "null"
+    if get_origin(hint) is dict:
+        return f"dict[{', '.join(map(_spell, get_args(hint)))}]"
     return hint.__name__ if isinstance(hint, type) else str(hint)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 
 from llamahome.config.checks import at_least, one_of, require
 
-POLICIES = ("h2o", "window", "random", "full")
+POLICIES = ("h2o", "value_norm", "snapkv", "tova", "window", "keydiff", "random", "full")
 CARRIED = "carried"
+
+_HEADS = re.compile(r"L(\d+)(?:H(\d+))?")
 
 
 @dataclass(kw_only=True)
@@ -20,7 +23,19 @@ class PolicyConfig:
         sink: first tokens that always stay.
         recent: newest tokens that always stay. What is left of the budget goes to heavy hitters.
         interval: tokens in a chunk, between two compactions. 1 is the paper's H2O.
-        seed: of the `random` policy.
+        decay: of h2o and value_norm: tokens after which mass counts 1/e of what it did; None
+            never forgets.
+        normalize: of h2o and value_norm: divide a key's mass by the queries that could see it.
+        group: of h2o and value_norm: a key's mass is the `sum`, or the `max`, over the query heads
+            of its KV group.
+        window: of snapkv: last queries of a chunk whose attention counts.
+        seed: of random.
+        layers: `flat` gives every layer `budget`, `pyramid` from 3/2 (first layer) down to 1/2
+            (last) of it, the same in all.
+        pattern: budgets that differ: {"L18H2": None, "L0": 512}. A key is a layer, or one of its
+            KV heads, which wins over its layer; None never evicts.
+        positions: `absolute` rotates a key for its place in the text, `rolling` for its place in
+            the cache, so that a text may run past the trained context.
     """
 
     name: str = "h2o"
@@ -28,22 +43,43 @@ class PolicyConfig:
     sink: int = 4
     recent: int = 128
     interval: int = 64
+    decay: int | None = 256
+    normalize: bool = False
+    group: str = "sum"
+    window: int = 32
     seed: int = 0
+    layers: str = "flat"
+    pattern: dict[str, int | None] = field(default_factory=dict)
+    positions: str = "absolute"
 
     def __post_init__(self) -> None:
         one_of("policy.name", self.name, (*POLICIES, CARRIED))
+        one_of("policy.group", self.group, ("sum", "max"))
+        one_of("policy.layers", self.layers, ("flat", "pyramid"))
+        one_of("policy.positions", self.positions, ("absolute", "rolling"))
         at_least("policy.sink", self.sink, 0)
         at_least("policy.seed", self.seed, 0)
         at_least("policy.recent", self.recent, 1)
         at_least("policy.interval", self.interval, 1)
+        at_least("policy.window", self.window, 1)
+        if self.decay is not None:
+            at_least("policy.decay", self.decay, 1)
         if self.name in ("full", CARRIED):
+            self._check_without_budget()
+        else:
+            self._check_budgets()
+
+    def _check_without_budget(self) -> None:
+        for key, value in (("budget", self.budget), ("pattern", self.pattern or None)):
             require(
-                self.budget is None,
-                "policy.budget",
-                self.budget,
-                f"policy.name={self.name} takes no budget; set policy.budget=null",
+                value is None,
+                f"policy.{key}",
+                value,
+                f"policy.name={self.name} takes no {key}; leave it out"
+                + ("" if key == "pattern" else ", or set policy.budget=null"),
             )
-            return
+
+    def _check_budgets(self) -> None:
         require(
             self.budget is not None,
             "policy.budget",
@@ -51,13 +87,18 @@ class PolicyConfig:
             f"policy.name={self.name} needs a number of entries; only `full` goes without",
         )
         assert self.budget is not None
-        require(
-            self.budget >= self.sink + self.recent,
-            "policy.budget",
-            self.budget,
-            f"it must hold sink + recent = {self.sink} + {self.recent} entries; "
-            "raise policy.budget or lower policy.recent",
-        )
+        self._check_fits("policy.budget", self.budget)
+        if self.layers == "pyramid":
+            self._check_fits("policy.budget", self.budget, self.budget - self.budget // 2)
+        for name, budget in self.pattern.items():
+            require(
+                _HEADS.fullmatch(name) is not None,
+                "policy.pattern",
+                name,
+                "its keys name a layer or a KV head of one, like L18 or L18H2",
+            )
+            if budget is not None:
+                self._check_fits(f"policy.pattern.{name}", budget)
         require(
             self.interval <= self.recent,
             "policy.interval",
@@ -65,3 +106,36 @@ class PolicyConfig:
             f"it must not exceed policy.recent={self.recent}, or a chunk's own keys would be "
             "judged before any later query saw them",
         )
+
+    def _check_fits(self, key: str, budget: int, smallest: int | None = None) -> None:
+        """A head whose protected entries exceed its slots would evict any of them, silently."""
+        held = budget if smallest is None else smallest
+        least = "" if smallest is None else f" (the last layer of the pyramid has {smallest})"
+        require(
+            held >= self.sink + self.recent,
+            key,
+            budget,
+            f"it must hold sink + recent = {self.sink} + {self.recent} entries{least}; "
+            f"raise {key} or lower policy.recent",
+        )
+
+    def budget_of(self, layer_idx: int, head: int, num_layers: int) -> int | None:
+        """Entries kept for one KV head; None never evicts."""
+        for name in (f"L{layer_idx}H{head}", f"L{layer_idx}"):
+            if name in self.pattern:
+                return self.pattern[name]
+        if self.layers == "flat" or self.budget is None or num_layers == 1:
+            return self.budget
+        # Cut towards zero, so that what the upper half loses is what the lower half gains.
+        return self.budget + int(self.budget / 2 * (1 - 2 * layer_idx / (num_layers - 1)))
+
+    def check_model(self, num_layers: int, num_kv_heads: int) -> None:
+        """Raise `ConfigError` for a pattern that names layers or heads a model does not have."""
+        for name in self.pattern:
+            layer, head = _HEADS.fullmatch(name).groups()  # type: ignore[union-attr]  # checked
+            require(
+                int(layer) < num_layers and int(head or 0) < num_kv_heads,
+                "policy.pattern",
+                name,
+                f"the model has layers L0..L{num_layers - 1} with KV heads H0..H{num_kv_heads - 1}",
+            )

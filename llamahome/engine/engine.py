@@ -176,7 +176,7 @@ class Engine:
 
     def usage(self, request: Request) -> Usage:
         slots = self._runner.slots
-        held = 0 if request.slot is None else slots.counts[request.slot]
+        held = 0 if request.slot is None else slots.held(request.slot)
         return Usage(
             prompt_tokens=request.prompt_length,
             completion_tokens=request.generated,

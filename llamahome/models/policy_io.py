@@ -78,7 +78,8 @@ def _decode(carried: object, place: str) -> PolicyConfig:
             f"{place}.format={carried.get('format')!r}, this version reads {FORMAT}; "
             "use the version of LlamaHome that exported the model"
         )
-    return _check(carried["policy"], place)
+    # Mass did not decay before a policy could say so.
+    return _check({"decay": None, **carried["policy"]}, place)
 
 
 def _check(values: dict[str, object], place: str) -> PolicyConfig:

@@ -8,7 +8,8 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from llamahome.attention import HybridAttention, build_policy
-from llamahome.attention.reference import Head, reference
+from llamahome.attention.reference import reference
+from llamahome.attention.walk import Walk
 from llamahome.config import PolicyConfig
 
 
@@ -29,38 +30,17 @@ def _ids(length: int, rows: int = 1) -> Tensor:
     return torch.randint(3, 256, (rows, length), generator=torch.Generator().manual_seed(1))
 
 
-class KeptPositions(HybridAttention):
-    """Notes which positions stay at every compaction."""
-
-    def __init__(self, config: PolicyConfig) -> None:
-        super().__init__(build_policy(config))
-        self.kept: list[Tensor] = []
-
-    def _compact(self, held, mass, length):
-        kept = super()._compact(held, mass, length)
-        self.kept.append(kept.positions[0])
-        return kept
-
-
-SCORES = {
-    "h2o": lambda head, position: head.mass[position],
-    "window": lambda head, position: float(position),
-}
-
-
-@pytest.mark.parametrize("name", ["h2o", "window"])
-@pytest.mark.parametrize("length", [24, 29, 40])
-@pytest.mark.parametrize("interval", [1, 4, 5])
-def test_equals_the_loop_reference(name: str, length: int, interval: int) -> None:
-    config = _config(name, interval=interval)
-    query, key, value = _qkv(length)
-    attention = KeptPositions(config)
-    out = attention(query, key, value)
-    expected, kept = reference(query[0], key[0], value[0], config, SCORES[name])
-    torch.testing.assert_close(out[0], expected, rtol=1e-9, atol=1e-9)
-    assert len(attention.kept) == (length - 1) // interval
-    for chunk, positions in enumerate(attention.kept):
-        assert [row.tolist() for row in positions] == [head[chunk] for head in kept]
+def _walk(config: PolicyConfig, query: Tensor, key: Tensor, value: Tensor, layer_idx: int = 0):
+    """The output, and the positions that each chunk but the first found."""
+    walk = Walk(
+        policy=build_policy(config),
+        layer_idx=layer_idx,
+        heads=tuple(range(key.shape[1])),
+        scaling=query.shape[-1] ** -0.5,
+        rotary=None,
+    )
+    out, kept = walk.run(query, key, value)
+    return out, [positions[0] for positions in kept[1:]]
 
 
 def test_all_query_heads_of_a_group_vote() -> None:
@@ -74,47 +54,11 @@ def test_all_query_heads_of_a_group_vote() -> None:
     key[0, 0, 3, 0] = 4.0
     key[0, 0, 5, 1] = 4.0
     config = _config("h2o", budget=5, sink=0, recent=2, interval=2)
-    both = KeptPositions(config)
-    both(query, key, value)
-    assert {3, 5} <= set(both.kept[-1][0].tolist())
+    _, kept = _walk(config, query, key, value)
+    assert {3, 5} <= set(kept[-1][0].tolist())
     query[0, 1] = query[0, 0]
-    one = KeptPositions(config)
-    one(query, key, value)
-    assert 5 not in one.kept[-1][0].tolist()
-
-
-@pytest.mark.parametrize("name", ["h2o", "window", "random"])
-def test_sinks_and_recent_always_stay(name: str) -> None:
-    config = _config(name)
-    attention = KeptPositions(config)
-    attention(*_qkv(60))
-    for chunk, positions in enumerate(attention.kept, start=1):
-        length = chunk * config.interval
-        always = {0, 1, *range(max(0, length - config.recent), length)}
-        for row in positions.tolist():
-            assert always <= set(row)
-            assert len(row) == min(length, 12)
-
-
-def test_policies_keep_different_keys() -> None:
-    kept = {}
-    for name in ("h2o", "window", "random"):
-        attention = KeptPositions(_config(name))
-        attention(*_qkv(60))
-        kept[name] = str(attention.kept[-1].tolist())
-    assert len(set(kept.values())) == 3
-
-
-def test_random_depends_on_seed_layer_and_head_alone() -> None:
-    def last(seed: int, layer: int) -> Tensor:
-        attention = KeptPositions(_config("random", seed=seed))
-        attention.attend(layer, *_qkv(60), 1.0)
-        return attention.kept[-1]
-
-    assert torch.equal(last(0, 0), last(0, 0))
-    assert not torch.equal(last(0, 0), last(1, 0))
-    assert not torch.equal(last(0, 0), last(0, 1))
-    assert last(0, 0)[0].tolist() != last(0, 0)[1].tolist()
+    _, kept = _walk(config, query, key, value)
+    assert 5 not in kept[-1][0].tolist()
 
 
 @pytest.mark.parametrize("name", ["h2o", "window", "random"])
@@ -204,9 +148,8 @@ def test_a_carried_policy_cannot_be_built() -> None:
 def test_the_reference_is_plain_softmax_attention_when_nothing_is_evicted() -> None:
     query, key, value = _qkv(20)
     config = PolicyConfig(name="full", budget=None)
-    out, _ = reference(query[0], key[0], value[0], config, lambda head, s: float(head.held[0]))
+    out, _ = reference(query[0], key[0], value[0], config, lambda head, s: 0.0)
     expected = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, is_causal=True, enable_gqa=True
     )
     torch.testing.assert_close(out, expected[0])
-    assert Head().held == []

@@ -55,7 +55,7 @@ def keys(schema: type, prefix: str = "") -> Iterator[str]:
 
 def leaves(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
     for name, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             yield from leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
@@ -152,6 +152,17 @@ def test_group_option_wins_over_dataclass():
     assert load("train", "trainer=lora").trainer.method == "lora"
     assert load("train", "policy=window").policy.name == "window"
     assert load("train", "policy=window", "policy.budget=200").policy.budget == 200
+
+
+def test_a_pattern_can_be_given_on_the_command_line():
+    loaded = load("train", "+policy.pattern={L0H1:null,L1:140}")
+    assert loaded.policy.pattern == {"L0H1": None, "L1": 140}
+    with pytest.raises(ConfigError, match=r"policy\.pattern='x' is not allowed"):
+        load("train", "+policy.pattern={x:140}")
+    with pytest.raises(ConfigError, match=r"policy\.pattern=.* dict\[str, int or null\]"):
+        load_config(OmegaConf.create({"policy": {"pattern": {"L0": "many"}}}), TrainRoot)
+    with pytest.raises(ConfigCompositionException, match=r"policy\.pattern"):
+        load("train", "+policy.pattern={L0:many}")
 
 
 def test_environment_gives_the_api_key_and_the_command_line_wins(monkeypatch):

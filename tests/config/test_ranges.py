@@ -18,7 +18,13 @@ from llamahome.config import ConfigError, ServeRoot, TrainRoot, load_config
 RULES: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
     "model.name": (["", "  "], ["x"], {}),
     "model.dtype": (["int8", ""], ["auto", "float32", "bfloat16", "float16"], {}),
-    "policy.name": (["snap", "H2O"], ["h2o", "window", "random"], {}),
+    "policy.name": (["snap", "H2O"], ["h2o", "window", "random", "snapkv", "keydiff"], {}),
+    "policy.group": (["mean"], ["sum", "max"], {}),
+    "policy.layers": (["deep"], ["flat"], {}),
+    "policy.positions": (["relative"], ["absolute", "rolling"], {}),
+    "policy.decay": ([0], [None, 1], {}),
+    "policy.window": ([0], [1, 1000], {}),
+    "policy.pattern": ([], [{}, {"L1": None, "L18H2": 132}], {}),
     "policy.sink": ([-1], [0, 128], {}),
     "policy.recent": ([0], [64, 252], {}),
     "policy.interval": ([0, 129], [1, 128], {}),
@@ -115,6 +121,32 @@ def test_policies_that_never_evict_take_no_budget(name):
     with pytest.raises(ConfigError, match=r"policy\.budget=256 .* set policy\.budget=null"):
         config.PolicyConfig(name=name, budget=256)
     assert config.PolicyConfig(name=name, budget=None).budget is None
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ({"18.2": None}, r"pattern='18\.2' is not allowed: .* like L18 or L18H2"),
+        ({"L1H": 200}, r"pattern='L1H' is not allowed"),
+        ({"L1": 131}, r"pattern\.L1=131 is not allowed: it must hold sink \+ recent = 4 \+ 128"),
+        ({"L0": 200, "L1H0": 0}, r"pattern\.L1H0=0 is not allowed"),
+    ],
+)
+def test_a_pattern_names_heads_and_holds_what_is_protected(pattern, message):
+    with pytest.raises(ConfigError, match=message):
+        config.PolicyConfig(pattern=pattern)
+
+
+def test_the_smallest_layer_of_a_pyramid_holds_what_is_protected():
+    assert config.PolicyConfig(budget=264, layers="pyramid").layers == "pyramid"
+    with pytest.raises(ConfigError, match=r"budget=262 .* last layer of the pyramid has 131"):
+        config.PolicyConfig(budget=262, layers="pyramid")
+
+
+@pytest.mark.parametrize("name", ["full", "carried"])
+def test_policies_that_never_evict_take_no_pattern(name):
+    with pytest.raises(ConfigError, match=r"policy\.pattern=\{'L0': None\} is not allowed"):
+        config.PolicyConfig(name=name, budget=None, pattern={"L0": None})
 
 
 def test_adapters_are_exported_by_lora_alone():

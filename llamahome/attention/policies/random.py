@@ -8,9 +8,11 @@ from torch import Tensor
 from llamahome.attention.entries import Entries
 from llamahome.config import PolicyConfig
 
-needs_mass = False
-
 _LOW = (1 << 31) - 1
+
+
+def mass(config: PolicyConfig) -> None:
+    """None is needed."""
 
 
 def score(entries: Entries, config: PolicyConfig) -> Tensor:
@@ -19,7 +21,7 @@ def score(entries: Entries, config: PolicyConfig) -> Tensor:
     Every token draws its rank once, so what is kept is a reservoir sample of all tokens so far
     and, unlike draws from a generator, a pure function of them.
     """
-    heads = torch.arange(entries.positions.shape[1], device=entries.positions.device)
+    heads = torch.tensor(entries.heads, device=entries.positions.device)
     stream = (config.seed * 1_000_003 + entries.layer_idx) * 1_009 + heads
     mixed = entries.positions * 2_654_435_761 + stream[:, None] * 40_503 + 12_345
     for multiplier in (1_103_515_245, 1_597_334_677):

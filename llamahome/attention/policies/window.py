@@ -10,7 +10,9 @@ from torch import Tensor
 from llamahome.attention.entries import Entries
 from llamahome.config import PolicyConfig
 
-needs_mass = False
+
+def mass(config: PolicyConfig) -> None:
+    """None is needed."""
 
 
 def score(entries: Entries, config: PolicyConfig) -> Tensor:

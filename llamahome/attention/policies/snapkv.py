@@ -1,0 +1,30 @@
+"""What the last queries look at, smoothed over neighbours.
+
+Li et al. 2024, "SnapKV", arXiv 2404.14469, section 4.2. There it is done once, after the prompt;
+here at every chunk's end.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from llamahome.attention.entries import Entries
+from llamahome.attention.mass import Mass
+from llamahome.config import PolicyConfig
+
+KERNEL = 7
+
+
+def mass(config: PolicyConfig) -> Mass:
+    """The last `window` queries of a chunk count, those of a shorter chunk all."""
+    first = config.interval - config.window
+    weights = tuple(float(offset >= first) for offset in range(config.interval))
+    return Mass(weights, carry=0.0)
+
+
+def score(entries: Entries, config: PolicyConfig) -> Tensor:
+    """Mass averaged over each entry and its three neighbours on either side."""
+    return F.avg_pool1d(
+        entries.mass, KERNEL, stride=1, padding=KERNEL // 2, count_include_pad=False
+    )

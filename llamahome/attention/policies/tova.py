@@ -1,0 +1,23 @@
+"""What the last query looks at.
+
+Oren et al. 2024, "Transformers are Multi-State RNNs" (TOVA), arXiv 2401.06104, section 3.2. There
+one set of tokens is kept for all heads of a layer; here each KV head keeps its own.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from llamahome.attention.entries import Entries
+from llamahome.attention.mass import Mass
+from llamahome.config import PolicyConfig
+
+
+def mass(config: PolicyConfig) -> Mass:
+    """A chunk's last query counts."""
+    return Mass((*(0.0,) * (config.interval - 1), 1.0), carry=0.0)
+
+
+def score(entries: Entries, config: PolicyConfig) -> Tensor:
+    """Mass from the last query."""
+    return entries.mass

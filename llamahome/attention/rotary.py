@@ -1,0 +1,57 @@
+"""Rolling positions: keys rotated for their place in the cache instead of their place in the text.
+
+Xiao et al. 2023, "StreamingLLM", arXiv 2309.17453, section 3.2. The model is run at position 0,
+which rotates nothing; queries and keys are rotated here, with the model's own frequencies (and so
+with its scaling, Llama 3.1's for one).
+
+Axes: B batch, X heads, T tokens, D head_dim.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+class Rotary:
+    """A model's rotary embedding, at positions of our choice.
+
+    Raises:
+        ValueError: for a model that does not rotate halves of whole heads, as Llama does.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        embedding: nn.Module | None = getattr(model.base_model, "rotary_emb", None)
+        if embedding is not None:
+            self._embedding = embedding
+        if embedding is None or not self._rotates_as_llama(model):
+            raise ValueError(
+                f"policy.positions='rolling': {type(model).__name__} does not rotate keys as "
+                "Llama does; use policy.positions=absolute"
+            )
+
+    def __call__(self, x: Tensor, positions: Tensor) -> Tensor:
+        """`x` (B, X, T, D), unrotated, at `positions` (B or 1, T)."""
+        cos, sin = self._embedding(x, positions)
+        first, second = x.chunk(2, dim=-1)
+        half_turned = torch.cat([-second, first], dim=-1)
+        rotated: Tensor = x * cos.unsqueeze(1) + half_turned * sin.unsqueeze(1)
+        return rotated
+
+    def _rotates_as_llama(self, model: PreTrainedModel) -> bool:
+        apply = getattr(sys.modules[type(model).__module__], "apply_rotary_pos_emb", None)
+        if apply is None:
+            return False
+        positions = torch.arange(3, device=model.device)[None]
+        config = model.config
+        dim = getattr(config, "head_dim", None)
+        dim = dim or config.hidden_size // config.num_attention_heads
+        probe = torch.linspace(-1, 1, 3 * dim, device=model.device).view(1, 1, 3, dim)
+        cos, sin = self._embedding(probe, positions)
+        if cos.shape[-1] != dim:
+            return False
+        theirs = apply(probe, probe, cos, sin)[0]
+        return torch.allclose(self(probe, positions), theirs, atol=1e-5)

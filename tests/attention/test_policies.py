@@ -1,0 +1,205 @@
+"""The matrix: every policy against the float64 loops and what all policies have in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from llamahome.attention import Entries, HybridAttention, Rotary, build_policy
+from llamahome.attention.policies import SCORERS
+from llamahome.attention.reference import Head, Score, reference
+from llamahome.attention.walk import Walk
+from llamahome.config import PolicyConfig
+from llamahome.config.policy import POLICIES
+from tests.policies import CASES, policy_case
+
+LENGTH, DIM = 32, 8
+EVICTING = [case for case in CASES if case != "h2o_pyramid"]  # one layer makes no pyramid
+
+
+def qkv(length: int = LENGTH) -> tuple[Tensor, Tensor, Tensor]:
+    """Two KV heads with three query heads each, in float64."""
+    torch.manual_seed(length)
+    query = 2 * torch.randn(1, 6, length, DIM, dtype=torch.float64)
+    key = 2 * torch.randn(1, 2, length, DIM, dtype=torch.float64)
+    return query, key, torch.randn(1, 2, length, DIM, dtype=torch.float64)
+
+
+def one_layer() -> LlamaForCausalLM:
+    """A model of the shape of `qkv`, for what depends on a model."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=6 * DIM,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            vocab_size=8,
+        )
+    )
+
+
+def sums(head: Head, position: int) -> list[float]:
+    """Per query that saw the position, oldest first: the group's probability."""
+    return [sum(by_head) for by_head in head.received[position]]
+
+
+def decayed(values: list[float], time: float) -> float:
+    return sum(v * math.exp(-age / time) for age, v in enumerate(reversed(values)))
+
+
+def score_of(case: str, config: PolicyConfig, key: Tensor, value: Tensor) -> Score:
+    """What a policy's paper says, in terms of all that a key has ever received."""
+
+    def ones(head: Head, s: int) -> list[float]:
+        return [1.0] * len(head.received[s])
+
+    def pooled(head: Head, s: int) -> float:
+        window = min(config.window, config.interval)
+        at = head.held.index(s)
+        near = head.held[max(0, at - 3) : at + 4]
+        return sum(sum(sums(head, p)[-window:]) for p in near) / len(near)
+
+    def keydiff(head: Head, s: int) -> float:
+        keys = {p: key[head.index, p] / key[head.index, p].norm() for p in head.held}
+        mean = sum(keys.values()) / len(keys)
+        return -float(keys[s] @ mean / mean.norm())
+
+    def random(head: Head, s: int) -> float:
+        entries = Entries(
+            keys=key[None, :1, :1],
+            values=value[None, :1, :1],
+            mass=torch.zeros(1, 1, 1),
+            positions=torch.tensor([[[s]]]),
+            layer_idx=0,
+            heads=(head.index,),
+        )
+        return float(SCORERS["random"].score(entries, config))
+
+    scores: dict[str, Callable[[Head, int], float]] = {
+        "h2o_decay": lambda head, s: decayed(sums(head, s), 7),
+        "h2o_normalize": lambda head, s: sum(sums(head, s)) / len(sums(head, s)),
+        "h2o_decay_normalize": lambda head, s: (
+            decayed(sums(head, s), 7) / decayed(ones(head, s), 7)
+        ),
+        "h2o_max": lambda head, s: sum(max(by_head) for by_head in head.received[s]),
+        "value_norm": lambda head, s: sum(sums(head, s)) * float(value[head.index, s].abs().sum()),
+        "snapkv": pooled,
+        "snapkv_whole_chunk": pooled,
+        "tova": lambda head, s: sums(head, s)[-1],
+        "window": lambda head, s: float(s),
+        "keydiff": keydiff,
+        "random": random,
+    }
+    return scores.get(case, lambda head, s: sum(sums(head, s)))
+
+
+def rotate_at(rotary: Rotary, x: Tensor, place: int) -> Tensor:
+    return rotary(x[None, None, None], torch.tensor([[place]]))[0, 0, 0]
+
+
+@pytest.mark.parametrize("case", EVICTING)
+@pytest.mark.parametrize("length", [LENGTH, 27])
+@pytest.mark.parametrize("interval", [1, 4, 5])
+def test_equals_the_loop_reference(case: str, length: int, interval: int) -> None:
+    config = policy_case(case, interval=interval)
+    config.pattern = {name: b for name, b in config.pattern.items() if name.startswith("L0")}
+    query, key, value = qkv(length)
+    model = one_layer().double()
+    rotary = Rotary(model) if config.positions == "rolling" else None
+    out = HybridAttention(build_policy(config), model)(query, key, value)
+    expected, _ = reference(
+        query[0],
+        key[0],
+        value[0],
+        config,
+        score_of(case, config, key[0], value[0]),
+        *([] if rotary is None else [lambda x, place: rotate_at(rotary, x, place)]),
+    )
+    # The model's cosines come in float32.
+    tolerance = 1e-9 if rotary is None else 1e-5
+    torch.testing.assert_close(out[0], expected, rtol=tolerance, atol=tolerance)
+
+
+def kept_positions(config: PolicyConfig, *tensors: Tensor, layer_idx: int = 0) -> list[Tensor]:
+    """Positions (G, K) that each chunk but the first finds, for policies of one budget."""
+    walk = Walk(
+        policy=build_policy(config), layer_idx=layer_idx, heads=(0, 1), scaling=1.0, rotary=None
+    )
+    return [positions[0] for positions in walk.run(*tensors)[1][1:]]
+
+
+ONE_BUDGET = [case for case in EVICTING if "pattern" not in case and "rolling" not in case]
+
+
+@pytest.mark.parametrize("case", ONE_BUDGET)
+def test_keeps_what_the_reference_keeps(case: str) -> None:
+    config = policy_case(case)
+    query, key, value = qkv()
+    query = query / math.sqrt(DIM)  # the walk below does not scale
+    score = score_of(case, config, key[0], value[0])
+    _, expected = reference(query[0] * math.sqrt(DIM), key[0], value[0], config, score)
+    for chunk, positions in enumerate(kept_positions(config, query, key, value)):
+        assert [row.tolist() for row in positions] == [head[chunk] for head in expected]
+
+
+@pytest.mark.parametrize("case", ONE_BUDGET)
+def test_sinks_and_recent_always_stay(case: str) -> None:
+    config = policy_case(case)
+    for chunk, positions in enumerate(kept_positions(config, *qkv(60)), start=1):
+        length = chunk * config.interval
+        always = {0, 1, *range(max(0, length - config.recent), length)}
+        for row in positions.tolist():
+            assert always <= set(row)
+            assert len(row) == min(length, 12)
+
+
+def test_policies_keep_different_keys() -> None:
+    kept = {case: str(kept_positions(policy_case(case), *qkv(60))) for case in ONE_BUDGET}
+    assert len(set(kept.values())) == len(ONE_BUDGET)
+
+
+def test_every_policy_is_in_the_matrix() -> None:
+    names = {policy_case(case).name for case in CASES}
+    assert names == set(SCORERS) == set(POLICIES) - {"full"}
+
+
+def test_random_depends_on_seed_layer_and_head_alone() -> None:
+    def last(seed: int, layer_idx: int) -> Tensor:
+        config = policy_case("random", seed=seed)
+        return kept_positions(config, *qkv(60), layer_idx=layer_idx)[-1]
+
+    assert torch.equal(last(0, 0), last(0, 0))
+    assert not torch.equal(last(0, 0), last(1, 0))
+    assert not torch.equal(last(0, 0), last(0, 1))
+    assert last(0, 0)[0].tolist() != last(0, 0)[1].tolist()
+
+
+@pytest.mark.parametrize("case", EVICTING)
+def test_a_budget_of_the_length_is_dense_attention(tiny_llama: LlamaForCausalLM, case: str) -> None:
+    ids = torch.randint(3, 256, (2, 77), generator=torch.Generator().manual_seed(1))
+    tiny_llama.set_attn_implementation("eager")
+    expected = tiny_llama(ids).logits
+    config = policy_case(case, budget=77)
+    config.pattern = dict.fromkeys(config.pattern, 77)
+    attention = HybridAttention(build_policy(config), tiny_llama)
+    attention.attach(tiny_llama)
+    logits = tiny_llama(
+        ids, position_ids=attention.position_ids(ids), use_cache=False, hybrid=attention
+    ).logits
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", EVICTING)
+def test_gradients_are_exact(case: str) -> None:
+    config = policy_case(case, budget=6, sink=1, recent=4, interval=3)
+    config.pattern = {"L0H1": 7} if config.pattern else {}
+    attention = HybridAttention(build_policy(config), one_layer().double())
+    tensors = [x[:, :, :14].clone().requires_grad_() for x in qkv()]
+    # float32 cosines make rolling positions inexact in float64
+    assert torch.autograd.gradcheck(attention, tensors, atol=1e-4)

@@ -1,0 +1,33 @@
+"""Every policy and option once, for the matrix tests of attention and cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llamahome.config import PolicyConfig
+
+# What tells a case from h2o that forgets nothing, sums over the group, and is flat and absolute.
+CASES: dict[str, dict[str, Any]] = {
+    "h2o": {},
+    "h2o_decay": {"decay": 7},
+    "h2o_normalize": {"normalize": True},
+    "h2o_decay_normalize": {"decay": 7, "normalize": True},
+    "h2o_max": {"group": "max"},
+    "h2o_rolling": {"positions": "rolling"},
+    "h2o_pattern": {"pattern": {"L0H1": None, "L1": 9}},
+    "h2o_pattern_rolling": {"pattern": {"L0H0": 10}, "positions": "rolling"},
+    "h2o_pyramid": {"layers": "pyramid", "recent": 4},
+    "value_norm": {"name": "value_norm"},
+    "snapkv": {"name": "snapkv", "window": 2},
+    "snapkv_whole_chunk": {"name": "snapkv", "window": 99},
+    "tova": {"name": "tova"},
+    "window": {"name": "window"},
+    "keydiff": {"name": "keydiff"},
+    "random": {"name": "random"},
+}
+
+
+def policy_case(case: str, **numbers: Any) -> PolicyConfig:
+    """The policy of a case; `numbers` go over the defaults, the case over both."""
+    small = {"name": "h2o", "budget": 12, "sink": 2, "recent": 6, "interval": 4, "decay": None}
+    return PolicyConfig(**{**small, **numbers, **CASES[case]})
