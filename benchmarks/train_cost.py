@@ -1,0 +1,178 @@
+"""What a training step costs as the context grows: hybrid attention beside dense `sdpa`.
+
+    python benchmarks/train_cost.py [--lengths 2048 4096 8192 16384] [--share 0.1]
+
+One step is forward and backward of one sequence through the embedded model, with LoRA adapters and
+activation checkpointing by layer, its loss on the last 256 tokens (so that the vocabulary, which
+costs both alike, does not hide the attention). Every figure is a process of its own, whose peak
+memory is what the system counted; the two kinds take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+RESULTS = Path(__file__).parent / "results"
+LABELS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Of one training step.
+
+    Attributes:
+        kind: `dense` is transformers' own sdpa, `hybrid` the policy.
+        tokens_per_second: forward and backward together.
+        peak_mib: resident memory of the process at its largest, less that before the step.
+    """
+
+    kind: str
+    length: int
+    seconds: float
+    tokens_per_second: float
+    peak_mib: float
+
+
+def measure(kind: str, length: int, share: float, steps: int) -> Cost:
+    """The fastest of some steps, in this process."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from llamahome.attention import HybridAttention, build_policy
+    from llamahome.config import ModelConfig, PolicyConfig
+    from llamahome.models import load_model
+
+    model = load_model(ModelConfig()).model
+    model.config.max_position_embeddings = max(length, model.config.max_position_embeddings)
+    arguments: dict[str, object] = {"use_cache": False, "logits_to_keep": LABELS}
+    if kind == "hybrid":
+        budget = int(share * length)
+        policy = PolicyConfig(budget=budget, recent=budget // 2)
+        HybridAttention.attach(model)
+        arguments["hybrid"] = HybridAttention(build_policy(policy), model)
+    else:
+        model.set_attn_implementation("sdpa")
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj", "k_proj", "v_proj"]))
+    adapted.enable_input_require_grads()
+    adapted.train()
+    ids = torch.randint(3, model.config.vocab_size, (1, length))
+    before = _peak_mib()
+    seconds = []
+    for _ in range(steps):
+        started = time.perf_counter()
+        logits = adapted(input_ids=ids, **arguments).logits
+        torch.nn.functional.cross_entropy(logits[0].float(), ids[0, -LABELS:]).backward()
+        seconds.append(time.perf_counter() - started)
+    fastest = min(seconds)
+    return Cost(
+        kind=kind,
+        length=length,
+        seconds=fastest,
+        tokens_per_second=length / fastest,
+        peak_mib=_peak_mib() - before,
+    )
+
+
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measure_apart(kind: str, length: int, share: float, steps: int) -> Cost:
+    """`measure` in a process of its own."""
+    command = [sys.executable, __file__, "--one", kind, "--lengths", str(length)]
+    command += ["--share", str(share), "--steps", str(steps)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return Cost(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def show(costs: list[Cost], console: Console) -> None:
+    table = Table(title="A training step: dense sdpa and hybrid attention")
+    for column in ("tokens", "dense tok/s", "hybrid tok/s", "ratio", "dense MiB", "hybrid MiB"):
+        table.add_column(column, justify="right")
+    for dense, hybrid in _pairs(costs):
+        table.add_row(
+            f"{dense.length:,}",
+            f"{dense.tokens_per_second:.0f}",
+            f"{hybrid.tokens_per_second:.0f}",
+            f"{hybrid.tokens_per_second / dense.tokens_per_second:.2f}",
+            f"{dense.peak_mib:.0f}",
+            f"{hybrid.peak_mib:.0f}",
+        )
+    console.print(table)
+
+
+def plot(costs: list[Cost], file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (speed, memory) = pyplot.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    for kind in ("dense", "hybrid"):
+        own = [cost for cost in costs if cost.kind == kind]
+        lengths = [cost.length for cost in own]
+        speed.plot(lengths, [cost.tokens_per_second for cost in own], marker="o", label=kind)
+        memory.plot(lengths, [cost.peak_mib for cost in own], marker="o", label=kind)
+    speed.set(xlabel="tokens in the sequence", ylabel="tokens/s", ylim=0)
+    memory.set(xlabel="tokens in the sequence", ylabel="peak MiB of the step", ylim=0)
+    speed.legend()
+    figure.savefig(file, dpi=120)
+    pyplot.close(figure)
+
+
+def _pairs(costs: list[Cost]) -> list[tuple[Cost, Cost]]:
+    by_kind = {(cost.kind, cost.length): cost for cost in costs}
+    lengths = sorted({cost.length for cost in costs})
+    return [(by_kind["dense", n], by_kind["hybrid", n]) for n in lengths]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 4096, 8192, 16384])
+    parser.add_argument("--share", type=float, default=0.1, help="of the length that is kept")
+    parser.add_argument("--steps", type=int, default=2, help="the fastest counts")
+    parser.add_argument("--one", choices=("dense", "hybrid"), help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.one:
+        cost = measure(asked.one, asked.lengths[0], asked.share, asked.steps)
+        print(json.dumps(asdict(cost)))
+        return
+    console = Console()
+    work = [(kind, n) for n in asked.lengths for kind in ("dense", "hybrid")]
+    costs = [
+        measure_apart(kind, length, asked.share, asked.steps)
+        for kind, length in track(work, "measuring", console=console)
+    ]
+    show(costs, console)
+    RESULTS.mkdir(exist_ok=True)
+    name = f"train-cost-{datetime.now(UTC):%Y-%m-%d}"
+    plot(costs, RESULTS / f"{name}.png")
+    result = {
+        "share": asked.share,
+        "machine": f"{platform.machine()}, {platform.system()}",
+        "costs": [asdict(cost) for cost in costs],
+        "speed_ratio": {
+            str(d.length): h.tokens_per_second / d.tokens_per_second for d, h in _pairs(costs)
+        },
+        "memory_ratio": {str(d.length): h.peak_mib / d.peak_mib for d, h in _pairs(costs)},
+    }
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
