@@ -23,7 +23,9 @@ from llamahome.data import (
     Row,
     encode,
     read_records,
+    read_text,
     split_records,
+    text_rows,
 )
 from train.recipes import custom_rows, groups_by_length, pack
 
@@ -78,7 +80,9 @@ def build_datasets(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: i
         DataError: for a file, record or row that cannot be used, or when no row is left.
     """
     data = resolve_files(data)
-    if data.format == "custom":
+    if data.format == "text":
+        train, held = _read_text(data, tokenizer)
+    elif data.format == "custom":
         train = custom_rows(data.train_file, tokenizer, "train", data.limit)
         held = custom_rows(data.eval_file or data.train_file, tokenizer, "validation", data.limit)
     else:
@@ -94,6 +98,24 @@ def _read(data: DataConfig, seed: int) -> tuple[list[Record], list[Record]]:
     if data.eval_file is None:
         return split_records(records, data.eval_fraction, seed)
     return records, read_records(Path(data.eval_file), data.format)[: data.limit]
+
+
+def _read_text(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Row], list[Row]]:
+    """Rows of the training text, and of the held-out one or of the training text's end."""
+
+    def rows(file: str) -> list[Row]:
+        return text_rows(read_text(Path(file)), tokenizer, data.context_length)[: data.limit]
+
+    train = rows(data.train_file)
+    if data.eval_file is not None:
+        return train, rows(data.eval_file)
+    held = max(1, round(len(train) * data.eval_fraction))
+    if held >= len(train):
+        raise DataError(
+            f"{data.train_file}: {len(train)} rows of data.context_length={data.context_length} "
+            "leave nothing to hold out; give a longer text or data.eval_file"
+        )
+    return train[:-held], train[-held:]
 
 
 def _arrange(rows: list[Row], data: DataConfig, name: str) -> list[Row]:

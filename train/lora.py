@@ -30,5 +30,21 @@ def add_adapters(model: PreTrainedModel, lora: LoraConfig, base: str) -> PeftMod
         },
     )
     config.base_model_name_or_path = base
+    if lora.train_norms:
+        config.modules_to_save = norms(model)
     # DeepSpeed holds weights and adapters in one precision.
     return cast(PeftModel, get_peft_model(model, config, autocast_adapter_dtype=False))
+
+
+def norms(model: PreTrainedModel) -> list[str]:
+    """Names of the decoder's normalisation modules, each once, as PEFT matches them: the last part.
+
+    A norm is what has one vector of weights and is called so, as in every Llama-like model.
+    """
+    found = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if name.rpartition(".")[2].endswith("norm")
+        and [weight.dim() for weight in module.parameters()] == [1]
+    }
+    return sorted(found)

@@ -26,6 +26,9 @@ FIXED_TRAINER_KEYS = (
     "precision",
     "learning_rate",
     "weight_decay",
+    "kl_weight",
+    "anneal_steps",
+    "budget_jitter",
     "seed",
     "batch_size",
     "accumulation",
@@ -149,7 +152,8 @@ def _fixed(root: dict[str, Any]) -> dict[str, Any]:
     fixed = {
         f"{group}.{key}": value for group in FIXED_GROUPS for key, value in root[group].items()
     }
-    fixed.update({f"trainer.{key}": root["trainer"][key] for key in FIXED_TRAINER_KEYS})
+    trainer = root["trainer"]
+    fixed.update({f"trainer.{k}": trainer[k] for k in FIXED_TRAINER_KEYS if k in trainer})
     if root["trainer"]["method"] == "lora":
         fixed["trainer.lora"] = root["trainer"]["lora"]
     fixed["deepspeed.zero_stage"] = root["deepspeed"]["zero_stage"]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import deepspeed
 import deepspeed.ops
@@ -15,17 +15,19 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
+from peft import PeftModel
 from torch import nn
-from transformers import get_cosine_schedule_with_warmup, set_seed
+from transformers import PreTrainedModel, get_cosine_schedule_with_warmup, set_seed
 
 from llamahome.attention import HybridAttention, build_policy
-from llamahome.config import TrainerConfig, TrainRoot
+from llamahome.config import PolicyConfig, TrainerConfig, TrainRoot
 from train import checkpoint, metrics
+from train.anneal import policy_at
 from train.data import batches, build_datasets, eval_batches
 from train.deepspeed_config import deepspeed_config
 from train.export import export_model
 from train.logs import record_warnings
-from train.loss import Batch, count_tokens, gradient_scale, label_loss
+from train.loss import Batch, count_tokens, distillation_losses, gradient_scale, label_loss
 from train.model import prepare_model
 
 
@@ -41,8 +43,8 @@ def run_worker(config: dict[str, Any]) -> None:
 
     settings = deepspeed_config(root.deepspeed, trainer)
     model, tokenizer = prepare_model(root, settings)
-    attention = HybridAttention(build_policy(root.policy))
     engine = start_engine(model, trainer, settings)
+    attention = attention_for(model, root.policy)
     progress = checkpoint.resume(engine, has_frozen)
 
     data = build_datasets(root.data, tokenizer, trainer.seed)
@@ -73,11 +75,17 @@ def run_worker(config: dict[str, Any]) -> None:
         # From the step alone, so that dropout too goes on as it would have after a restart.
         set_seed(trainer.seed + progress.step * world_size + rank)
         learning_rate = engine.get_lr()[0]
-        loss, tokens = train_step(engine, list(islice(stream, trainer.accumulation)), attention)
+        policy = policy_at(root.policy, trainer, root.data.context_length, progress.step)
+        losses, tokens = train_step(
+            engine,
+            list(islice(stream, trainer.accumulation)),
+            attention_for(model, policy),
+            kl_weight=trainer.kl_weight,
+        )
         progress.step += 1
         progress.tokens += tokens
         report(
-            loss=loss,
+            **losses,
             learning_rate=learning_rate,
             grad_norm=float(engine.get_global_grad_norm()),
             tokens=progress.tokens,
@@ -103,6 +111,12 @@ def prepare_process(trainer: TrainerConfig) -> None:
     set_seed(trainer.seed)  # adapters start alike on all workers
 
 
+def attention_for(model: PreTrainedModel | PeftModel, policy: PolicyConfig) -> HybridAttention:
+    """Hybrid attention for the model, whether or not it wears adapters."""
+    bare = model.get_base_model() if isinstance(model, PeftModel) else model
+    return HybridAttention(build_policy(policy), cast(PreTrainedModel, bare))
+
+
 def start_engine(
     model: nn.Module, trainer: TrainerConfig, settings: dict[str, Any]
 ) -> DeepSpeedEngine:
@@ -119,29 +133,44 @@ def start_engine(
 
 
 def train_step(
-    engine: DeepSpeedEngine, micro_batches: Sequence[Batch], attention: HybridAttention
-) -> tuple[float, int]:
+    engine: DeepSpeedEngine,
+    micro_batches: Sequence[Batch],
+    attention: HybridAttention,
+    *,
+    kl_weight: float = 0.0,
+) -> tuple[dict[str, float], int]:
     """One optimiser step over this worker's micro-batches.
 
+    Args:
+        kl_weight: of the divergence from the dense model; with 0 there is none.
+
     Returns:
-        The mean loss over the labels of the global batch, and the tokens in it.
+        Means over the labels of the global batch, `loss` and, with a kl_weight, its parts `ce` and
+        `kl`; and the tokens in it.
     """
     labels, tokens = count_tokens(micro_batches, engine.device)
     scale = gradient_scale(labels)
-    total = torch.zeros((), device=engine.device)
+    total = torch.zeros(3, device=engine.device)  # loss, ce, kl
     engine.train()
     for batch in micro_batches:
-        loss = label_loss(engine, _to_device(batch, engine.device), attention)
+        batch = _to_device(batch, engine.device)
+        if kl_weight:
+            ce, kl = distillation_losses(engine, batch, attention)
+        else:
+            ce = label_loss(engine, batch, attention)
+            kl = torch.zeros_like(ce)
+        loss = ce + kl_weight * kl
         engine.backward(loss * scale, scale_wrt_gas=False)
         engine.step()
-        total += loss.detach()
+        total += torch.stack([loss, ce, kl]).detach()
     dist.all_reduce(total)
-    mean = float(total) / max(labels, 1)
-    if not math.isfinite(mean):
+    means = dict(zip(("loss", "ce", "kl"), (total / max(labels, 1)).tolist(), strict=True))
+    if not math.isfinite(means["loss"]):
         raise FloatingPointError(
-            f"the loss is {mean} after {engine.global_steps} steps; lower trainer.learning_rate"
+            f"the loss is {means['loss']} after {engine.global_steps} steps; "
+            "lower trainer.learning_rate"
         )
-    return mean, tokens
+    return means if kl_weight else {"loss": means["loss"]}, tokens
 
 
 @torch.no_grad()

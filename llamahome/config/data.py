@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from llamahome.config.checks import at_least, one_of, require
 
-FORMATS = ("chat", "alpaca", "custom")
+FORMATS = ("chat", "alpaca", "text", "custom")
 BATCHING = ("packing", "padding")
 
 
@@ -16,16 +16,17 @@ class DataConfig:
 
     Attributes:
         format: `chat` (JSON lines of {"messages": [...]}), `alpaca` (JSON or JSON lines of
-            instruction, input, output) or `custom` (a Python file in llama-recipes' convention).
+            instruction, input, output), `text` (one plain text, .txt or .txt.gz, every token of
+            which is learned) or `custom` (a Python file in llama-recipes' convention).
         train_file: records, relative to the working directory or else to the repository; for
             `custom` "file.py" or "file.py:function".
-        eval_file: held-out records; None holds `eval_fraction` of train_file out, or, for
-            `custom`, asks train_file for its "validation" split.
+        eval_file: held-out records; None holds `eval_fraction` of train_file out (of a text its
+            end), or, for `custom`, asks train_file for its "validation" split.
         eval_fraction: share of train_file held out when there is no eval_file.
         context_length: tokens in one training sequence.
         batching: `packing` joins records up to context_length; `padding` keeps them apart, longer
             ones cut at context_length, batches drawn from records of like length.
-        limit: take only the first records of each file; None takes all.
+        limit: take only the first records of each file, or rows of a text; None takes all.
     """
 
     format: str = "chat"

@@ -9,7 +9,12 @@ from llamahome.config.checks import above, at_least, one_of, require
 
 @dataclass(kw_only=True)
 class LoraConfig:
-    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685); used when trainer.method is lora."""
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685); used when trainer.method is lora.
+
+    Attributes:
+        train_norms: train the decoder's norms as well, a few thousand numbers that shift what
+            every layer attends to (cf. LongLoRA, Chen et al. 2023, arXiv 2309.12307, section 3.3).
+    """
 
     r: int = 16
     alpha: int = 32
@@ -17,6 +22,7 @@ class LoraConfig:
     target_modules: list[str] = field(
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"]
     )
+    train_norms: bool = True
 
     def __post_init__(self) -> None:
         at_least("trainer.lora.r", self.r, 1)
@@ -45,6 +51,10 @@ class TrainerConfig:
         steps: optimiser steps.
         batch_size: sequences per worker and micro-step.
         accumulation: micro-steps per optimiser step.
+        kl_weight: of KL(dense || under the policy) in the loss, beside cross-entropy; the dense
+            model is the same one without its adapters.
+        anneal_steps: over which the budget falls from dense to policy.budget.
+        budget_jitter: j draws each step's budget from policy.budget / (1 + j) to x (1 + j).
         learning_rate: peak of a linear warm-up over warmup_steps and a cosine decay to 0.
         precision: fp32 or bf16 (DeepSpeed's bf16 with fp32 master weights).
         num_workers: processes; each takes cpus_per_worker CPUs and, with use_gpu, one GPU.
@@ -64,6 +74,9 @@ class TrainerConfig:
     learning_rate: float = 2e-5
     warmup_steps: int = 10
     weight_decay: float = 0.0
+    kl_weight: float = 0.0
+    anneal_steps: int = 0
+    budget_jitter: float = 0.0
     max_grad_norm: float = 1.0
     precision: str = "fp32"
     gradient_checkpointing: bool = False
@@ -90,13 +103,33 @@ class TrainerConfig:
         )
         for name in ("steps", "batch_size", "accumulation", "num_workers", "cpus_per_worker"):
             at_least(f"trainer.{name}", getattr(self, name), 1)
-        for name in ("seed", "warmup_steps", "eval_every", "checkpoint_every", "max_failures"):
+        for name in (
+            "seed",
+            "warmup_steps",
+            "eval_every",
+            "checkpoint_every",
+            "max_failures",
+            "anneal_steps",
+        ):
             at_least(f"trainer.{name}", getattr(self, name), 0)
         at_least("trainer.eval_batches", self.eval_batches, 1)
         at_least("trainer.keep_checkpoints", self.keep_checkpoints, 1)
         above("trainer.learning_rate", self.learning_rate, 0)
         above("trainer.max_grad_norm", self.max_grad_norm, 0)
-        at_least("trainer.weight_decay", self.weight_decay, 0)
+        for name in ("weight_decay", "kl_weight", "budget_jitter"):
+            at_least(f"trainer.{name}", getattr(self, name), 0)
+        require(
+            self.kl_weight == 0 or self.method == "lora",
+            "trainer.kl_weight",
+            self.kl_weight,
+            "the dense model is this one without its adapters; set trainer.method=lora",
+        )
+        require(
+            self.anneal_steps < self.steps,
+            "trainer.anneal_steps",
+            self.anneal_steps,
+            f"the last of trainer.steps={self.steps} must train at the policy's own budget",
+        )
         if self.run_name is not None:
             require(
                 bool(self.run_name) and "/" not in self.run_name and self.run_name[0] != ".",

@@ -3,6 +3,7 @@
 from llamahome.data.encode import IGNORED, Row, encode
 from llamahome.data.errors import DataError
 from llamahome.data.records import Message, Record, read_records, split_records
+from llamahome.data.texts import read_text, text_rows
 
 __all__ = [
     "IGNORED",
@@ -12,5 +13,7 @@ __all__ = [
     "Row",
     "encode",
     "read_records",
+    "read_text",
     "split_records",
+    "text_rows",
 ]

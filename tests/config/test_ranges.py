@@ -54,6 +54,9 @@ RULES: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
     "trainer.keep_checkpoints": ([0], [1], {}),
     "trainer.learning_rate": ([0.0, -1e-5, float("inf"), float("nan")], [1e-12], {}),
     "trainer.max_grad_norm": ([0.0], [1e-3], {}),
+    "trainer.kl_weight": ([-1.0], [0.0, 2.0], {"trainer.method": "lora"}),
+    "trainer.anneal_steps": ([-1, 200], [0, 199], {}),
+    "trainer.budget_jitter": ([-0.1], [0.0, 3.0], {}),
     "trainer.weight_decay": ([-0.1], [0.0], {}),
     "trainer.lora.r": ([0], [1], {}),
     "trainer.lora.alpha": ([0], [1], {}),
@@ -152,6 +155,11 @@ def test_policies_that_never_evict_take_no_pattern(name):
 def test_adapters_are_exported_by_lora_alone():
     with pytest.raises(ConfigError, match=r"trainer\.export='adapter' .* trainer\.method=lora"):
         config.TrainerConfig(export="adapter")
+
+
+def test_a_dense_teacher_needs_adapters_to_take_off():
+    with pytest.raises(ConfigError, match=r"trainer\.kl_weight=1\.0 .* trainer\.method=lora"):
+        config.TrainerConfig(kl_weight=1.0)
 
 
 def test_parameters_are_offloaded_under_zero_3_alone():

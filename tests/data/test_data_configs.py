@@ -7,9 +7,10 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from llamahome.config import ConfigError, DataConfig, load_config
+from llamahome.data import read_text
 
 FOLDER = Path(__file__).parents[2] / "conf" / "data"
-NAMES = ("alpaca", "chat", "custom", "wordnet")
+NAMES = ("alpaca", "chat", "custom", "text", "wordnet")
 
 
 def composed(name: str) -> DictConfig:
@@ -27,6 +28,11 @@ def test_wordnet_is_ready_to_use() -> None:
     data = load_config(composed("wordnet"), DataConfig)
     assert data.eval_file is not None
     assert all((FOLDER.parents[1] / file).is_file() for file in (data.train_file, data.eval_file))
+
+
+def test_text_is_ready_to_use() -> None:
+    data = load_config(composed("text"), DataConfig)
+    assert len(read_text(FOLDER.parents[1] / data.train_file)) > 500_000
 
 
 @pytest.mark.parametrize("name", ["alpaca", "chat", "custom"])

@@ -398,3 +398,19 @@ def test_importing_llama_recipes_leaves_the_warning_filters_alone() -> None:
         [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
     assert (done.stdout, done.stderr, done.returncode) == ("of another package\n", "", 0)
+
+
+def test_a_text_holds_its_end_out(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("".join(chr(97 + i // 4) for i in range(40)))
+    data = DataConfig(
+        format="text", train_file=str(file), context_length=4, eval_fraction=0.2, limit=8
+    )
+    built = build_datasets(data, byte_tokenizer, seed=0)
+    texts = ["".join(byte_tokenizer.decode(row["input_ids"])) for row in built.train]
+    assert sorted(texts) == ["aaaa", "bbbb", "cccc", "dddd", "eeee", "ffff"]
+    assert [byte_tokenizer.decode(row["input_ids"]) for row in built.eval] == ["gggg", "hhhh"]
+    other = replace(data, eval_file=str(file), limit=3)
+    assert len(build_datasets(other, byte_tokenizer, seed=0).eval) == 3
+    with pytest.raises(DataError, match="nothing to hold out"):
+        build_datasets(replace(data, limit=2, context_length=39), byte_tokenizer, seed=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,16 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from peft import PeftModel
 from transformers import LlamaForCausalLM
 
 from llamahome.attention import HybridAttention, build_policy
-from llamahome.config import PolicyConfig
-from train.loss import count_tokens, gradient_scale, label_loss
+from llamahome.config import LoraConfig, PolicyConfig
+from train.lora import add_adapters
+from train.loss import count_tokens, distillation_losses, gradient_scale, label_loss
 
+# from PEFT
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 REPOSITORY = Path(__file__).parents[2]
 EVICTING = PolicyConfig(name="h2o", budget=16, sink=2, recent=8, interval=8)
 
@@ -90,3 +95,78 @@ def test_counts_span_workers_and_micro_batches(tmp_path: Path) -> None:
     finally:
         dist.destroy_process_group()
     assert other.wait(timeout=60) == 0
+
+
+class Wrapped:
+    """What DeepSpeed's engine is to a loss: callable, with the model inside."""
+
+    def __init__(self, module: PeftModel) -> None:
+        self.module = module
+
+    def __call__(self, **arguments: object) -> object:
+        return self.module(**arguments)
+
+
+def adapted(model: LlamaForCausalLM, *, trained: bool) -> PeftModel:
+    HybridAttention.attach(model)
+    model.name_or_path = "tiny"
+    peft = add_adapters(model, LoraConfig(r=4), "tiny")
+    torch.manual_seed(3)
+    if trained:
+        for parameter in peft.parameters():
+            if parameter.requires_grad:
+                parameter.data += 0.1 * torch.randn_like(parameter)
+    return peft
+
+
+def test_distillation_is_cross_entropy_and_divergence_from_the_dense_base(
+    tiny_llama: LlamaForCausalLM,
+) -> None:
+    plain = copy.deepcopy(tiny_llama).double()
+    peft = adapted(tiny_llama, trained=True).double()
+    attention = HybridAttention(build_policy(EVICTING), tiny_llama)
+    rows = batch([40, 25], [[5, 20, 39], [10, 24]])
+    ce, kl = distillation_losses(Wrapped(peft), rows, attention)
+    assert ce.item() == pytest.approx(label_loss(peft, rows, attention).item())
+    plain.set_attn_implementation("eager")
+    expected = torch.zeros((), dtype=torch.float64)
+    for row, length in enumerate((40, 25)):
+        ids = rows["input_ids"][row : row + 1, :length]
+        dense = plain(ids).logits[0].log_softmax(-1)
+        own = peft(input_ids=ids, use_cache=False, hybrid=attention).logits[0].log_softmax(-1)
+        for position in (rows["labels"][row] != -100).nonzero().flatten().tolist():
+            p, q = dense[position - 1], own[position - 1]
+            expected = expected + (p.exp() * (p - q)).sum()
+    assert kl.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert kl.item() > 0
+
+
+def test_fresh_adapters_diverge_from_the_dense_model_by_eviction_alone(
+    tiny_llama: LlamaForCausalLM,
+) -> None:
+    engine = Wrapped(adapted(tiny_llama, trained=False))
+    rows = batch([40], [[20, 39]])
+    full = HybridAttention(build_policy(PolicyConfig(name="full", budget=None)))
+    assert distillation_losses(engine, rows, full)[1].item() == pytest.approx(0, abs=1e-5)
+    evicting = HybridAttention(build_policy(EVICTING), tiny_llama)
+    assert distillation_losses(engine, rows, evicting)[1].item() > 1e-3
+
+
+def test_only_adapters_and_norms_learn_and_the_teacher_stays_the_base(
+    tiny_llama: LlamaForCausalLM,
+) -> None:
+    tiny_llama.set_attn_implementation("eager")
+    ids = batch([30], [[3]])["input_ids"]
+    before = tiny_llama(ids).logits.detach()
+    peft = adapted(tiny_llama, trained=True)
+    attention = HybridAttention(build_policy(EVICTING), tiny_llama)
+    ce, kl = distillation_losses(Wrapped(peft), batch([40], [[20, 39]]), attention)
+    (ce + kl).backward()
+    learning = {name for name, p in peft.named_parameters() if p.grad is not None}
+    assert learning
+    assert all("lora_" in name or "norm" in name for name in learning)
+    assert any("norm" in name for name in learning)
+    full = HybridAttention(build_policy(PolicyConfig(name="full", budget=None)))
+    with peft.disable_adapter():
+        after = peft(input_ids=ids, use_cache=False, hybrid=full).logits
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-4)

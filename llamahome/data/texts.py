@@ -1,0 +1,41 @@
+"""Plain text from files, as rows of tokens."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from llamahome.data.encode import Row
+from llamahome.data.errors import DataError
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, `.gz` or plain, in UTF-8.
+
+    Raises:
+        DataError: for a file that is no text, or an empty one.
+    """
+    try:
+        raw = path.read_bytes()
+        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+        raise DataError(f"{path}: is no UTF-8 text ({error}); give a .txt or .txt.gz") from error
+    if not text.strip():
+        raise DataError(f"{path}: holds no text")
+    return text
+
+
+def text_rows(text: str, tokenizer: PreTrainedTokenizerBase, length: int) -> list[Row]:
+    """Consecutive rows of `length` tokens, every one of them a label.
+
+    What is left over at the end is a row only where the whole text is shorter than one.
+    """
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False, verbose=False)
+    whole = max(1, len(ids) // length)
+    pieces = [ids[start : start + length] for start in range(0, whole * length, length)]
+    return [
+        {"input_ids": piece, "attention_mask": [1] * len(piece), "labels": list(piece)}
+        for piece in pieces
+    ]
