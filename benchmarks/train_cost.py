@@ -141,7 +141,7 @@ def _pairs(costs: list[Cost]) -> list[tuple[Cost, Cost]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 4096, 8192, 16384])
     parser.add_argument("--share", type=float, default=0.1, help="of the length that is kept")
     parser.add_argument("--steps", type=int, default=2, help="the fastest counts")

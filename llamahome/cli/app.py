@@ -31,6 +31,6 @@ def _start(
 app.command()(generate.generate)
 app.command()(chat.chat)
 app.add_typer(models.app, name="models")
-app.add_typer(evaluate.app, name="eval")
+app.command("eval", context_settings=handover.PASS_ON)(evaluate.evaluate)
 app.command(context_settings=handover.PASS_ON)(handover.train)
 app.command(context_settings=handover.PASS_ON)(handover.serve)

@@ -2,95 +2,144 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from llamahome.cli import options
-from llamahome.config import ModelConfig, PolicyConfig
 
-app = typer.Typer(help="Measure what an eviction policy costs.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from llamahome.config import EvalRoot
+    from llamahome.evaluation import Result
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+MEANS = {"perplexity": "perplexity", "needle": "accuracy", "recall": "accuracy"}
 
 
-@app.callback()
-def _group() -> None:
-    """Keep `perplexity` a command of its own name while it is the only one."""
+def evaluate(context: typer.Context) -> None:
+    """Measure what eviction policies cost: perplexity, KL to dense, needles, recall.
 
-
-@app.command()
-def perplexity(
-    model: options.Model = options.EMBEDDED,
-    text: Annotated[
-        Path | None,
-        typer.Option(help="A text file [default: Python's own language reference].", exists=True),
-    ] = None,
-    policy: options.Policy = "carried",
-    budget: options.Budget = None,
-    sink: options.Sink = 4,
-    recent: options.Recent = None,
-    interval: options.Interval = None,
-    window: Annotated[int, typer.Option(help="Tokens read at a time.", min=2)] = 2048,
-    windows: Annotated[int, typer.Option(help="How many, from the start of the text.", min=1)] = 4,
-    dtype: options.Dtype = "auto",
-) -> None:
-    """Perplexity of a text under a policy, beside dense attention.
-
-    Example:
-
-      llamahome eval perplexity --budget 205 --windows 2
+    Takes Hydra overrides: llamahome eval eval=quick 'eval.policies=[h2o,window]' model.name=my-run
     """
     with options.plain_errors():
-        import torch
+        root = _compose(context.args)
+        results, output = _measure(root)
+    _show(root, results)
+    from llamahome.evaluation.plots import plot_results
 
-        from llamahome.config.checks import require
-        from llamahome.engine.text_engine import choose_policy
-        from llamahome.models import load_model
-
-        wanted = options.policy_config(policy, budget, sink, recent, interval)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        loaded = load_model(ModelConfig(name=model, dtype=dtype), device=device)
-        ids = torch.tensor(loaded.tokenizer.encode(_read(text), verbose=False)[: window * windows])
-        require(len(ids) >= window, "--window", window, f"the text has only {len(ids)} tokens")
-        chosen = choose_policy(wanted, loaded.policy)
-        dense = PolicyConfig(name="full", budget=None, interval=chosen.interval)
-        rows = [_measure(loaded.model, ids, p, window) for p in (dense, chosen)]
-    _show(rows, model)
+    for picture in plot_results(results, output.with_suffix("")):
+        typer.echo(f"plot in {picture}")
+    typer.echo(f"figures in {output}")
+    typer.echo(json.dumps(_summary(results)))
 
 
-def _read(text: Path | None) -> str:
-    if text is not None:
-        return text.read_text(encoding="utf-8")
-    from pydoc_data.topics import topics
+def _compose(overrides: list[str]) -> EvalRoot:
+    from hydra import compose, initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from hydra.errors import HydraException
 
-    return "\n\n".join(topics[name] for name in sorted(topics))
+    from llamahome.config import ConfigError, EvalRoot, explain_override, load_config
+
+    if not (CONF / "eval.yaml").is_file():
+        raise ConfigError(
+            "conf/ is part of the repository, not of the installed package; clone the repository "
+            "and run `make install` there"
+        )
+    ConfigStore.instance().store(name="eval_root", node=EvalRoot)
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            composed = compose("eval", overrides=overrides)
+    except HydraException as error:
+        raise ConfigError(explain_override(error, EvalRoot)) from error
+    return load_config(composed, EvalRoot)
 
 
-def _measure(model, ids, policy: PolicyConfig, window: int):  # type: ignore[no-untyped-def]
-    from rich.progress import Progress
+def _measure(root: EvalRoot) -> tuple[list[Result], Path]:
+    import torch
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    from llamahome.evaluation import perplexity as measure
+    from llamahome.evaluation import Evaluation
+    from llamahome.models import ModelManager, load_model
 
-    with Progress(transient=True) as bar:
-        task = bar.add_task(policy.name, total=len(ids) // window)
-        result = measure(model, ids, policy, window=window, on_window=lambda: bar.advance(task))
-    return policy, result
+    manager = ModelManager()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    loaded = load_model(root.model, device=device, manager=manager)
+    name = Path(root.model.name).name
+    output = (
+        manager.cache_dir / "evaluations" / f"{name}.jsonl"
+        if root.eval.output is None
+        else Path(root.eval.output).expanduser()
+    )
+    evaluation = Evaluation(loaded, name, root.policy, root.eval, output)
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True) as bar:
+        tasks = {task: bar.add_task(task, total=None) for task in root.eval.tasks}
+        results = evaluation.run(
+            lambda task, done, total: bar.update(tasks[task], completed=done, total=total)
+        )
+    return results, output
 
 
-def _show(rows, model: str) -> None:  # type: ignore[no-untyped-def]
+def _show(root: EvalRoot, results: list[Result]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"Perplexity of {model}, {rows[0][1].tokens} tokens")
-    for column in ("policy", "budget", "perplexity", "over dense", "KV MiB"):
+    config = root.eval
+    table = Table(title=f"{Path(root.model.name).name}, {config.context} tokens of {config.text}")
+    for column in ("policy", "budget", *_columns(config.tasks), "KV MiB at most", "at the end"):
         table.add_column(column, justify="right")
-    dense = rows[0][1].perplexity
-    for policy, result in rows:
-        table.add_row(
-            policy.name,
-            "all" if policy.budget is None else str(policy.budget),
-            f"{result.perplexity:.3f}",
-            f"{result.perplexity / dense - 1:+.1%}",
-            f"{result.kv_bytes / 2**20:.1f}",
-        )
+    for by_task in _by_policy(results):
+        table.add_row(*_row(by_task, results, config.tasks))
     Console().print(table)
+
+
+def _columns(tasks: list[str]) -> list[str]:
+    of_task = {
+        "perplexity": ["perplexity", "over dense", "KL to dense"],
+        "needle": ["needle"],
+        "recall": ["recall"],
+    }
+    return [column for task in tasks for column in of_task[task]]
+
+
+def _by_policy(results: list[Result]) -> list[dict[str, Result]]:
+    grouped: dict[str, dict[str, Result]] = {}
+    for result in results:
+        grouped.setdefault(json.dumps(result.policy), {})[result.task] = result
+    return list(grouped.values())
+
+
+def _row(by_task: dict[str, Result], results: list[Result], tasks: list[str]) -> list[str]:
+    some = next(iter(by_task.values()))
+    budget = some.policy["budget"]
+    row = [some.policy["name"], "all" if budget is None else str(budget)]
+    for task in tasks:
+        values = by_task[task].values
+        if task == "perplexity":
+            dense = next(r for r in results if r.task == task).values["perplexity"]
+            kl = sum(values["kl"]) / len(values["kl"])
+            row += [
+                f"{values['perplexity']:.3f}",
+                f"{values['perplexity'] / dense - 1:+.1%}",
+                f"{kl:.4f}",
+            ]
+        else:
+            row.append(f"{values['right']}/{values['asked']}")
+    kv: dict[str, Any] = some.values["kv"]
+    return [*row, f"{kv['peak'] / 2**20:.1f}", f"{kv['final'] / 2**20:.1f}"]
+
+
+def _summary(results: list[Result]) -> list[dict[str, Any]]:
+    return [
+        {
+            "task": result.task,
+            "policy": result.policy["name"],
+            "budget": result.policy["budget"],
+            MEANS[result.task]: result.values[MEANS[result.task]],
+            "kv_bytes": result.values["kv"]["peak"],
+            "kv_bytes_final": result.values["kv"]["final"],
+        }
+        for result in results
+    ]

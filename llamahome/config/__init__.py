@@ -4,10 +4,11 @@ from llamahome.config.checks import ConfigError
 from llamahome.config.cluster import ClusterConfig
 from llamahome.config.data import DataConfig
 from llamahome.config.engine import EngineConfig
+from llamahome.config.evaluation import EvalConfig
 from llamahome.config.load import explain_override, load_config
 from llamahome.config.model import ModelConfig
 from llamahome.config.policy import PolicyConfig
-from llamahome.config.root import ServeRoot, TrainRoot
+from llamahome.config.root import EvalRoot, ServeRoot, TrainRoot
 from llamahome.config.serve import ServeConfig
 from llamahome.config.tracking import TrackingConfig
 from llamahome.config.trainer import DeepSpeedConfig, LoraConfig, TrainerConfig
@@ -18,6 +19,8 @@ __all__ = [
     "DataConfig",
     "DeepSpeedConfig",
     "EngineConfig",
+    "EvalConfig",
+    "EvalRoot",
     "LoraConfig",
     "ModelConfig",
     "PolicyConfig",

@@ -1,4 +1,4 @@
-"""The roots that `conf/train.yaml` and `conf/serve.yaml` compose."""
+"""The roots that `conf/train.yaml`, `conf/serve.yaml` and `conf/eval.yaml` compose."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from llamahome.config.checks import require
 from llamahome.config.cluster import ClusterConfig
 from llamahome.config.data import DataConfig
 from llamahome.config.engine import EngineConfig
+from llamahome.config.evaluation import EvalConfig
 from llamahome.config.model import ModelConfig
 from llamahome.config.policy import CARRIED, PolicyConfig
 from llamahome.config.serve import ServeConfig
@@ -52,3 +53,12 @@ class ServeRoot:
     engine: EngineConfig = field(default_factory=EngineConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+
+@dataclass(kw_only=True)
+class EvalRoot:
+    """Everything one evaluation needs; `policy` is what all measured policies have in common."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)

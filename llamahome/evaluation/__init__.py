@@ -1,5 +1,21 @@
-"""Measuring what an eviction policy costs."""
+"""What an eviction policy costs, measured through the slots that serve."""
 
-from llamahome.evaluation.perplexity import Perplexity, perplexity, token_losses
+from llamahome.evaluation.accuracy import Accuracy, accuracy
+from llamahome.evaluation.memory import KVBytes
+from llamahome.evaluation.perplexity import Perplexity, perplexity
+from llamahome.evaluation.retrieval import Question, needles, recalls
+from llamahome.evaluation.runner import Evaluation, Result, read_results
 
-__all__ = ["Perplexity", "perplexity", "token_losses"]
+__all__ = [
+    "Accuracy",
+    "Evaluation",
+    "KVBytes",
+    "Perplexity",
+    "Question",
+    "Result",
+    "accuracy",
+    "needles",
+    "perplexity",
+    "read_results",
+    "recalls",
+]

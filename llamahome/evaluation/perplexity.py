@@ -1,9 +1,12 @@
-"""Perplexity of a text, read through the same slots that serve."""
+"""Perplexity of a text, and how far a policy is from dense attention, token by token.
+
+The text is teacher-forced through the slots that serve. Axes: N tokens, V vocabulary.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,36 +17,48 @@ from transformers import PreTrainedModel
 from llamahome.attention import HybridAttention, build_policy
 from llamahome.cache import Slots
 from llamahome.config import PolicyConfig
+from llamahome.evaluation.memory import KVBytes, kv_bytes
+
+BLOCK = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class Perplexity:
-    """exp of the mean negative log likelihood per token, and what the cache took.
+    """What a text is to a model under one policy.
 
     Attributes:
-        tokens: predicted.
-        kv_bytes: of one slot.
-        kv_bytes_dense: keys and values of one window without eviction.
+        nll: per window, mean negative log likelihood of its tokens in nats.
+        kl: per window, mean KL(dense || policy) of the next-token distributions in nats.
+        tokens: predicted, in all windows.
+        kv: of one window.
     """
 
-    perplexity: float
+    nll: list[float]
+    kl: list[float]
     tokens: int
-    kv_bytes: int
-    kv_bytes_dense: int
+    kv: KVBytes
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean negative log likelihood per token."""
+        return math.exp(sum(self.nll) / len(self.nll))
 
 
 def perplexity(
     model: PreTrainedModel,
     ids: Tensor,
-    policy: PolicyConfig,
+    policies: Sequence[PolicyConfig],
     *,
     window: int,
     on_window: Callable[[], None] = lambda: None,
-) -> Perplexity:
-    """Perplexity over consecutive windows of a text.
+) -> list[Perplexity]:
+    """Perplexity and KL to dense of several policies, over consecutive windows of a text.
+
+    Dense attention runs once for all of them, so measuring policies together is cheaper.
 
     Args:
         ids: (N,) token ids, at least one window.
+        policies: one result each; `full` among them is dense attention itself.
         window: tokens per window; each starts from an empty cache.
         on_window: called after each, for a progress bar.
 
@@ -53,47 +68,60 @@ def perplexity(
     count = len(ids) // window
     if count == 0 or window < 2:
         raise ValueError(f"the text has {len(ids)} tokens; a window of {window} does not fit")
-    slots = _slots(model, policy, window)
-    total = 0.0
+    HybridAttention.attach(model)
+    dense = PolicyConfig(name="full", budget=None)
+    slots = [
+        Slots.for_model(model, build_policy(p), num_slots=1, max_length=window)
+        for p in (dense, *policies)
+    ]
+    windows = []
     for start in range(0, count * window, window):
-        slots.reset(0)
-        total += float(token_losses(model, ids[start : start + window], slots).double().sum())
+        windows.append(_measure(model, ids[start : start + window].to(model.device), slots))
         on_window()
-    tokens = count * (window - 1)
-    return Perplexity(
-        perplexity=math.exp(total / tokens),
-        tokens=tokens,
-        kv_bytes=slots.slot_nbytes,
-        kv_bytes_dense=slots.dense_nbytes(window),
-    )
+    return [
+        Perplexity(
+            nll=[measured[i][0] for measured in windows],
+            kl=[measured[i][1] for measured in windows],
+            tokens=count * (window - 1),
+            kv=kv_bytes(own),
+        )
+        for i, own in enumerate(slots[1:])
+    ]
+
+
+def _measure(model: PreTrainedModel, ids: Tensor, slots: list[Slots]) -> list[tuple[float, float]]:
+    """Mean NLL and KL of one window under each of `slots[1:]`; `slots[0]` are dense."""
+    dense, *others = slots
+    for own in slots:
+        own.reset(0)
+    sums = torch.zeros(len(others), 2, dtype=torch.float64)
+    # Block by block side by side, so that no more logits are held than those of two blocks.
+    for start in range(0, len(ids) - 1, BLOCK):
+        block = ids[start : min(start + BLOCK, len(ids) - 1)]
+        targets = ids[start + 1 : start + len(block) + 1]
+        sure = log_probs(model, block, dense)
+        for total, own in zip(sums, others, strict=True):
+            said = log_probs(model, block, own)
+            total[0] += F.nll_loss(said, targets, reduction="sum").double().cpu()
+            total[1] += F.kl_div(said, sure, reduction="sum", log_target=True).double().cpu()
+    return [(float(nll), float(kl)) for nll, kl in sums / (len(ids) - 1)]
 
 
 @torch.inference_mode()
-def token_losses(model: PreTrainedModel, ids: Tensor, slots: Slots) -> Tensor:
-    """Negative log likelihood in nats of each token but the first: (N - 1,).
-
-    Args:
-        ids: (N,), teacher-forced chunk by chunk through slot 0, which must be empty.
-    """
-    losses = []
+def log_probs(model: PreTrainedModel, ids: Tensor, slots: Slots) -> Tensor:
+    """Log probabilities (N, V) in float32 after each of `ids` (N,), which continue slot 0."""
+    parts = []
     at = 0
-    while at < len(ids) - 1:
-        count = min(slots.room(0), len(ids) - 1 - at)
+    while at < len(ids):
+        count = min(slots.room(0), len(ids) - at)
         step = slots.begin([0], [count])
-        chunk = ids[at : at + count].to(model.device)
         logits = model(
-            input_ids=chunk[None],
+            input_ids=ids[None, at : at + count],
             position_ids=step.position_ids,
             use_cache=False,
             hybrid=step,
         ).logits[0]
         slots.commit(step)
-        target = ids[at + 1 : at + count + 1].to(model.device)
-        losses.append(F.cross_entropy(logits.float(), target, reduction="none"))
+        parts.append(F.log_softmax(logits.float(), dim=-1))
         at += count
-    return torch.cat(losses).cpu()
-
-
-def _slots(model: PreTrainedModel, policy: PolicyConfig, window: int) -> Slots:
-    HybridAttention.attach(model)
-    return Slots.for_model(model, build_policy(policy), num_slots=1, max_length=window)
+    return torch.cat(parts)

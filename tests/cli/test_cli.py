@@ -23,7 +23,7 @@ def _run(*arguments: str, stdin: str | None = None) -> Result:
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["generate"], ["chat"], ["models"], ["models", "describe"], ["eval", "perplexity"]],
+    [[], ["generate"], ["chat"], ["models"], ["models", "describe"]],
     ids=" ".join,
 )
 def test_every_command_explains_itself(command: list[str]) -> None:
@@ -122,27 +122,6 @@ def test_models_describe_verify_and_remove(tiny_folder: Path) -> None:
     assert refused.exit_code == 2
     assert (tiny_folder / "config.json").is_file()
     assert _run("models", "remove", str(tiny_folder), stdin="n\n").exit_code == 1
-
-
-def test_eval_perplexity_prints_a_policy_beside_dense(tiny_folder: Path, tmp_path: Path) -> None:
-    text = tmp_path / "text.txt"
-    text.write_text("some words in a row " * 30)
-    result = _run(
-        "eval", "perplexity", "--model", str(tiny_folder), "--text", str(text),
-        "--budget", "48", "--window", "128", "--windows", "2",
-    )  # fmt: skip
-    assert result.exit_code == 0, result.output
-    assert "full" in result.output
-    assert "h2o" in result.output
-    assert "254 tokens" in result.output
-
-
-def test_eval_of_a_text_that_is_too_short_says_so(tiny_folder: Path, tmp_path: Path) -> None:
-    text = tmp_path / "text.txt"
-    text.write_text("short")
-    result = _run("eval", "perplexity", "--model", str(tiny_folder), "--text", str(text))
-    assert result.exit_code == 2
-    assert "only 5 tokens" in result.stderr
 
 
 @pytest.mark.parametrize("package", ["train", "serve"])

@@ -11,16 +11,18 @@ from typing import get_type_hints
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
 import serve.__main__  # noqa: F401  registers its root with Hydra
 import train.__main__  # noqa: F401
-from llamahome.config import ConfigError, ServeRoot, TrainRoot, load_config
+from llamahome.config import ConfigError, EvalRoot, ServeRoot, TrainRoot, load_config
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
-ROOTS = {"train": TrainRoot, "serve": ServeRoot}
+ROOTS = {"train": TrainRoot, "serve": ServeRoot, "eval": EvalRoot}
+ConfigStore.instance().store(name="eval_root", node=EvalRoot)  # as `llamahome eval` does
 OPTIONS = sorted(
     (path.parent.name, path.stem)
     for path in CONF.glob("*/*.yaml")
@@ -90,7 +92,7 @@ def test_primary_loads(primary):
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_of_every_group_loads(group, option):
     where = [primary for primary, root in ROOTS.items() if group in get_type_hints(root)]
-    assert where, f"conf/{group} is a section of neither root"
+    assert where, f"conf/{group} is a section of no root"
     given = [f"{TO_BE_GIVEN[group, option]}=x"] if (group, option) in TO_BE_GIVEN else []
     for primary in where:
         section = composed(primary, f"{group}={option}", *given)[group]

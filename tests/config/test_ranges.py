@@ -12,7 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from llamahome import config
-from llamahome.config import ConfigError, ServeRoot, TrainRoot, load_config
+from llamahome.config import ConfigError, EvalRoot, ServeRoot, TrainRoot, load_config
 
 # key -> values that are refused, values that are just allowed, keys that must be set beside it
 RULES: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
@@ -54,6 +54,17 @@ RULES: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
     "trainer.keep_checkpoints": ([0], [1], {}),
     "trainer.learning_rate": ([0.0, -1e-5, float("inf"), float("nan")], [1e-12], {}),
     "trainer.max_grad_norm": ([0.0], [1e-3], {}),
+    "eval.tasks": ([[]], [["recall"]], {}),
+    "eval.policies": ([[]], [["carried", "tova"]], {}),
+    "eval.budgets": ([[]], [[0.01, 4096.0]], {}),
+    "eval.recent_share": ([0.0, 1.5], [0.1, 1.0], {}),
+    "eval.text": ([""], ["pydoc"], {}),
+    "eval.context": ([15], [16], {}),
+    "eval.windows": ([0], [1], {}),
+    "eval.depths": ([0], [1], {}),
+    "eval.samples": ([0], [1], {}),
+    "eval.batch_size": ([0], [1], {}),
+    "eval.seed": ([-1], [0], {}),
     "trainer.kl_weight": ([-1.0], [0.0, 2.0], {"trainer.method": "lora"}),
     "trainer.anneal_steps": ([-1, 200], [0, 199], {}),
     "trainer.budget_jitter": ([-0.1], [0.0, 3.0], {}),
@@ -98,7 +109,8 @@ def load(key: str, value: Any) -> Any:
     composed = OmegaConf.create({})
     for path, setting in {**RULES[key][2], key: value}.items():
         OmegaConf.update(composed, path, setting)
-    root: type[Any] = ServeRoot if key.split(".")[0] in ("engine", "serve") else TrainRoot
+    roots: dict[str, type[Any]] = {"engine": ServeRoot, "serve": ServeRoot, "eval": EvalRoot}
+    root = roots.get(key.split(".")[0], TrainRoot)
     return load_config(composed, root)
 
 

@@ -1,0 +1,124 @@
+"""Pictures of an evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llamahome.evaluation.runner import Result
+
+LABELS = {"perplexity": "perplexity over dense", "needle": "needle", "recall": "recall"}
+
+
+def plot_results(results: Sequence[Result], stem: Path) -> list[Path]:
+    """Quality against budget for every task, and needles by depth; the files written.
+
+    Args:
+        results: of one model, dense among them.
+        stem: the files' path up to what they show.
+    """
+    files = [_quality(results, stem)]
+    if any(result.task != "perplexity" for result in results):
+        files.append(_depths(results, stem))
+    return files
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _quality(results: Sequence[Result], stem: Path) -> Path:
+    pyplot = _pyplot()
+    tasks = list(dict.fromkeys(result.task for result in results))
+    figure, axes = pyplot.subplots(
+        1, len(tasks), figsize=(4.5 * len(tasks), 3.6), layout="constrained", squeeze=False
+    )
+    for axis, task in zip(axes[0], tasks, strict=True):
+        own = [result for result in results if result.task == task]
+        dense = next(result for result in own if result.policy["budget"] is None)
+        for name in dict.fromkeys(r.policy["name"] for r in own if r is not dense):
+            line = sorted(
+                (r for r in own if r.policy["name"] == name), key=lambda r: r.policy["budget"]
+            )
+            axis.plot(
+                [r.policy["budget"] / r.settings["context"] for r in line],
+                [_height(r, dense) for r in line],
+                marker="o",
+                label=name,
+            )
+        axis.axhline(_height(dense, dense), color="grey", linestyle="--", label="dense")
+        axis.set(xlabel="budget, as a share of the context", ylabel=LABELS[task], xscale="log")
+        if task != "perplexity":
+            axis.set_ylim(-0.05, 1.05)
+    axes[0][0].legend()
+    return _save(figure, stem, "quality")
+
+
+def _height(result: Result, dense: Result) -> float:
+    if result.task == "perplexity":
+        return float(result.values["perplexity"] / dense.values["perplexity"])
+    return float(result.values["accuracy"])
+
+
+def _depths(results: Sequence[Result], stem: Path) -> Path:
+    """Which depths a policy finds a needle at: one row a policy and budget."""
+    pyplot = _pyplot()
+    asked = [result for result in results if result.task != "perplexity"]
+    tasks = list(dict.fromkeys(result.task for result in asked))
+    figure, axes = pyplot.subplots(
+        1, len(tasks), figsize=(4.5 * len(tasks), 4), layout="constrained", squeeze=False
+    )
+    for axis, task in zip(axes[0], tasks, strict=True):
+        own = [result for result in asked if result.task == task]
+        # JSON has made the depths strings.
+        depths = [float(depth) for depth in own[0].values["by_depth"]]
+        image = axis.imshow(
+            [list(result.values["by_depth"].values()) for result in own],
+            vmin=0,
+            vmax=1,
+            cmap="RdYlGn",
+            aspect="auto",
+        )
+        axis.set(title=task, xlabel="depth in the prompt")
+        axis.set_xticks(range(len(depths)), [f"{depth:.0%}" for depth in depths])
+        axis.set_yticks(range(len(own)), [_name(result) for result in own])
+    figure.colorbar(image, ax=axes, label="found")
+    return _save(figure, stem, "depths")
+
+
+def _name(result: Result) -> str:
+    budget = result.policy["budget"]
+    return "dense" if budget is None else f"{result.policy['name']} {budget}"
+
+
+def plot_kept(positions: Sequence[Sequence[int]], length: int, title: str, file: Path) -> None:
+    """Which tokens a layer keeps: a dot for each position (across) held after each chunk (down).
+
+    Args:
+        positions: per chunk, those that one KV head held at its end.
+    """
+    pyplot = _pyplot()
+    figure, axis = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    for chunk, held in enumerate(positions, start=1):
+        axis.plot(held, [chunk] * len(held), ",", color="black")
+    axis.set(title=title, xlabel="position", ylabel="chunk", xlim=(0, length))
+    axis.set_ylim(len(positions) + math.ceil(len(positions) / 50), 0)
+    _write(figure, file)
+
+
+def _save(figure: Any, stem: Path, what: str) -> Path:
+    file = stem.with_name(f"{stem.name}-{what}.png")
+    _write(figure, file)
+    return file
+
+
+def _write(figure: Any, file: Path) -> None:
+    figure.savefig(file, dpi=120)
+    _pyplot().close(figure)

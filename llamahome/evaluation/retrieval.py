@@ -1,0 +1,197 @@
+"""Prompts whose answer was said once, long before: needles in a text, and lists of keys.
+
+Kamradt 2023, "Needle In A Haystack", github.com/gkamradt/LLMTest_NeedleInAHaystack; Liu et al.
+2023, "Lost in the Middle", arXiv 2307.03172, section 3 (key-value retrieval). Everything is drawn
+from a seed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
+
+from transformers import PreTrainedTokenizerFast
+
+from llamahome.config import ConfigError
+
+CITIES = [
+    "Paris",
+    "London",
+    "Berlin",
+    "Madrid",
+    "Rome",
+    "Vienna",
+    "Prague",
+    "Lisbon",
+    "Dublin",
+    "Oslo",
+    "Athens",
+    "Warsaw",
+    "Cairo",
+    "Tokyo",
+    "Delhi",
+    "Sydney",
+    "Toronto",
+    "Chicago",
+    "Boston",
+    "Lima",
+    "Nairobi",
+    "Seoul",
+    "Moscow",
+    "Havana",
+]
+OBJECTS = [
+    "apple",
+    "bridge",
+    "candle",
+    "desert",
+    "engine",
+    "forest",
+    "garden",
+    "hammer",
+    "island",
+    "jacket",
+    "kettle",
+    "ladder",
+    "mirror",
+    "needle",
+    "orange",
+    "pencil",
+    "quarry",
+    "river",
+    "saddle",
+    "temple",
+    "umbrella",
+    "violin",
+    "window",
+    "yellow",
+    "anchor",
+    "basket",
+    "copper",
+    "dragon",
+    "eagle",
+    "feather",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A prompt, what must be in the answer, and where in the prompt it was told (0 to 1)."""
+
+    prompt: list[int]
+    expected: str
+    depth: float
+
+
+def needles(
+    tokenizer: PreTrainedTokenizerFast,
+    text: str,
+    *,
+    length: int,
+    depths: int,
+    samples: int,
+    seed: int,
+) -> Iterator[Question]:
+    """A city's magic number, told once in a text of `length` tokens and asked for at its end."""
+    haystack = _encode(tokenizer, text)
+    for sample in range(samples):
+        for place in range(depths):
+            draw = random.Random(f"{seed}:needle:{length}:{place}:{sample}")
+            city, number = draw.choice(CITIES), str(draw.randrange(10_000, 100_000))
+            needle = f"\n\nThe magic number for {city} is {number}.\n\n"
+            depth = place / max(1, depths - 1)
+            prompt = _fill(
+                tokenizer,
+                haystack,
+                length,
+                needle,
+                depth,
+                draw,
+                partial(_needle_question, city),
+            )
+            yield Question(prompt=prompt, expected=number, depth=depth)
+
+
+def _needle_question(city: str, hidden: str) -> str:
+    return (
+        "Read this text and remember the magic number in it.\n\n"
+        f"{hidden}\n\nWhat is the magic number for {city}?"
+    )
+
+
+def recalls(
+    tokenizer: PreTrainedTokenizerFast, *, length: int, depths: int, samples: int, seed: int
+) -> Iterator[Question]:
+    """The number of one object, out of a list of objects and numbers of up to `length` tokens."""
+    for sample in range(samples):
+        for place in range(depths):
+            draw = random.Random(f"{seed}:recall:{length}:{place}:{sample}")
+            depth = place / max(1, depths - 1)
+            pairs = _pairs(tokenizer, length, draw)
+            asked, number = pairs[round(depth * (len(pairs) - 1))]
+            yield Question(
+                prompt=_chat(tokenizer, _list_question(pairs, asked)), expected=number, depth=depth
+            )
+
+
+def _pairs(
+    tokenizer: PreTrainedTokenizerFast, length: int, draw: random.Random
+) -> list[tuple[str, str]]:
+    """As many objects with their numbers as a prompt of `length` tokens has room for."""
+    names = [f"{a} {b}" for a in OBJECTS for b in OBJECTS if a != b]
+    draw.shuffle(names)
+    pairs = [(name, str(draw.randrange(100, 1000))) for name in names]
+    low, high = 1, len(pairs)
+    while low < high:
+        middle = (low + high + 1) // 2
+        tokens = len(_chat(tokenizer, _list_question(pairs[:middle], pairs[0][0])))
+        low, high = (middle, high) if tokens <= length else (low, middle - 1)
+    return pairs[:low]
+
+
+def _list_question(pairs: list[tuple[str, str]], asked: str) -> str:
+    listed = "\n".join(f"{name}: {number}" for name, number in pairs)
+    return f"Here is a list.\n\n{listed}\n\nWhich number stands beside '{asked}' in the list?"
+
+
+def _fill(
+    tokenizer: PreTrainedTokenizerFast,
+    haystack: list[int],
+    length: int,
+    needle: str,
+    depth: float,
+    draw: random.Random,
+    ask: Callable[[str], str],
+) -> list[int]:
+    """A prompt of at most `length` tokens: a piece of the haystack with the needle in it."""
+    room = length - len(_chat(tokenizer, ask(needle)))
+    if not 0 < room <= len(haystack):
+        raise ConfigError(
+            f"eval.context={length}: a needle's prompt needs {length - room} tokens for its "
+            f"question and a text of at least {max(room, 1)} (this one has {len(haystack)})"
+        )
+    start = draw.randrange(len(haystack) - room + 1)
+    while True:
+        piece = cast(str, tokenizer.decode(haystack[start : start + room]))
+        at = piece.rfind(" ", 0, round(depth * len(piece)) + 1) + 1
+        prompt = _chat(tokenizer, ask(piece[:at] + needle + piece[at:]))
+        if len(prompt) <= length:
+            return prompt
+        room -= len(prompt) - length
+
+
+def _chat(tokenizer: PreTrainedTokenizerFast, content: str) -> list[int]:
+    """A question in the model's chat template, or plain where it has none."""
+    if tokenizer.chat_template is None:
+        return _encode(tokenizer, f"{content}\nAnswer:")
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    return _encode(tokenizer, cast(str, text))
+
+
+def _encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False, verbose=False))

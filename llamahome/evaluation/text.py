@@ -1,0 +1,29 @@
+"""Real text to measure on, that ships."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llamahome.data import read_text
+
+SHIPPED = Path(__file__).parent / "texts"
+PYDOC = "pydoc"
+
+
+def load_text(name: str) -> str:
+    """A novel of `texts/`, Python's own language reference (`pydoc`), or a file.
+
+    Raises:
+        FileNotFoundError: with what there is.
+        DataError: for a file that is no text.
+    """
+    if name == PYDOC:
+        from pydoc_data.topics import topics
+
+        return "\n\n".join(topics[topic] for topic in sorted(topics))
+    shipped = SHIPPED / f"{name}.txt.gz"
+    path = shipped if shipped.is_file() else Path(name).expanduser()
+    if not path.is_file():
+        known = ", ".join(sorted(p.name.removesuffix(".txt.gz") for p in SHIPPED.glob("*.txt.gz")))
+        raise FileNotFoundError(f"eval.text={name!r}: no such file; or one of {known}, {PYDOC}")
+    return read_text(path)

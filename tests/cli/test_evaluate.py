@@ -1,0 +1,85 @@
+"""`llamahome eval` as a user types it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from llamahome.cli import app
+
+
+def evaluate(folder: Path, *overrides: str) -> Result:
+    text = folder.parent / "text.txt"
+    text.write_text("It was a bright cold day in April, and the clocks were striking. " * 30)
+    return CliRunner().invoke(
+        app,
+        [
+            "eval",
+            f"model.name={folder}",
+            f"eval.text={text}",
+            f"eval.output={folder.parent / 'out' / 'results.jsonl'}",
+            "eval.context=384",
+            "eval.windows=2",
+            "eval.depths=2",
+            "eval.samples=1",
+            "eval.policies=[h2o,window]",
+            "eval.budgets=[0.25,64]",
+            "policy.interval=16",
+            *overrides,
+        ],
+    )
+
+
+def test_policies_stand_beside_dense_and_are_measured_once(tiny_folder: Path) -> None:
+    result = evaluate(tiny_folder)
+    assert result.exit_code == 0, result.output
+    summary = json.loads(result.stdout.splitlines()[-1])
+    measured = [(row["task"], row["policy"], row["budget"]) for row in summary]
+    policies = [("full", None), ("h2o", 96), ("h2o", 64), ("window", 96), ("window", 64)]
+    assert measured == [
+        (task, *policy) for task in ("perplexity", "needle", "recall") for policy in policies
+    ]
+    assert all(row["perplexity"] > 1 for row in summary if row["task"] == "perplexity")
+    output = tiny_folder.parent / "out" / "results.jsonl"
+    lines = output.read_text().splitlines()
+    assert len(lines) == 15
+    for name in ("quality", "depths"):
+        picture = output.with_name(f"results-{name}.png")
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        assert str(picture) in result.output.replace("\n", "")
+
+    again = evaluate(tiny_folder)
+    assert json.loads(again.stdout.splitlines()[-1]) == summary
+    assert output.read_text().splitlines() == lines
+
+
+def test_an_evaluation_that_was_cut_short_goes_on(tiny_folder: Path) -> None:
+    first = evaluate(tiny_folder, "eval.tasks=[perplexity]")
+    output = tiny_folder.parent / "out" / "results.jsonl"
+    whole = output.read_text()
+    output.write_text(whole[: len(whole) - 20])  # killed while it wrote its last line
+    again = evaluate(tiny_folder, "eval.tasks=[perplexity]")
+    assert again.exit_code == 0, again.output
+    assert again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("eval.windows=900", "eval.windows=900 of eval.context=384 need 345600 tokens"),
+        ("eval.text=nowhere.txt", "eval.text='nowhere.txt': no such file; or one of northanger"),
+        ("eval.task=[needle]", "eval.task is not a config key: did you mean eval.tasks?"),
+        ("eval.policies=[h3o]", "eval.policies='h3o' is not allowed: choose one of h2o"),
+        ("eval.policies=[carried]", "eval.policies: the model carries no policy"),
+        ("eval.budgets=[4]", "policy.budget=4 is not allowed: it must hold sink + recent"),
+        ("eval.context=64", "eval.context=64: a needle's prompt needs"),
+    ],
+)
+def test_mistakes_are_named(tiny_folder: Path, override: str, message: str) -> None:
+    tasks = "eval.tasks=[needle]" if "context" in override else "eval.tasks=[perplexity]"
+    result = evaluate(tiny_folder, tasks, override)
+    assert result.exit_code == 2
+    assert message in result.stderr
