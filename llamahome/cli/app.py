@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from llamahome.cli import chat, evaluate, generate, handover, models
+from llamahome.cli import calibrate, chat, evaluate, generate, handover, models
 from llamahome.logs import configure_logging
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ def _start(
 app.command()(generate.generate)
 app.command()(chat.chat)
 app.add_typer(models.app, name="models")
+app.command()(calibrate.calibrate)
 app.command("eval", context_settings=handover.PASS_ON)(evaluate.evaluate)
 app.command(context_settings=handover.PASS_ON)(handover.train)
 app.command(context_settings=handover.PASS_ON)(handover.serve)
