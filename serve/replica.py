@@ -43,8 +43,8 @@ class Replica:
         """One input through the engine: deltas of its answer, or the failure that ends it."""
         started = False
         try:
-            prompt = await self._encode(request)
-            params = self._params(request, prompt)
+            prompt, protected = await self._encode(request)
+            params = self._params(request, prompt, protected)
             answer = self._async_engine.generate(request.request_id, prompt, params)
             async with aclosing(answer) as deltas:
                 started = self._async_engine.running
@@ -53,22 +53,27 @@ class Replica:
         except EngineError as error:
             yield _failure(error, request, started)
 
-    async def _encode(self, request: GenerateRequest) -> list[int]:
+    async def _encode(self, request: GenerateRequest) -> tuple[list[int], int]:
+        """Token ids, and how many of the first ones stay for ever."""
         loop = asyncio.get_running_loop()
         if request.messages is not None:
             try:
-                return await loop.run_in_executor(
-                    self._encoder, self._engine.encode_chat, request.messages
-                )
+                return await loop.run_in_executor(self._encoder, self._chat, request.messages)
             except TemplateError as error:  # templates refuse orders of roles they do not know
                 raise RequestError(
                     "messages", f"{len(request.messages)} messages", str(error)
                 ) from error
         if isinstance(request.prompt, str):
-            return await loop.run_in_executor(self._encoder, self._engine.encode, request.prompt)
-        return request.prompt or []
+            ids = await loop.run_in_executor(self._encoder, self._engine.encode, request.prompt)
+            return ids, 0
+        return request.prompt or [], 0
 
-    def _params(self, request: GenerateRequest, prompt: list[int]) -> SamplingParams:
+    def _chat(self, messages: list[dict[str, str]]) -> tuple[list[int], int]:
+        return self._engine.encode_chat(messages), self._engine.system_length(messages)
+
+    def _params(
+        self, request: GenerateRequest, prompt: list[int], protected: int
+    ) -> SamplingParams:
         left = max(1, self._engine.max_length - len(prompt))
         return SamplingParams(
             max_tokens=left if request.max_tokens is None else request.max_tokens,
@@ -76,6 +81,7 @@ class Replica:
             top_p=request.top_p,
             seed=request.seed,
             stop=request.stop,
+            protected=protected,
         )
 
     async def stats(self) -> ReplicaStats:
@@ -101,7 +107,7 @@ class Replica:
 
 def _failure(error: EngineError, request: GenerateRequest, started: bool) -> Failure:
     if isinstance(error, RequestError):
-        chat_prompt = error.field == "prompt" and request.messages is not None
+        chat_prompt = error.field in ("prompt", "protected") and request.messages is not None
         field = "messages" if chat_prompt else error.field
         return Failure(kind="invalid", message=str(error), field=field)
     if isinstance(error, QueueFullError):

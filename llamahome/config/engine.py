@@ -15,6 +15,7 @@ class EngineConfig:
     Attributes:
         slots: requests decoded at once; each slot holds one request's KV entries.
         max_length: prompt plus generated tokens of one request.
+        protect_system: keep a chat's system prompt for ever, as sinks are kept.
         max_queued: requests waiting for a slot before more are refused.
         device: `auto` (a GPU when there is one), `cpu`, `cuda`, `cuda:1`, ...
         num_threads: CPU threads; 0 leaves torch's own choice.
@@ -23,6 +24,7 @@ class EngineConfig:
     slots: int = 8
     max_length: int = 8192
     max_queued: int = 64
+    protect_system: bool = False
     device: str = "auto"
     num_threads: int = 0
 

@@ -109,6 +109,15 @@ class Engine:
                 f"context of {self.max_length}; ask for at most "
                 f"{self.max_length - len(prompt)}",
             )
+        limit = self._runner.slots.max_sink
+        if limit is not None and params.protected > limit:
+            raise RequestError(
+                "protected",
+                f"{params.protected} tokens",
+                f"a system prompt that is never evicted must not exceed {limit} tokens, what the "
+                "smallest head holds beside the recent ones; shorten it, raise policy.budget or "
+                "set engine.protect_system=false",
+            )
 
     @property
     def has_work(self) -> bool:
@@ -118,12 +127,15 @@ class Engine:
         """One chunk of every prompt that is being read, one token for everyone else."""
         for request in self._scheduler.admit():
             assert request.slot is not None
-            self._runner.slots.reset(request.slot)
+            self._runner.slots.reset(request.slot, sink=self._sink(request.params))
         deltas = []
         for batch in self._scheduler.batches(self._runner.slots.room):
             deltas += self._run(batch)
         self._stats.steps += 1
         return deltas
+
+    def _sink(self, params: SamplingParams) -> int:
+        return max(self._runner.slots.policy.config.sink, params.protected)
 
     def _run(self, batch: Batch) -> list[TokenDelta]:
         rows = [r.slot for r in batch.requests if r.slot is not None]

@@ -34,6 +34,7 @@ class SamplingParams:
         seed: of this request's own generator; None draws one.
         stop: texts that end the answer; they are not part of it.
         ignore_eos: go on past the end-of-sequence token.
+        protected: first tokens of the prompt that are never evicted, a system prompt say.
     """
 
     max_tokens: int = 256
@@ -42,6 +43,7 @@ class SamplingParams:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    protected: int = 0
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -48,6 +48,7 @@ class TextEngine:
         self.tokenizer = tokenizer
         self.policy = policy
         self.model_name = model_name
+        self._protect_system = config.protect_system
         self._engine = Engine(
             model, build_policy(policy), config, eos_token_ids=_eos_token_ids(model, tokenizer)
         )
@@ -66,11 +67,12 @@ class TextEngine:
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
         loaded = load_model(model, device=_device(config.device), manager=manager)
+        chosen = choose_policy(policy, loaded.policy)
         return cls(
             loaded.model,
             loaded.tokenizer,
-            choose_policy(policy, loaded.policy),
-            _within_context(config, loaded.model),
+            chosen,
+            _within_context(config, loaded.model, chosen),
             model_name=model.name,
         )
 
@@ -98,6 +100,22 @@ class TextEngine:
         )
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
         return ids
+
+    def system_length(self, messages: Sequence[dict[str, Any]]) -> int:
+        """First tokens of a conversation that `engine.protect_system` keeps: its system prompt.
+
+        That is what the conversation shares with one that begins otherwise under the same system
+        prompt, so one that the chat template puts in by itself counts, too.
+        """
+        if not self._protect_system:
+            return 0
+        system = [m for m in messages[:1] if m["role"] == "system"]
+        first = next((m["content"] for m in messages if m["role"] == "user"), "")
+        other = "b" if first.startswith("a") else "a"
+        ids = self.encode_chat(messages)
+        others = self.encode_chat([*system, {"role": "user", "content": other}])
+        pairs = zip(ids, others, strict=False)
+        return next((i for i, (a, b) in enumerate(pairs) if a != b), len(others))
 
     def submit(self, request_id: str, prompt: list[int], params: SamplingParams) -> None:
         """Queue a request; raises as `Engine.submit` does."""
@@ -158,14 +176,18 @@ def _device(name: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _within_context(config: EngineConfig, model: PreTrainedModel) -> EngineConfig:
+def _within_context(
+    config: EngineConfig, model: PreTrainedModel, policy: PolicyConfig
+) -> EngineConfig:
+    """`config` with no more tokens than the model was trained for, unless positions roll."""
     limit = model.config.max_position_embeddings
-    if config.max_length <= limit:
+    endless = policy.positions == "rolling" and None not in policy.pattern.values()
+    if config.max_length <= limit or (endless and policy.budget is not None):
         return config
     logger.info(
         "engine.max_length=%d is cut to the model's context of %d", config.max_length, limit
     )
-    return EngineConfig(**{**vars(config), "max_length": limit})
+    return replace(config, max_length=limit)
 
 
 def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Collection[int]:

@@ -223,3 +223,28 @@ def test_sampling_params_name_what_is_wrong(field: str, value: object) -> None:
     with pytest.raises(RequestError) as refused:
         SamplingParams(**{field: value})
     assert refused.value.field == field
+
+
+def test_a_protected_prompt_is_never_evicted(tiny_llama: LlamaForCausalLM) -> None:
+    prompt = _prompt(120)
+    for protected, first in ((18, 18), (0, 4)):
+        engine = _engine(tiny_llama, PolicyConfig(name="window", budget=40, recent=20, interval=16))
+        engine.submit("one", prompt, SamplingParams(max_tokens=40, protected=protected))
+        while engine.stats().generated_tokens < 30:
+            engine.step()
+        slots = engine._runner.slots
+        for plane in slots.planes:
+            held = plane.positions[0, :, : slots.held(0)].tolist()
+            assert all(row[: first + 1] == [*range(first), row[first]] for row in held)
+            assert all(row[first] > first for row in held)
+
+
+def test_a_protected_prompt_that_does_not_fit_is_refused(tiny_llama: LlamaForCausalLM) -> None:
+    engine = _engine(tiny_llama)
+    engine.submit("fits", _prompt(60), SamplingParams(max_tokens=1, protected=20))
+    with pytest.raises(RequestError, match=r"must not exceed 20 tokens.*raise policy\.budget"):
+        engine.submit("one", _prompt(60), SamplingParams(max_tokens=1, protected=21))
+    _drain(engine)
+    dense = _engine(tiny_llama, FULL)
+    dense.submit("one", _prompt(60), SamplingParams(max_tokens=1, protected=50))
+    assert len(_drain(dense)["one"]) == 1

@@ -109,3 +109,33 @@ def test_a_policy_that_is_asked_for_wins(caplog: pytest.LogCaptureFixture) -> No
 
 def test_without_a_carried_policy_the_default_serves() -> None:
     assert choose_policy(CARRIED, None) == PolicyConfig()
+
+
+@pytest.mark.parametrize("question", ["hi", "all of it?", ""])
+def test_the_system_prompt_is_what_chats_share(
+    tiny_llama: LlamaForCausalLM, byte_tokenizer: PreTrainedTokenizerFast, question: str
+) -> None:
+    config = EngineConfig(slots=1, max_length=512, protect_system=True)
+    protecting = TextEngine(tiny_llama, byte_tokenizer, POLICY, config)
+    chat = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": "so"},
+        {"role": "user", "content": "and?"},
+    ]
+    length = protecting.system_length(chat)
+    shared = str(byte_tokenizer.decode(protecting.encode_chat(chat)[:length]))
+    assert shared.startswith("<|system|>Be brief.<eos><|user|>")
+    assert length <= len("<|system|>Be brief.") + 1 + len("<|user|>")
+    plain = TextEngine(tiny_llama, byte_tokenizer, POLICY, EngineConfig(slots=1, max_length=512))
+    assert plain.system_length(chat) == 0
+
+
+@pytest.mark.parametrize(("positions", "length"), [("absolute", 2048), ("rolling", 100_000)])
+def test_rolling_positions_know_no_context(tiny_folder: Path, positions: str, length: int) -> None:
+    engine = TextEngine.load(
+        ModelConfig(name=str(tiny_folder)),
+        replace(POLICY, positions=positions),
+        EngineConfig(slots=1, max_length=100_000, device="cpu"),
+    )
+    assert engine.max_length == length

@@ -63,6 +63,9 @@ class FakeEngine:
             raise TemplateError("the last message must be the user's")
         return self.encode("".join(message["content"] for message in messages))
 
+    def system_length(self, messages: Sequence[dict[str, Any]]) -> int:
+        return len(messages[0]["content"]) if messages[0]["role"] == "system" else 0
+
     def submit(self, request_id: str, prompt: list[int], params: SamplingParams) -> None:
         if len(prompt) + params.max_tokens > self.max_length:
             raise RequestError("max_tokens", params.max_tokens, f"context of {self.max_length}")

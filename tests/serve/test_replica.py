@@ -63,6 +63,17 @@ async def test_sampling_reaches_the_engine(make_engine):
     assert (params.temperature, params.top_p, params.seed, params.stop) == (0.5, 0.9, 7, ("x",))
 
 
+async def test_a_system_prompt_reaches_the_engine_as_protected(make_engine):
+    engine = make_engine()
+    replica = Replica(
+        ModelConfig(), PolicyConfig(), EngineConfig(), engine_factory=lambda *_: engine
+    )
+    system = {"role": "system", "content": "short"}
+    await replies(replica, messages=[system, {"role": "user", "content": "hi"}])
+    replica.close()
+    assert engine.requests["a"][1].protected == 5
+
+
 async def test_no_max_tokens_takes_what_the_context_has_left(make_replica):
     answer = await replies(make_replica(max_length=10), prompt="abcd", max_tokens=None)
     assert answer[-1].usage.completion_tokens == 6

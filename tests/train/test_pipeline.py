@@ -149,8 +149,14 @@ def test_lora_run_exports_what_it_trained(
     root: TrainRoot, stage: int, workers: int, export: str
 ) -> None:
     lora = {"method": "lora", "export": export, "learning_rate": 1e-2, "steps": 4}
-    root = with_stage(root, stage, num_workers=workers, **lora)
+    recipe = {"kl_weight": 0.5, "anneal_steps": 1, "budget_jitter": 0.2}
+    root = with_stage(root, stage, num_workers=workers, **lora, **recipe)
     result = run(root)
+    records = metrics.read(result.run_dir)
+    ce, kl, loss = (metrics.series(records, name) for name in ("ce", "kl", "loss"))
+    assert all(loss[step] == pytest.approx(ce[step] + 0.5 * kl[step]) for step in range(1, 5))
+    assert kl[1] == pytest.approx(0, abs=1e-4)  # nothing is learned or evicted yet
+    assert kl[4] > 0
 
     loaded = load_model(replace(root.model, name=str(result.model_dir)))
     assert loaded.policy == root.policy
