@@ -60,7 +60,7 @@ def _measure(root: EvalRoot) -> tuple[list[Result], Path]:
     import torch
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    from llamahome.evaluation import Evaluation
+    from llamahome.evaluation import Evaluation, measured_policies
     from llamahome.models import ModelManager, load_model
 
     manager = ModelManager()
@@ -72,7 +72,8 @@ def _measure(root: EvalRoot) -> tuple[list[Result], Path]:
         if root.eval.output is None
         else Path(root.eval.output).expanduser()
     )
-    evaluation = Evaluation(loaded, name, root.policy, root.eval, output)
+    policies = measured_policies(root.policy, root.eval, loaded.policy)
+    evaluation = Evaluation(loaded, name, policies, root.eval, output)
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True) as bar:
         tasks = {task: bar.add_task(task, total=None) for task in root.eval.tasks}

@@ -4,7 +4,7 @@ from llamahome.evaluation.accuracy import Accuracy, accuracy
 from llamahome.evaluation.memory import KVBytes
 from llamahome.evaluation.perplexity import Perplexity, perplexity
 from llamahome.evaluation.retrieval import Question, needles, recalls
-from llamahome.evaluation.runner import Evaluation, Result, read_results
+from llamahome.evaluation.runner import Evaluation, Result, measured_policies, read_results
 
 __all__ = [
     "Accuracy",
@@ -14,6 +14,7 @@ __all__ = [
     "Question",
     "Result",
     "accuracy",
+    "measured_policies",
     "needles",
     "perplexity",
     "read_results",

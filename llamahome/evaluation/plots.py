@@ -44,21 +44,26 @@ def _quality(results: Sequence[Result], stem: Path) -> Path:
         own = [result for result in results if result.task == task]
         dense = next(result for result in own if result.policy["budget"] is None)
         for name in dict.fromkeys(r.policy["name"] for r in own if r is not dense):
-            line = sorted(
-                (r for r in own if r.policy["name"] == name), key=lambda r: r.policy["budget"]
-            )
+            line = sorted((r for r in own if r.policy["name"] == name), key=_share)
             axis.plot(
-                [r.policy["budget"] / r.settings["context"] for r in line],
+                [_share(r) for r in line],
                 [_height(r, dense) for r in line],
                 marker="o",
                 label=name,
             )
         axis.axhline(_height(dense, dense), color="grey", linestyle="--", label="dense")
-        axis.set(xlabel="budget, as a share of the context", ylabel=LABELS[task], xscale="log")
+        axis.set(
+            xlabel="keys and values held, as a share of dense", ylabel=LABELS[task], xscale="log"
+        )
         if task != "perplexity":
             axis.set_ylim(-0.05, 1.05)
     axes[0][0].legend()
     return _save(figure, stem, "quality")
+
+
+def _share(result: Result) -> float:
+    kv = result.values["kv"]
+    return float(kv["final"] / kv["dense"])
 
 
 def _height(result: Result, dense: Result) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,12 +46,13 @@ class Result:
 
 
 class Evaluation:
-    """Measures one model as `config` says.
+    """Measures one model under several policies, dense attention always the first of them.
 
     Args:
-        loaded: the model and what it carries.
+        loaded: the model.
         name: of the model, for people.
-        base: everything about the policies but name, budget and recent window.
+        policies: beside dense; `measured_policies` makes those that a config names.
+        config: the tasks and their settings.
         output: JSON lines; figures that are in it already are taken from there.
     """
 
@@ -59,14 +60,14 @@ class Evaluation:
         self,
         loaded: LoadedModel,
         name: str,
-        base: PolicyConfig,
+        policies: Sequence[PolicyConfig],
         config: EvalConfig,
         output: Path,
     ) -> None:
         self.loaded = loaded
         self.config = config
         self.model = f"{name} {fingerprint(loaded.path)}"
-        self.policies = [DENSE, *measured_policies(base, config, loaded.policy)]
+        self.policies = [DENSE, *policies]
         self.output = output
         self._known = {result.key: result for result in read_results(output)}
 
