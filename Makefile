@@ -64,6 +64,10 @@ lock: install  ## new pins in constraints.txt, from pyproject.toml
 	grep -vE '^(nvidia-|cuda-|triton)' .venv/constraints.all >> .venv/constraints.txt
 	mv .venv/constraints.txt constraints.txt
 
+.PHONY: bench-quality
+bench-quality: install  ## what training under eviction is worth: one seed, at most 40 minutes
+	$(BIN)/python benchmarks/quality.py
+
 .PHONY: clean
 clean:  ## remove the environment and what the tools left
 	rm -rf .venv *.egg-info build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import cast
 
 from peft import PeftModel, get_peft_model
+from torch import nn
 from transformers import PreTrainedModel
 
-from llamahome.config import LoraConfig
+from llamahome.config import ConfigError, LoraConfig
 from train.recipes import quiet_recipes
 
 
@@ -16,7 +17,11 @@ def add_adapters(model: PreTrainedModel, lora: LoraConfig, base: str) -> PeftMod
 
     Args:
         base: name of the model, written into the adapter so that it finds its base again.
+
+    Raises:
+        ConfigError: for a target module that the model does not have.
     """
+    _check_targets(model, lora)
     with quiet_recipes():
         from llama_recipes.configs import train_config
         from llama_recipes.utils.config_utils import generate_peft_config
@@ -34,6 +39,17 @@ def add_adapters(model: PreTrainedModel, lora: LoraConfig, base: str) -> PeftMod
         config.modules_to_save = norms(model)
     # DeepSpeed holds weights and adapters in one precision.
     return cast(PeftModel, get_peft_model(model, config, autocast_adapter_dtype=False))
+
+
+def _check_targets(model: PreTrainedModel, lora: LoraConfig) -> None:
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    for target in lora.target_modules:
+        if not any(f".{name}".endswith(f".{target}") for name in linear):
+            known = sorted({name.rpartition(".")[2] for name in linear})
+            raise ConfigError(
+                f"trainer.lora.target_modules={list(lora.target_modules)}: the model has no "
+                f"{target!r}; choose among {', '.join(known)}"
+            )
 
 
 def norms(model: PreTrainedModel) -> list[str]:
