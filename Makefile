@@ -66,7 +66,7 @@ lock: install  ## new pins in constraints.txt, from pyproject.toml
 
 .PHONY: bench-quality
 bench-quality: install  ## what training under eviction is worth: one seed, at most 40 minutes
-	$(BIN)/python benchmarks/quality.py
+	$(BIN)/python -m benchmarks.quality
 
 .PHONY: clean
 clean:  ## remove the environment and what the tools left

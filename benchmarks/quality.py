@@ -1,7 +1,7 @@
 """Does training under the policy that serves keep quality at a small budget?
 
-    python benchmarks/quality.py            # one seed, short: make bench-quality
-    python benchmarks/quality.py --long     # three seeds
+    python -m benchmarks.quality            # one seed, short: make bench-quality
+    python -m benchmarks.quality --long     # three seeds
 
 Two models are fine-tuned on one novel with the same recipe, data, steps and seeds: one dense, one
 under h2o. Both are then served dense and evicting, on another novel: perplexity, KL to dense and
