@@ -11,8 +11,9 @@ import typer
 from llamahome.cli import options
 
 if TYPE_CHECKING:
-    from llamahome.config import EvalRoot
+    from llamahome.config import EvalConfig, EvalRoot, PolicyConfig
     from llamahome.evaluation import Result
+    from llamahome.models import LoadedModel
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 MEANS = {"perplexity": "perplexity", "needle": "accuracy", "recall": "accuracy"}
@@ -80,7 +81,26 @@ def _measure(root: EvalRoot) -> tuple[list[Result], Path]:
         results = evaluation.run(
             lambda task, done, total: bar.update(tasks[task], completed=done, total=total)
         )
+    if policies:
+        _plot_kept(loaded, policies[0], root.eval, output)
     return results, output
+
+
+def _plot_kept(loaded: LoadedModel, policy: PolicyConfig, config: EvalConfig, output: Path) -> None:
+    """Which tokens the middle layer's first KV head keeps of the text's first window."""
+    import torch
+
+    from llamahome.evaluation.kept import kept_positions
+    from llamahome.evaluation.plots import plot_kept
+    from llamahome.evaluation.text import load_text
+
+    file = output.with_name(f"{output.stem}-kept.png")
+    layer_idx = loaded.model.config.num_hidden_layers // 2
+    ids = loaded.tokenizer.encode(load_text(config.text), verbose=False)[: config.context]
+    kept = kept_positions(loaded.model, torch.tensor(ids), policy, layer_idx=layer_idx, head=0)
+    title = f"what layer {layer_idx}, KV head 0 keeps under {policy.name}, budget {policy.budget}"
+    plot_kept(kept, len(ids), title, file)
+    typer.echo(f"plot in {file}")
 
 
 def _show(root: EvalRoot, results: list[Result]) -> None:

@@ -46,7 +46,7 @@ def test_policies_stand_beside_dense_and_are_measured_once(tiny_folder: Path) ->
     output = tiny_folder.parent / "out" / "results.jsonl"
     lines = output.read_text().splitlines()
     assert len(lines) == 15
-    for name in ("quality", "depths"):
+    for name in ("quality", "depths", "kept"):
         picture = output.with_name(f"results-{name}.png")
         assert picture.read_bytes().startswith(b"\x89PNG")
         assert str(picture) in result.output.replace("\n", "")
