@@ -48,7 +48,7 @@ def _bar(progress: Progress, steps: int) -> Observer:
                 task, description="training", completed=record["step"], news=_news(record)
             )
         elif message := _message(record):
-            progress.console.print(message)
+            progress.console.print(message, markup=False)
 
     return observe
 
@@ -65,7 +65,7 @@ def _lines(console: Console, steps: int) -> Observer:
             shown = tenth
             console.print(f"step {record['step']}/{steps}  {_news(record)}")
         elif message := _message(record):
-            console.print(message)
+            console.print(message, markup=False)
 
     return observe
 
