@@ -54,5 +54,11 @@ def test_evaluations_failures_and_warnings_are_shown_as_they_come() -> None:
         assert "warning: DeepSpeed: odd" in text
 
 
+def test_brackets_in_a_failure_are_no_markup() -> None:
+    failure = "worker 1: RuntimeError: [/gloo/tcp/pair.cc:537] Read error"
+    for terminal in (False, True):
+        assert failure in shown([{"failure": failure}], 10, terminal)
+
+
 def test_a_record_of_a_later_version_is_passed_over() -> None:
     assert shown([{"news": 1}], 10, terminal=False) == ""
