@@ -27,7 +27,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	$(FIND_LINKS) $(BIN)/uv pip install --python $(BIN)/python \
-		--compile-bytecode -c constraints.txt -e '.[train,serve,eval,dev]'
+		--compile-bytecode -c constraints.txt -e '.[train,serve,eval,harness,dev]'
 	@touch $@
 
 .PHONY: quickstart

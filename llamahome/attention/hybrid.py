@@ -101,6 +101,8 @@ class HybridAttention:
         if layer_idx not in self._planes:
             self._planes[layer_idx] = self.policy.planes(layer_idx, self._num_layers, key.shape[1])
         planes = self._planes[layer_idx]
+        # Under autocast a model rotates in float32 what it projected in 16 bits.
+        query, key = query.to(value.dtype), key.to(value.dtype)
         if len(planes) == 1:
             return self._attend_plane(planes[0], layer_idx, query, key, value, scaling)
         grouped = query.unflatten(1, (key.shape[1], -1))

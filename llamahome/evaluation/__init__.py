@@ -2,7 +2,7 @@
 
 from llamahome.evaluation.accuracy import Accuracy, accuracy
 from llamahome.evaluation.memory import KVBytes
-from llamahome.evaluation.perplexity import Perplexity, perplexity
+from llamahome.evaluation.perplexity import Perplexity, continuation_score, perplexity
 from llamahome.evaluation.retrieval import Question, needles, recalls
 from llamahome.evaluation.runner import Evaluation, Result, measured_policies, read_results
 
@@ -14,6 +14,7 @@ __all__ = [
     "Question",
     "Result",
     "accuracy",
+    "continuation_score",
     "measured_policies",
     "needles",
     "perplexity",

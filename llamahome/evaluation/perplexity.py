@@ -125,3 +125,25 @@ def log_probs(model: PreTrainedModel, ids: Tensor, slots: Slots) -> Tensor:
         parts.append(F.log_softmax(logits.float(), dim=-1))
         at += count
     return torch.cat(parts)
+
+
+def continuation_score(
+    model: PreTrainedModel, slots: Slots, context: list[int], continuation: list[int]
+) -> tuple[float, bool]:
+    """Log probability in nats of `continuation` after `context`, and whether greedy says the same.
+
+    Both are read through slot 0, which starts from nothing; neither is empty.
+    """
+    slots.reset(0)
+    ids = torch.tensor([*context, *continuation[:-1]], device=model.device)
+    targets = torch.tensor(continuation, device=model.device)
+    first = len(context) - 1
+    total, greedy = 0.0, True
+    for start in range(0, len(ids), BLOCK):
+        said = log_probs(model, ids[start : start + BLOCK], slots)
+        # What is said at `first` is about targets[0].
+        asked = targets[max(0, start - first) : max(0, start - first + len(said))]
+        own = said[len(said) - len(asked) :]
+        total += float(own.gather(1, asked[:, None]).sum(dtype=torch.float64))
+        greedy = greedy and bool((own.argmax(dim=-1) == asked).all())
+    return total, greedy
