@@ -1,4 +1,4 @@
-"""The budget of each training step: from dense to the target, and a little around it."""
+"""The budget of each training step: from dense to the target, a little around it, or none."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ def policy_at(
     Over `trainer.anneal_steps` the budget falls geometrically from the whole context to
     `policy.budget`. Then it is drawn log-uniformly within a factor of 1 + `trainer.budget_jitter`
     around it, so that the model does not fit one size alone. What `policy` protects scales along.
+    A share of `trainer.dense_share` of all steps evicts nothing.
     """
     if policy.budget is None:
         return policy
+    if random.Random(f"{trainer.seed}:{step}:dense").random() < trainer.dense_share:
+        return PolicyConfig(name="full", budget=None, positions=policy.positions)
     factor = 1.0
     if step < trainer.anneal_steps:
         left = 1 - step / trainer.anneal_steps

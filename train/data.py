@@ -7,7 +7,7 @@ import logging
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -83,8 +83,11 @@ def build_datasets(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: i
     if data.format == "text":
         train, held = _read_text(data, tokenizer)
     elif data.format == "custom":
-        train = custom_rows(data.train_file, tokenizer, "train", data.limit)
-        held = custom_rows(data.eval_file or data.train_file, tokenizer, "validation", data.limit)
+        split = partial(
+            custom_rows, tokenizer=tokenizer, limit=data.limit, length=data.context_length
+        )
+        train = split(data.train_file, split="train")
+        held = split(data.eval_file or data.train_file, split="validation")
     else:
         train_records, held_records = _read(data, seed)
         train = [encode(record, tokenizer) for record in train_records]

@@ -39,12 +39,13 @@ def quiet_recipes() -> Iterator[None]:
 
 
 def custom_rows(
-    file: str, tokenizer: PreTrainedTokenizerBase, split: str, limit: int | None
+    file: str, tokenizer: PreTrainedTokenizerBase, split: str, limit: int | None, length: int
 ) -> list[Row]:
     """Rows of a Python file in the custom-dataset convention.
 
     The file's `get_custom_dataset(dataset_config, tokenizer, split)`, or the function named after
     a colon, returns rows of input_ids, attention_mask and labels for "train" or "validation".
+    Its dataset_config says how many tokens a row may have in `context_length`.
     Its optional get_data_collator is not used: batches are padded in `train.data`.
 
     Raises:
@@ -57,6 +58,7 @@ def custom_rows(
     chosen = train_config()
     chosen.dataset = "custom_dataset"
     config = generate_dataset_config(chosen, {"custom_dataset.file": file})
+    config.context_length = length
     function = file.partition(":")[2] or "get_custom_dataset"
     try:
         dataset = get_preprocessed_dataset(tokenizer, config, split)

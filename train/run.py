@@ -29,6 +29,7 @@ FIXED_TRAINER_KEYS = (
     "kl_weight",
     "anneal_steps",
     "budget_jitter",
+    "dense_share",
     "seed",
     "batch_size",
     "accumulation",

@@ -54,6 +54,7 @@ class TrainerConfig:
         kl_weight: of KL(dense || under the policy) in the loss, beside cross-entropy; the dense
             model is the same one without its adapters.
         anneal_steps: over which the budget falls from dense to policy.budget.
+        dense_share: of the steps train without eviction, so that dense serving loses nothing.
         budget_jitter: j draws each step's budget from policy.budget / (1 + j) to x (1 + j).
         learning_rate: peak of a linear warm-up over warmup_steps and a cosine decay to 0.
         precision: fp32 or bf16 (DeepSpeed's bf16 with fp32 master weights).
@@ -77,6 +78,7 @@ class TrainerConfig:
     kl_weight: float = 0.0
     anneal_steps: int = 0
     budget_jitter: float = 0.0
+    dense_share: float = 0.0
     max_grad_norm: float = 1.0
     precision: str = "fp32"
     gradient_checkpointing: bool = False
@@ -118,6 +120,12 @@ class TrainerConfig:
         above("trainer.max_grad_norm", self.max_grad_norm, 0)
         for name in ("weight_decay", "kl_weight", "budget_jitter"):
             at_least(f"trainer.{name}", getattr(self, name), 0)
+        require(
+            0 <= self.dense_share < 1,
+            "trainer.dense_share",
+            self.dense_share,
+            "it must lie in [0, 1)",
+        )
         require(
             self.kl_weight == 0 or self.method == "lora",
             "trainer.kl_weight",

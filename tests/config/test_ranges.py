@@ -68,6 +68,7 @@ RULES: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
     "trainer.kl_weight": ([-1.0], [0.0, 2.0], {"trainer.method": "lora"}),
     "trainer.anneal_steps": ([-1, 200], [0, 199], {}),
     "trainer.budget_jitter": ([-0.1], [0.0, 3.0], {}),
+    "trainer.dense_share": ([-0.1, 1.0], [0.0, 0.5], {}),
     "trainer.weight_decay": ([-0.1], [0.0], {}),
     "trainer.lora.r": ([0], [1], {}),
     "trainer.lora.alpha": ([0], [1], {}),

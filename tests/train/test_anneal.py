@@ -58,3 +58,14 @@ def test_small_draws_still_hold_what_is_protected(layers: str) -> None:
 def test_dense_stays_dense() -> None:
     full = PolicyConfig(name="full", budget=None)
     assert policy_at(full, TrainerConfig(anneal_steps=4, budget_jitter=1.0), 3200, 0) is full
+
+
+def test_a_share_of_the_steps_is_dense() -> None:
+    config = TrainerConfig(steps=1000, dense_share=0.25)
+    drawn = [policy_at(TARGET, config, 3200, step) for step in range(1000)]
+    dense = [policy for policy in drawn if policy.name == "full"]
+    assert 200 < len(dense) < 300
+    assert all(policy == TARGET for policy in drawn if policy.name != "full")
+    rolling = PolicyConfig(positions="rolling")
+    kinds = {policy_at(rolling, config, 3200, step).positions for step in range(20)}
+    assert kinds == {"rolling"}
