@@ -1,12 +1,14 @@
 """Does training under the policy that serves keep quality at a small budget?
 
     python -m benchmarks.quality            # one seed, short: make bench-quality
-    python -m benchmarks.quality --long     # three seeds
+    python -m benchmarks.quality --long     # three seeds; writes docs/quality.md
 
 Two models are fine-tuned on one novel with the same recipe, data, steps and seeds: one dense, one
-under h2o. Both are then served dense and evicting, on another novel: perplexity, KL to dense and
-needles, with `window` and `random` as controls and with the pattern that `llamahome calibrate`
-proposes. Runs and figures are kept in `--work`; a benchmark that was stopped goes on from there.
+under the pattern that `llamahome calibrate` proposes for 10 % of the KV entries. Both are served
+dense and evicting, on another novel: perplexity, KL to dense and needles, under that pattern, under
+h2o with equal budgets, and under `window` and `random` as controls. The model as it came stands
+beside them under every policy. Everything is kept in `--work`; a benchmark that was stopped goes on
+from there.
 """
 
 from __future__ import annotations
@@ -40,9 +42,15 @@ from llamahome.evaluation import Evaluation, Result, measured_policies
 from llamahome.models import LoadedModel, load_model
 
 RESULTS = Path(__file__).parent / "results"
+REPORT = Path(__file__).parents[1] / "docs" / "quality.md"
 DENSE = PolicyConfig(name="full", budget=None)
+DTYPE = "bfloat16"  # of the models that are measured
+Policies = list[PolicyConfig]
 ARMS = ("dense", "hybrid")
 TOTALS = (0.1, 0.2)  # of the pattern, as shares of the context
+TRAINED = 0.1  # the total that the hybrid arm trains under
+DENSE_SHARE = 0.25  # of its steps
+PUBLISHED = ["h2o", "value_norm", "snapkv", "tova", "keydiff", "window", "random"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,15 +67,15 @@ class Form:
 
 
 SHORT = Form(
-    name="short", seeds=1, steps=40, context=2048, windows=4, samples=2, budgets=(0.1, 0.2)
+    name="short", seeds=1, steps=30, context=2048, windows=3, samples=1, budgets=(0.1, 0.2)
 )
 LONG = Form(
     name="long",
     seeds=3,
-    steps=80,
+    steps=30,
     context=2048,
-    windows=8,
-    samples=4,
+    windows=3,
+    samples=2,
     budgets=(0.05, 0.1, 0.2, 0.5),
 )
 TINY = Form(name="tiny", seeds=2, steps=2, context=512, windows=1, samples=1, budgets=(0.1, 0.2))
@@ -88,8 +96,9 @@ def train(arm: str, seed: int, form: Form, policy: PolicyConfig, work: Path) -> 
         steps=form.steps,
         warmup_steps=min(5, form.steps - 1),
         learning_rate=1e-3,
-        kl_weight=1.0,
+        dense_share=DENSE_SHARE,
         budget_jitter=0.5,
+        precision="bf16",
         seed=seed,
         num_workers=1,
         cpus_per_worker=cores,
@@ -100,10 +109,10 @@ def train(arm: str, seed: int, form: Form, policy: PolicyConfig, work: Path) -> 
     root = TrainRoot(
         policy=DENSE if arm == "dense" else policy,
         data=DataConfig(
-            format="text",
-            train_file="train/datasets/emma.txt.gz",
+            format="custom",
+            train_file="train/datasets/retrieval.py",
             context_length=form.context,
-            eval_fraction=0.02,
+            batching="padding",
         ),
         trainer=trainer,
         tracking=TrackingConfig(wandb="disabled", tensorboard=False),
@@ -127,31 +136,35 @@ def patterns(loaded: LoadedModel, form: Form) -> dict[float, PolicyConfig]:
     }
 
 
+def at_equal_budgets(names: Sequence[str], budgets: Sequence[float], form: Form) -> Policies:
+    config = EvalConfig(policies=list(names), budgets=list(budgets), context=form.context)
+    return measured_policies(PolicyConfig(), config, None)
+
+
 def evaluate(
-    name: str,
-    folder: Path | str,
-    form: Form,
-    proposed: Sequence[PolicyConfig],
-    work: Path,
-) -> list[Result]:
-    """Every figure of one model."""
-    loaded = load_model(ModelConfig(name=str(folder)))
-    config = EvalConfig(
-        tasks=["perplexity", "needle"],
-        policies=["h2o", "window", "random"],
-        budgets=list(form.budgets),
-        context=form.context,
-        windows=form.windows,
-        depths=6,
-        samples=form.samples,
-    )
-    policies = [*proposed, *measured_policies(PolicyConfig(), config, None)]
-    evaluation = Evaluation(loaded, name, policies, config, work / f"{form.name}.jsonl")
-    with Progress(transient=True) as bar:
-        tasks = {task: bar.add_task(f"{name} {task}", total=None) for task in config.tasks}
-        return evaluation.run(
-            lambda task, done, total: bar.update(tasks[task], completed=done, total=total)
+    name: str, folder: Path | str, form: Form, texts: Policies, asked: Policies, work: Path
+) -> Served:
+    """Every figure of one model: perplexity under `texts`, needles under `asked`."""
+    loaded = load_model(ModelConfig(name=str(folder), dtype=DTYPE))
+    results: list[Result] = []
+    for task, policies in (("perplexity", texts), ("needle", asked)):
+        config = EvalConfig(
+            tasks=[task],
+            context=form.context,
+            windows=form.windows,
+            depths=6,
+            samples=form.samples,
+            batch_size=6,
         )
+        evaluation = Evaluation(loaded, name, policies, config, work / f"{form.name}.jsonl")
+        with Progress(transient=True) as bar:
+            shown = bar.add_task(f"{name} {task}", total=None)
+            results += evaluation.run(
+                lambda _, done, total, bar=bar, shown=shown: bar.update(  # type: ignore[misc]
+                    shown, completed=done, total=total
+                )
+            )
+    return Served(results)
 
 
 @dataclass(frozen=True)
@@ -171,32 +184,47 @@ class Served:
         return float(self.find("needle", policy)["accuracy"])
 
 
-def h2o(form: Form, share: float) -> PolicyConfig:
-    config = EvalConfig(policies=["h2o"], budgets=[share], context=form.context)
-    return measured_policies(PolicyConfig(), config, None)[0]
-
-
 def figures(
     dense: Served, hybrid: Served, form: Form, proposed: dict[float, PolicyConfig]
 ) -> dict[str, float]:
-    """What one seed shows; perplexities are ratios, gaps differences of log perplexity."""
-    own, served = h2o(form, 0.1), DENSE
-    opened = dense.nll(own) - dense.nll(served)
-    left = hybrid.nll(own) - dense.nll(served)
-    said: dict[str, float] = {
-        "gap_closed_10": 1 - left / opened,
-        "ppl_over_dense_10": math.exp(left),
-        "ppl_over_dense_20": math.exp(hybrid.nll(h2o(form, 0.2)) - dense.nll(served)),
-        "dense_harm": math.exp(hybrid.nll(served) - dense.nll(served)) - 1,
-    }
+    """What one seed shows; perplexities are ratios to the dense model served dense."""
+    best, found = dense.nll(DENSE), max(dense.needle(DENSE), 1e-9)
+    said = {"dense_harm": math.exp(hybrid.nll(DENSE) - best) - 1}
     for share, pattern in proposed.items():
         percent = round(100 * share)
-        found = max(dense.needle(DENSE), 1e-9)
+        (flat,) = at_equal_budgets(["h2o"], [share], form)
+        for name, policy in (("", pattern), ("flat_", flat)):
+            opened, left = dense.nll(policy) - best, hybrid.nll(policy) - best
+            said[f"{name}gap_closed_{percent}"] = 1 - left / opened
+            said[f"{name}ppl_over_dense_{percent}"] = math.exp(left)
+            said[f"{name}untrained_ppl_over_dense_{percent}"] = math.exp(opened)
         said[f"needle_over_dense_{percent}"] = hybrid.needle(pattern) / found
-        said[f"pattern_ppl_over_dense_{percent}"] = math.exp(
-            hybrid.nll(pattern) - dense.nll(served)
-        )
+        said[f"untrained_needle_over_dense_{percent}"] = dense.needle(pattern) / found
     return said
+
+
+def served_rows(models: dict[str, list[Served]]) -> list[dict[str, Any]]:
+    """A row for every way that a model is served, seeds side by side in lists."""
+    rows = []
+    for model, seeds in models.items():
+        for result in seeds[0].results:
+            policy = PolicyConfig(**result.policy)
+            found = [own.find(result.task, policy) for own in seeds]
+            values: dict[str, Any] = (
+                {"accuracy": [f["accuracy"] for f in found]}
+                if result.task == "needle"
+                else {
+                    "nll": [statistics.fmean(f["nll"]) for f in found],
+                    "kl": [statistics.fmean(f["kl"]) for f in found],
+                }
+            )
+            kind = "pattern" if policy.pattern else policy.name
+            rows.append(
+                {"model": model, "task": result.task, "policy": kind, "budget": policy.budget}
+                | {"kv_share": found[0]["kv"]["final"] / found[0]["kv"]["dense"]}
+                | values
+            )
+    return rows
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
@@ -213,24 +241,40 @@ def main() -> None:
     forms.add_argument("--long", action="store_const", const=LONG, dest="form", default=SHORT)
     forms.add_argument("--tiny", action="store_const", const=TINY, dest="form")
     parser.add_argument("--work", type=Path, default=Path("benchmarks/work"))
-    asked = parser.parse_args()
-    form: Form = asked.form
-    work: Path = asked.work.resolve()
+    options = parser.parse_args()
+    form: Form = options.form
+    work: Path = options.work.resolve()
     console = Console()
-    proposed = patterns(load_model(ModelConfig()), form)
-    by_seed = []
+    base = load_model(ModelConfig())
+    proposed = patterns(base, form)
+    own = list(proposed.values())
+    compared = at_equal_budgets(PUBLISHED, TOTALS, form)
+    untrained = evaluate("untrained", base.path, form, [*own, *compared], own, work)
+    texts = [
+        *own,
+        *at_equal_budgets(["h2o"], form.budgets, form),
+        *at_equal_budgets(["window"], TOTALS, form),
+        *at_equal_budgets(["random"], [0.1], form),
+    ]
+    asked_for = [*own, *at_equal_budgets(["h2o"], [0.2], form)]
+    by_seed, served = [], []
     for seed in range(form.seeds):
-        served = {}
+        arms = {}
         for arm in ARMS:
-            folder = train(arm, seed, form, h2o(form, 0.1), work)
-            results = evaluate(f"{arm}-{seed}", folder, form, list(proposed.values()), work)
-            served[arm] = Served(results)
-        by_seed.append(figures(served["dense"], served["hybrid"], form, proposed))
+            folder = train(arm, seed, form, proposed[TRAINED], work)
+            arms[arm] = evaluate(f"{arm}-{seed}", folder, form, texts, asked_for, work)
+        served.append(arms)
+        by_seed.append(figures(arms["dense"], arms["hybrid"], form, proposed))
         show(by_seed, console)
     result = {
         "form": asdict(form),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "command": f"python -m benchmarks.quality --{form.name}",
         "seeds": by_seed,
+        "served": served_rows(
+            {"untrained": [untrained], **{a: [s[a] for s in served] for a in ARMS}}
+        ),
         "patterns": {str(share): asdict(policy) for share, policy in proposed.items()},
         **{name: interval([seed[name] for seed in by_seed])[0] for name in by_seed[0]},
     }
@@ -238,6 +282,10 @@ def main() -> None:
     file = RESULTS / f"quality-{form.name}-{datetime.now(UTC):%Y-%m-%d}.json"
     file.write_text(json.dumps(result, indent=1) + "\n")
     console.print(f"result in {file}")
+    if form is LONG:
+        from benchmarks.quality_report import write_report
+
+        console.print(f"report in {write_report(result, REPORT)}")
     print(json.dumps(result))
 
 

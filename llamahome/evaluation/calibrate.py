@@ -126,6 +126,99 @@ def retrieval_scores(
     return torch.stack(totals).mean(dim=0)
 
 
+class _Curves:
+    """Dense attention that notes how much of it the best keys of each head take."""
+
+    def __init__(self, sink: int, recent: int) -> None:
+        self.policy: Policy = build_policy(PolicyConfig(name="full", budget=None))
+        self.sink, self.recent = sink, recent
+        self.curves: list[Tensor] = []  # per layer: (G, N)
+
+    def attend(
+        self, layer_idx: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> Tensor:
+        grouped = query[0].unflatten(0, (key.shape[1], -1))  # (G, R, N, D)
+        heads = zip(grouped, key[0], strict=True)
+        self.curves.append(torch.stack([self._curve(q, k, scaling) for q, k in heads]))
+        return F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            is_causal=True,
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+
+    def _curve(self, query: Tensor, key: Tensor, scaling: float) -> Tensor:
+        """Mass of a query's best key beyond sinks and recent ones, of its second best, ...: (N,).
+
+        Args:
+            query: (R, N, D), of which the later half asks.
+            key: (N, D).
+        """
+        places = torch.arange(key.shape[0], device=key.device)
+        asking = places[len(places) // 2 :, None]
+        logits = (query[:, len(places) // 2 :] @ key.T).float() * scaling
+        mass = logits.masked_fill(places > asking, float("-inf")).softmax(dim=-1).sum(dim=0)
+        protected = (places < self.sink) | (places > asking - self.recent)
+        return mass.masked_fill(protected, 0).sort(dim=-1, descending=True).values.mean(dim=0)
+
+
+@torch.inference_mode()
+def mass_curves(
+    model: PreTrainedModel,
+    windows: Tensor,
+    *,
+    sink: int,
+    recent: int,
+    on_window: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """The mass that a KV head's k best keys take beyond sinks and recent ones, by k: (L, G, N).
+
+    Args:
+        windows: (W, N) token ids of real text; each starts from nothing.
+    """
+    HybridAttention.attach(model)
+    total = torch.zeros(())
+    for ids in windows:
+        curves = _Curves(sink, recent)
+        model(
+            input_ids=ids[None].to(model.device), use_cache=False, logits_to_keep=1, hybrid=curves
+        )
+        total = total + torch.stack(curves.curves).cpu()
+        on_window()
+    return total / len(windows)
+
+
+def share_by_mass(curves: Tensor, base: PolicyConfig, *, total: int) -> PolicyConfig:
+    """A policy whose heads share `total` entries a head by the mass they would lose with fewer.
+
+    AdaKV (Feng et al. 2024, arXiv 2407.11550, section 3), with shares that are measured once, over
+    all heads of the model, so that every slot has the same shape.
+
+    Args:
+        curves: (L, G, N) of `mass_curves` with `base`'s sinks and a quarter of `total` as recent.
+        total: entries per KV head on average; a quarter of it is recent in every head.
+    """
+    recent = max(1, total // 4)
+    free = total - base.sink - recent
+    heads = curves.flatten(0, 1)
+    # Every head keeps a fifth of an even share, the paper's safeguard.
+    least = free // 5
+    best = heads[:, least:].flatten().topk(heads.shape[0] * (free - least)).indices
+    counts = torch.bincount(best // (heads.shape[1] - least), minlength=len(heads)) + least
+    # In steps of 16: heads of a layer with equal budgets are attended to together.
+    budgets = base.sink + recent + counts // 16 * 16
+    groups = curves.shape[1]
+    return replace(
+        base,
+        budget=total,
+        recent=recent,
+        interval=min(base.interval, recent),
+        pattern={f"L{n // groups}H{n % groups}": int(b) for n, b in enumerate(budgets)},
+    )
+
+
 def propose(
     scores: Tensor, base: PolicyConfig, *, total: int, context: int, full_heads: int | None = None
 ) -> PolicyConfig:
