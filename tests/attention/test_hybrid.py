@@ -105,6 +105,22 @@ def test_an_evicted_key_gets_no_gradient_from_later_queries() -> None:
     assert value.grad[:, :, 12:].abs().sum() > 0
 
 
+def test_autocast_trains_what_float32_does(tiny_llama: LlamaForCausalLM) -> None:
+    """A model rotates queries and keys in float32 that autocast has projected in 16 bits."""
+    HybridAttention.attach(tiny_llama)
+    attention = HybridAttention(build_policy(_config("h2o")), tiny_llama)
+    weight = tiny_llama.model.layers[0].self_attn.k_proj.weight
+    gradients = []
+    for enabled in (False, True):
+        tiny_llama.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            logits = tiny_llama(_ids(40), use_cache=False, hybrid=attention).logits
+        torch.nn.functional.cross_entropy(logits[0, :-1].float(), _ids(40)[0, 1:]).backward()
+        assert weight.grad is not None
+        gradients.append(weight.grad.flatten().clone())
+    assert float(torch.cosine_similarity(*gradients, dim=0)) > 0.95
+
+
 def test_right_padding_changes_nothing_real(tiny_llama: LlamaForCausalLM) -> None:
     attention = HybridAttention(build_policy(_config("h2o")))
     attention.attach(tiny_llama)
