@@ -10,7 +10,7 @@ from llamahome.config import ConfigError, DataConfig, load_config
 from llamahome.data import read_text
 
 FOLDER = Path(__file__).parents[2] / "conf" / "data"
-NAMES = ("alpaca", "chat", "custom", "text", "wordnet")
+NAMES = ("alpaca", "chat", "custom", "retrieval", "text", "wordnet")
 
 
 def composed(name: str) -> DictConfig:
