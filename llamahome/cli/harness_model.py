@@ -64,7 +64,12 @@ class LlamaHomeLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         self.max_length = min(max_length or context, context)
         self._name = pretrained
         slots = 1 if batch_size == "auto" else int(batch_size)
-        config = EngineConfig(slots=slots, max_length=self.max_length, max_queued=1_000_000)
+        config = EngineConfig(
+            slots=slots,
+            max_length=self.max_length,
+            max_queued=1_000_000,
+            max_queued_tokens=1_000_000 * self.max_length,
+        )
         self._engine = TextEngine(self.model, self.tokenizer, chosen, config)
         self._slots = Slots.for_model(
             self.model, build_policy(chosen), num_slots=1, max_length=self.max_length

@@ -17,6 +17,8 @@ class EngineConfig:
         max_length: prompt plus generated tokens of one request.
         protect_system: keep a chat's system prompt for ever, as sinks are kept.
         max_queued: requests waiting for a slot before more are refused.
+        max_queued_tokens: the same in prompt tokens; a prompt that is longer may wait alone.
+        prefill_tokens: prompt tokens of one step, all prompts together; decoding waits for no more.
         device: `auto` (a GPU when there is one), `cpu`, `cuda`, `cuda:1`, ...
         num_threads: CPU threads; 0 leaves torch's own choice.
     """
@@ -24,6 +26,8 @@ class EngineConfig:
     slots: int = 8
     max_length: int = 8192
     max_queued: int = 64
+    max_queued_tokens: int = 131_072
+    prefill_tokens: int = 256
     protect_system: bool = False
     device: str = "auto"
     num_threads: int = 0
@@ -32,6 +36,8 @@ class EngineConfig:
         at_least("engine.slots", self.slots, 1)
         at_least("engine.max_length", self.max_length, 2)
         at_least("engine.max_queued", self.max_queued, 1)
+        at_least("engine.max_queued_tokens", self.max_queued_tokens, 1)
+        at_least("engine.prefill_tokens", self.prefill_tokens, 1)
         require(
             re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None,
             "engine.device",

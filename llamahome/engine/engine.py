@@ -66,7 +66,12 @@ class Engine:
         self.vocab_size: int = model.config.vocab_size
         self.eos_token_ids = frozenset(eos_token_ids)
         self._runner = Runner(model, policy, num_slots=config.slots, max_length=self.max_length)
-        self._scheduler = Scheduler(config.slots, config.max_queued)
+        self._scheduler = Scheduler(
+            config.slots,
+            max_queued=config.max_queued,
+            max_queued_tokens=config.max_queued_tokens,
+            prefill_tokens=config.prefill_tokens,
+        )
         self._generators: dict[str, torch.Generator] = {}
         self._stats = EngineStats(slots=config.slots, kv_bytes=self._runner.slots.nbytes)
 
@@ -124,15 +129,13 @@ class Engine:
         return bool(self._scheduler.running or self._scheduler.waiting)
 
     def step(self) -> list[TokenDelta]:
-        """One chunk of every prompt that is being read, one token for everyone else."""
+        """A token for everyone who decodes, and chunks of the prompts that are being read."""
         for request in self._scheduler.admit():
             assert request.slot is not None
             self._runner.slots.reset(request.slot, sink=self._sink(request.params))
-        deltas = []
-        for batch in self._scheduler.batches(self._runner.slots.room):
-            deltas += self._run(batch)
+        batch = self._scheduler.batch(self._runner.slots.room)
         self._stats.steps += 1
-        return deltas
+        return [] if batch is None else self._run(batch)
 
     def _sink(self, params: SamplingParams) -> int:
         return max(self._runner.slots.policy.config.sink, params.protected)

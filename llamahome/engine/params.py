@@ -35,6 +35,7 @@ class SamplingParams:
         stop: texts that end the answer; they are not part of it.
         ignore_eos: go on past the end-of-sequence token.
         protected: first tokens of the prompt that are never evicted, a system prompt say.
+        priority: who waits goes by this, lower first; each level outweighs some time of waiting.
     """
 
     max_tokens: int = 256
@@ -44,6 +45,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     protected: int = 0
+    priority: int = 0
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -54,6 +56,8 @@ class SamplingParams:
             raise RequestError("top_p", self.top_p, "it must lie above 0 and at most at 1")
         if self.seed is not None and not -(2**63) <= self.seed < 2**63:
             raise RequestError("seed", self.seed, "it must fit into 64 bits")
+        if not -100 <= self.priority <= 100:
+            raise RequestError("priority", self.priority, "it must lie between -100 and 100")
         if any(not text for text in self.stop):
             raise RequestError("stop", list(self.stop), "a stop text must not be empty")
 

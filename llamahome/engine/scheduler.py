@@ -1,13 +1,15 @@
-"""Which request runs next. No tensors here."""
+"""Which requests the next step runs, and how many tokens of each. No tensors here."""
 
 from __future__ import annotations
 
 import heapq
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from llamahome.engine.params import QueueFullError, SamplingParams
+
+# Due step and, to break ties first come first served, the number of the arrival.
+_Turn = tuple[int, int]
 
 
 @dataclass(eq=False)
@@ -33,72 +35,148 @@ class Request:
 
 @dataclass(frozen=True)
 class Batch:
-    """Requests of one forward, each with how many of its tokens to compute."""
+    """Requests of one forward, by slot, each with how many of its tokens to compute."""
 
-    requests: list[Request] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
+    requests: list[Request]
+    tokens: list[int]
 
 
 class Scheduler:
-    """First come, first served, over a fixed number of slots."""
+    """Continuous batching over a fixed number of slots.
 
-    def __init__(self, num_slots: int, max_queued: int) -> None:
+    A request gets a slot as soon as one is free and keeps it to its end; how long it is does not
+    matter, for slots are of constant size. Each step has one token of every request that decodes,
+    and of those that still read their prompts up to `prefill_tokens` together: a chunk each, the
+    one first whose last chunk lies furthest back. So a long prompt delays decoding by no more than
+    `prefill_tokens` a step, and short prompts by no more than their turn.
+
+    Requests wait by priority, and age: one of priority `p` that arrives at step `t` is due at step
+    `t + p * ageing`, and who is due first goes first. Whatever comes later overtakes it only for
+    so long, and no queue needs sorting again, since all that wait age alike.
+
+    Args:
+        num_slots: requests that run at once.
+        max_queued: requests that may wait beyond the free slots.
+        max_queued_tokens: prompt tokens that may wait; a longer prompt may, alone.
+        prefill_tokens: of prompts in one step.
+        ageing: steps of waiting that make up for one level of priority.
+    """
+
+    def __init__(
+        self,
+        num_slots: int,
+        *,
+        max_queued: int,
+        max_queued_tokens: int,
+        prefill_tokens: int,
+        ageing: int = 256,
+    ) -> None:
         self.num_slots = num_slots
         self.max_queued = max_queued
-        self.waiting: deque[Request] = deque()
+        self.max_queued_tokens = max_queued_tokens
+        self.prefill_tokens = prefill_tokens
+        self.ageing = ageing
+        self.waiting: dict[str, Request] = {}
+        self.waiting_tokens = 0
         self.running: dict[str, Request] = {}
         self._free = list(range(num_slots))
+        self._queue: list[tuple[_Turn, Request]] = []  # a heap; may hold some that left
+        self._arrivals = 0
+        self._steps = 0
+        self._chunks = 0
+        self._last_chunk: dict[str, int] = {}  # of those that run: when, counted in chunks
 
     def add(self, request: Request) -> None:
         """Queue a request.
 
         Raises:
-            QueueFullError: when `max_queued` requests wait beyond the free slots.
+            QueueFullError: when `max_queued` requests or `max_queued_tokens` tokens wait already
+                and no slot is free.
         """
+        if len(self.waiting) >= len(self._free):
+            self._check_limits(request)
+        self.waiting[request.request_id] = request
+        self.waiting_tokens += request.prompt_length
+        due = self._steps + request.params.priority * self.ageing
+        self._arrivals += 1
+        heapq.heappush(self._queue, ((due, self._arrivals), request))
+
+    def _check_limits(self, request: Request) -> None:
         if len(self.waiting) >= self.max_queued + len(self._free):
             raise QueueFullError(
                 f"all {self.num_slots} slots are taken and {len(self.waiting)} requests wait "
                 f"(engine.max_queued={self.max_queued}); try again later"
             )
-        self.waiting.append(request)
+        tokens = self.waiting_tokens + request.prompt_length
+        if self.waiting and tokens > self.max_queued_tokens:
+            raise QueueFullError(
+                f"all {self.num_slots} slots are taken and prompts of {self.waiting_tokens} tokens "
+                f"wait; {request.prompt_length} more exceed "
+                f"engine.max_queued_tokens={self.max_queued_tokens}; try again later"
+            )
 
     def find(self, request_id: str) -> Request | None:
-        if request_id in self.running:
-            return self.running[request_id]
-        return next((r for r in self.waiting if r.request_id == request_id), None)
+        return self.running.get(request_id) or self.waiting.get(request_id)
 
     def admit(self) -> list[Request]:
-        """Give free slots, lowest first, to those who wait longest; returns the newly admitted."""
+        """Give free slots, lowest first, to those who are due first; returns the newly admitted."""
         admitted = []
         while self.waiting and self._free:
-            request = self.waiting.popleft()
+            _, request = heapq.heappop(self._queue)
+            if self.waiting.get(request.request_id) is not request:
+                continue  # it was cancelled
+            self._leave_queue(request)
             request.slot = heapq.heappop(self._free)
             self.running[request.request_id] = request
+            self._mark_chunk(request)
             admitted.append(request)
         return admitted
 
-    def batches(self, room: Callable[[int], int]) -> list[Batch]:
-        """The forwards of one step: a chunk for every prompt, then a token for everyone else.
+    def batch(self, room: Callable[[int], int]) -> Batch | None:
+        """The one forward of this step, or None when nobody runs.
 
-        So a long prompt holds the others up by one chunk at a time. `room(slot)` is how many
-        tokens fit into a slot's current chunk.
+        Args:
+            room: how many tokens fit into a slot's current chunk, at least 1.
         """
-        prefill, decode = Batch(), Batch()
-        for request in sorted(self.running.values(), key=_slot):
-            batch = prefill if request.prefilling else decode
-            batch.requests.append(request)
-            left = len(request.tokens) - request.computed
-            batch.tokens.append(min(left, room(_slot(request))))
-        return [batch for batch in (prefill, decode) if batch.requests]
+        self._steps += 1
+        running = self.running.values()
+        tokens = {request: 1 for request in running if not request.prefilling}
+        left = self.prefill_tokens
+        for request in sorted(
+            (request for request in running if request.prefilling),
+            key=lambda request: self._last_chunk[request.request_id],
+        ):
+            if left == 0:
+                break
+            wanted = len(request.tokens) - request.computed
+            tokens[request] = min(wanted, room(_slot(request)), left)
+            left -= tokens[request]
+            self._mark_chunk(request)
+        rows = sorted(tokens, key=_slot)
+        return Batch(rows, [tokens[request] for request in rows]) if rows else None
 
     def remove(self, request: Request) -> None:
-        """Forget a request and free its slot, if it has one."""
+        """Forget a request, waiting or running, and free its slot if it has one."""
         if request.slot is None:
-            self.waiting.remove(request)
+            self._leave_queue(request)
             return
         del self.running[request.request_id]
+        del self._last_chunk[request.request_id]
         heapq.heappush(self._free, request.slot)
         request.slot = None
+
+    def _leave_queue(self, request: Request) -> None:
+        del self.waiting[request.request_id]
+        self.waiting_tokens -= request.prompt_length
+        # A cancelled request stays in the heap until its turn, unless too many do.
+        if len(self._queue) > 2 * len(self.waiting) + self.num_slots:
+            waiting = self.waiting
+            self._queue = [e for e in self._queue if waiting.get(e[1].request_id) is e[1]]
+            heapq.heapify(self._queue)
+
+    def _mark_chunk(self, request: Request) -> None:
+        self._chunks += 1
+        self._last_chunk[request.request_id] = self._chunks
 
 
 def _slot(request: Request) -> int:

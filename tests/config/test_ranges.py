@@ -88,6 +88,8 @@ RULES: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
     "engine.slots": ([0], [1], {}),
     "engine.max_length": ([1], [2], {}),
     "engine.max_queued": ([0], [1], {}),
+    "engine.max_queued_tokens": ([0], [1], {}),
+    "engine.prefill_tokens": ([0], [1], {}),
     "engine.num_threads": ([-1], [0], {}),
     "engine.device": (["tpu", "cuda:x", "CPU"], ["auto", "cpu", "cuda", "cuda:1"], {}),
     "serve.host": (["0.0.0.0"], ["127.0.0.1"], {}),
