@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from llamahome.attention import Policy
 from llamahome.config import EngineConfig
+from llamahome.engine.grammar import GrammarMask
+from llamahome.engine.logprobs import TopLogprobs
 from llamahome.engine.params import RequestError, SamplingParams, Usage
 from llamahome.engine.runner import Runner
-from llamahome.engine.sampler import sample
+from llamahome.engine.sampler import Choice, SamplingState, choose
 from llamahome.engine.scheduler import Batch, Request, Scheduler
 
 logger = logging.getLogger(__name__)
@@ -25,10 +25,15 @@ FinishReason = Literal["stop", "length", "error"]
 
 @dataclass(frozen=True, kw_only=True)
 class TokenDelta:
-    """What one step gave one request. `finish_reason` and `usage` are set on its last."""
+    """What one step gave one request. `finish_reason` and `usage` are set on its last.
+
+    `logprob` and `top_logprobs`, the likeliest first, are there when `params.logprobs` is.
+    """
 
     request_id: str
     token: int | None
+    logprob: float | None = None
+    top_logprobs: TopLogprobs = ()
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     error: str | None = None
@@ -72,11 +77,18 @@ class Engine:
             max_queued_tokens=config.max_queued_tokens,
             prefill_tokens=config.prefill_tokens,
         )
-        self._generators: dict[str, torch.Generator] = {}
+        self._device = model.device
+        self._sampling: dict[str, SamplingState] = {}
         self._stats = EngineStats(slots=config.slots, kv_bytes=self._runner.slots.nbytes)
 
-    def submit(self, request_id: str, prompt: list[int], params: SamplingParams) -> None:
-        """Queue a request.
+    def submit(
+        self,
+        request_id: str,
+        prompt: list[int],
+        params: SamplingParams,
+        grammar: GrammarMask | None = None,
+    ) -> None:
+        """Queue a request; `grammar` is what `params.grammar` compiles to.
 
         Raises:
             RequestError: for a prompt that is empty, too long or no list of known tokens, or an id
@@ -85,21 +97,28 @@ class Engine:
         """
         self._check(request_id, prompt, params)
         self._scheduler.add(Request(request_id, list(prompt), len(prompt), params))
-        generator = torch.Generator()
-        if params.seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(params.seed)
-        self._generators[request_id] = generator
+        self._sampling[request_id] = SamplingState(
+            params,
+            prompt,
+            eos_token_ids=self.eos_token_ids,
+            vocab_size=self.vocab_size,
+            device=self._device,
+            grammar=grammar,
+        )
 
     def _check(self, request_id: str, prompt: list[int], params: SamplingParams) -> None:
         if self._scheduler.find(request_id) is not None:
             raise RequestError("request_id", request_id, "a request of this id is running")
         if not prompt:
             raise RequestError("prompt", "", "it must hold at least one token")
-        unknown = next((t for t in prompt if not 0 <= t < self.vocab_size), None)
-        if unknown is not None:
-            raise RequestError("prompt", unknown, f"token ids lie in 0..{self.vocab_size - 1}")
+        for field, ids in (
+            ("prompt", prompt),
+            ("logit_bias", params.logit_bias),
+            ("stop_token_ids", params.stop_token_ids),
+        ):
+            unknown = next((t for t in ids if not 0 <= t < self.vocab_size), None)
+            if unknown is not None:
+                raise RequestError(field, unknown, f"token ids lie in 0..{self.vocab_size - 1}")
         if len(prompt) >= self.max_length:
             raise RequestError(
                 "prompt",
@@ -147,47 +166,42 @@ class Engine:
             for request, count in zip(batch.requests, batch.tokens, strict=True)
         ]
         logits = self._runner.forward(rows, tokens)
-        deltas = []
-        for request, count, row in zip(batch.requests, batch.tokens, logits, strict=True):
+        ready = []
+        for row, (request, count) in enumerate(zip(batch.requests, batch.tokens, strict=True)):
             request.computed += count
             if request.computed == len(request.tokens):
-                deltas.append(self._next_token(request, row))
-        return deltas
+                ready.append(row)
+        if not ready:
+            return []
+        requests = [batch.requests[row] for row in ready]
+        states = [self._sampling[request.request_id] for request in requests]
+        choices = choose(logits if len(ready) == len(logits) else logits[ready], states)
+        return [self._take(*taken) for taken in zip(requests, states, choices, strict=True)]
 
-    def _next_token(self, request: Request, logits: Tensor) -> TokenDelta:
-        if not bool(torch.isfinite(logits).all()):
-            message = "the model gave logits that are not finite for this request"
-            logger.error("request %s failed: %s", request.request_id, message)
-            return self._finish(request, None, "error", message)
-        token = sample(logits, request.params, self._generators[request.request_id])
-        if token in self.eos_token_ids and not request.params.ignore_eos:
-            return self._finish(request, None, "stop")
+    def _take(self, request: Request, state: SamplingState, choice: Choice) -> TokenDelta:
+        token = choice.token
+        if token is None:
+            logger.error("request %s failed: %s", request.request_id, choice.error)
+            return self._finish(request, choice, "error")
+        if token in state.stop_token_ids:
+            return self._finish(request, Choice(), "stop")
         request.tokens.append(token)
+        state.advance(token)
         self._stats.generated_tokens += 1
+        if state.finished:
+            return self._finish(request, choice, "stop")
         if request.generated == request.params.max_tokens:
-            return self._finish(request, token, "length")
-        return TokenDelta(request_id=request.request_id, token=token)
+            return self._finish(request, choice, "length")
+        return _delta(request, choice)
 
-    def _finish(
-        self,
-        request: Request,
-        token: int | None,
-        reason: FinishReason,
-        error: str | None = None,
-    ) -> TokenDelta:
+    def _finish(self, request: Request, choice: Choice, reason: FinishReason) -> TokenDelta:
         usage = self.usage(request)
         self._forget(request)
         if reason == "error":
             self._stats.requests_failed += 1
         else:
             self._stats.requests_finished += 1
-        return TokenDelta(
-            request_id=request.request_id,
-            token=token,
-            finish_reason=reason,
-            usage=usage,
-            error=error,
-        )
+        return replace(_delta(request, choice), finish_reason=reason, usage=usage)
 
     def usage(self, request: Request) -> Usage:
         slots = self._runner.slots
@@ -206,7 +220,7 @@ class Engine:
         self._stats.prompt_tokens += min(request.computed, request.prompt_length)
         self._stats.evicted_tokens += usage.evicted_tokens
         self._scheduler.remove(request)
-        del self._generators[request.request_id]
+        del self._sampling[request.request_id]
 
     def stop(self, request_id: str) -> Usage:
         """End a running request as finished, at a stop text say, and free its slot."""
@@ -230,3 +244,13 @@ class Engine:
         self._stats.slots_used = len(self._scheduler.running)
         self._stats.queued = len(self._scheduler.waiting)
         return self._stats
+
+
+def _delta(request: Request, choice: Choice) -> TokenDelta:
+    return TokenDelta(
+        request_id=request.request_id,
+        token=choice.token,
+        logprob=choice.logprob,
+        top_logprobs=choice.top_logprobs,
+        error=choice.error,
+    )

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+# Dividing by less than this tells two tokens apart no more than greedy does.
+GREEDY_BELOW = 1e-5
+MAX_LOGPROBS = 20
 
 
 class EngineError(Exception):
@@ -22,44 +28,109 @@ class QueueFullError(EngineError):
     """Every slot is taken and the queue is full; try again later."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SamplingParams:
-    """How tokens are chosen and when they end.
+@dataclass(frozen=True)
+class Grammar:
+    """What an answer must look like.
 
     Attributes:
-        max_tokens: generated at most.
+        kind: `json` (text is a JSON schema; `{"type": "object"}` is any object), `regex`, or
+            `choice` (text is a JSON list of the texts to choose from).
+        text: in the words of `kind`.
+    """
+
+    kind: Literal["json", "regex", "choice"]
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How tokens are chosen and when they end; names and meanings are vLLM's.
+
+    Attributes:
+        max_tokens: generated at most; 0 is for `prompt_logprobs` alone.
+        min_tokens: generated before an end-of-sequence or stop token or a stop text may end it.
         temperature: 0 is greedy; otherwise logits are divided by it.
         top_p: sample from the smallest set of tokens whose probability reaches this
             (nucleus sampling, Holtzman et al. 2019, arXiv 1904.09751).
+        top_k: sample from this many of the likeliest tokens; 0 from all.
+        min_p: sample from tokens with at least this share of the likeliest one's probability
+            (Nguyen et al. 2024, arXiv 2407.01082).
+        repetition_penalty: divides positive logits, and multiplies negative ones, of all tokens
+            in the prompt or the answer (Keskar et al. 2019, arXiv 1909.05858).
+        presence_penalty, frequency_penalty: subtracted from the logits of tokens of the answer,
+            once, and once per occurrence.
+        logit_bias: token id to what is added to its logit, -100 to 100.
         seed: of this request's own generator; None draws one.
+        logprobs: log-probabilities of the chosen token and of this many of the likeliest, under
+            the model alone: before temperature, penalties and grammar. None gives none.
+        prompt_logprobs: the same for every token of the prompt.
         stop: texts that end the answer; they are not part of it.
+        stop_token_ids: tokens that end the answer as the end-of-sequence token does.
         ignore_eos: go on past the end-of-sequence token.
+        grammar: what the answer must look like.
         protected: first tokens of the prompt that are never evicted, a system prompt say.
-        priority: who waits goes by this, lower first; each level outweighs some time of waiting.
+        kv_budget, kv_policy: in place of the engine's own, up to what a slot holds.
+        priority: lower runs first.
+        adapter: the LoRA adapter to answer with, by name; None is the model itself.
     """
 
     max_tokens: int = 256
+    min_tokens: int = 0
     temperature: float = 0.0
     top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    grammar: Grammar | None = None
     protected: int = 0
+    kv_budget: int | None = None
+    kv_policy: str | None = None
     priority: int = 0
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
+        if self.max_tokens < 1 and (self.max_tokens < 0 or self.prompt_logprobs is None):
             raise RequestError("max_tokens", self.max_tokens, "it must be at least 1")
-        if not 0 <= self.temperature <= 100:
-            raise RequestError("temperature", self.temperature, "it must lie between 0 and 100")
+        self._between("min_tokens", 0, self.max_tokens)
+        self._between("temperature", 0, 100)
         if not 0 < self.top_p <= 1:
             raise RequestError("top_p", self.top_p, "it must lie above 0 and at most at 1")
-        if self.seed is not None and not -(2**63) <= self.seed < 2**63:
-            raise RequestError("seed", self.seed, "it must fit into 64 bits")
-        if not -100 <= self.priority <= 100:
-            raise RequestError("priority", self.priority, "it must lie between -100 and 100")
+        self._between("top_k", 0, 2**31)
+        self._between("min_p", 0, 1)
+        if not 0 < self.repetition_penalty <= 100:
+            raise RequestError(
+                "repetition_penalty",
+                self.repetition_penalty,
+                "it must lie above 0 and at most at 100",
+            )
+        self._between("presence_penalty", -2, 2)
+        self._between("frequency_penalty", -2, 2)
+        wrong = next((b for b in self.logit_bias.values() if not -100 <= b <= 100), None)
+        if wrong is not None:
+            raise RequestError("logit_bias", wrong, "a bias must lie between -100 and 100")
+        self._between("logprobs", 0, MAX_LOGPROBS)
+        self._between("prompt_logprobs", 0, MAX_LOGPROBS)
+        self._between("seed", -(2**63), 2**63 - 1)
         if any(not text for text in self.stop):
             raise RequestError("stop", list(self.stop), "a stop text must not be empty")
+
+    def _between(self, name: str, low: float, high: float) -> None:
+        value = getattr(self, name)
+        if value is not None and not low <= value <= high:
+            raise RequestError(name, value, f"it must lie between {low} and {high}")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature < GREEDY_BELOW
 
 
 @dataclass(frozen=True, kw_only=True)

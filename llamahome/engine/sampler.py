@@ -1,31 +1,154 @@
-"""From logits to the next token."""
+"""The next token of every request of a batch. B: requests, V: vocabulary."""
 
 from __future__ import annotations
 
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from llamahome.engine.params import SamplingParams
+from llamahome.engine import ranking
+from llamahome.engine.grammar import GrammarMask
+from llamahome.engine.logprobs import TopLogprobs, logprobs_of
+from llamahome.engine.params import EngineError, SamplingParams
+from llamahome.engine.processors import LogitsProcessor, build_processors
+
+NOT_FINITE = "the model gave logits that are not finite for this request"
+NOTHING_LEFT = "no token is left that the request's grammar, min_tokens and logit_bias allow"
 
 
-def sample(logits: Tensor, params: SamplingParams, generator: Generator) -> int:
-    """The next token of one request.
+@dataclass(frozen=True)
+class Choice:
+    """A token, or why none could be chosen."""
+
+    token: int | None = None
+    logprob: float | None = None
+    top_logprobs: TopLogprobs = ()
+    error: str | None = None
+
+
+class SamplingState:
+    """What one request's tokens are chosen by, and what it remembers from token to token.
 
     Args:
-        logits: (V,), finite.
-        params: greedy at temperature 0, else temperature and top_p.
-        generator: the request's own, so that its draws do not depend on who shares the batch.
+        params: of the request.
+        prompt: its tokens.
+        eos_token_ids: of the model.
+        vocab_size: V of the logits to come.
+        device: of the logits to come.
+        grammar: compiled from `params.grammar`.
     """
-    if params.temperature == 0:
-        return int(logits.argmax())
-    probs = torch.softmax(logits.double().cpu() / params.temperature, dim=-1)
-    if params.top_p < 1:
-        probs = _nucleus(probs, params.top_p)
-    return int(torch.multinomial(probs, 1, generator=generator))
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt: Sequence[int],
+        *,
+        eos_token_ids: frozenset[int],
+        vocab_size: int,
+        device: torch.device,
+        grammar: GrammarMask | None = None,
+    ) -> None:
+        self.params = params
+        eos = frozenset() if params.ignore_eos else eos_token_ids
+        self.stop_token_ids = eos.union(params.stop_token_ids)
+        self._grammar = grammar
+        self.processors: list[LogitsProcessor] = build_processors(
+            params,
+            prompt,
+            stop_token_ids=self.stop_token_ids,
+            vocab_size=vocab_size,
+            device=device,
+        )
+        if grammar is not None:
+            self.processors.append(grammar)
+        # Its own, so that its draws do not depend on who shares the batch.
+        self._random = random.Random(None if params.seed is None else params.seed % 2**64)
+
+    @property
+    def plain(self) -> bool:
+        """Whether its token is simply the likeliest."""
+        return self.params.greedy and not self.processors
+
+    @property
+    def finished(self) -> bool:
+        """Whether the grammar lets nothing follow."""
+        return self._grammar is not None and self._grammar.finished
+
+    def uniform(self) -> float:
+        return self._random.random()
+
+    def advance(self, token: int) -> None:
+        """Take in the token that was chosen."""
+        for processor in self.processors:
+            processor.advance(token)
 
 
-def _nucleus(probs: Tensor, top_p: float) -> Tensor:
-    ranked, order = probs.sort(descending=True, stable=True)
-    # The token that crosses top_p stays, so at least one always does.
-    ranked[ranked.cumsum(0) - ranked >= top_p] = 0
-    return torch.zeros_like(probs).scatter(0, order, ranked)
+@torch.inference_mode()
+def choose(logits: Tensor, states: Sequence[SamplingState]) -> list[Choice]:
+    """One token for each row, or an error for that row alone.
+
+    Args:
+        logits: (B, V) float32; left as they are.
+        states: B of them; one random number of each that samples is used up.
+    """
+    tokens, values = ranking.best(logits)
+    choices = [
+        Choice(token) if math.isfinite(value) else Choice(error=NOT_FINITE)
+        for token, value in zip(tokens, values, strict=True)
+    ]
+    special = [i for i, s in enumerate(states) if not s.plain and choices[i].error is None]
+    if special:
+        rows = logits[special]  # a copy
+        chosen = _choose_special(rows, [states[i] for i in special])
+        for i, choice in zip(special, chosen, strict=True):
+            choices[i] = choice
+    wanted = [i for i, s in enumerate(states) if _wants_logprobs(s, choices[i])]
+    if wanted:
+        _add_logprobs(logits, states, choices, wanted)
+    return choices
+
+
+def _choose_special(rows: Tensor, states: Sequence[SamplingState]) -> list[Choice]:
+    errors = [_process(row, state) for row, state in zip(rows, states, strict=True)]
+    tokens, values = ranking.best(rows)
+    choices = []
+    for token, value, error in zip(tokens, values, errors, strict=True):
+        if error is None and not math.isfinite(value):
+            error = NOTHING_LEFT
+        choices.append(Choice(token) if error is None else Choice(error=error))
+    drawn = [i for i, s in enumerate(states) if not s.params.greedy and choices[i].error is None]
+    if drawn:
+        picked = ranking.draw(
+            rows[drawn], [states[i].params for i in drawn], [states[i].uniform() for i in drawn]
+        )
+        for i, token in zip(drawn, picked, strict=True):
+            choices[i] = Choice(token)
+    return choices
+
+
+def _process(row: Tensor, state: SamplingState) -> str | None:
+    """Apply the request's processors to its row; what went wrong is the request's alone."""
+    try:
+        for processor in state.processors:
+            processor.apply(row)
+    except EngineError as error:
+        return str(error)
+    return None
+
+
+def _wants_logprobs(state: SamplingState, choice: Choice) -> bool:
+    return state.params.logprobs is not None and choice.error is None
+
+
+def _add_logprobs(
+    logits: Tensor, states: Sequence[SamplingState], choices: list[Choice], wanted: list[int]
+) -> None:
+    tokens = [token for i in wanted if (token := choices[i].token) is not None]
+    counts = [states[i].params.logprobs or 0 for i in wanted]
+    found = logprobs_of(logits[wanted], tokens, counts)
+    for i, (logprob, top_logprobs) in zip(wanted, found, strict=True):
+        choices[i] = replace(choices[i], logprob=logprob, top_logprobs=top_logprobs)

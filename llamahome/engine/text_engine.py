@@ -14,6 +14,7 @@ from llamahome.attention import build_policy
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
 from llamahome.config.policy import CARRIED
 from llamahome.engine.engine import Engine, EngineStats, FinishReason, TokenDelta
+from llamahome.engine.grammar import Vocabulary
 from llamahome.engine.params import RequestError, SamplingParams, Usage
 from llamahome.engine.text import TextStream
 from llamahome.models import ModelManager, load_model
@@ -49,9 +50,9 @@ class TextEngine:
         self.policy = policy
         self.model_name = model_name
         self._protect_system = config.protect_system
-        self._engine = Engine(
-            model, build_policy(policy), config, eos_token_ids=_eos_token_ids(model, tokenizer)
-        )
+        eos_token_ids = _eos_token_ids(model, tokenizer)
+        self._engine = Engine(model, build_policy(policy), config, eos_token_ids=eos_token_ids)
+        self._vocabulary = Vocabulary(tokenizer, self._engine.vocab_size, eos_token_ids)
         self._streams: dict[str, TextStream] = {}
 
     @classmethod
@@ -119,7 +120,8 @@ class TextEngine:
 
     def submit(self, request_id: str, prompt: list[int], params: SamplingParams) -> None:
         """Queue a request; raises as `Engine.submit` does."""
-        self._engine.submit(request_id, prompt, params)
+        grammar = None if params.grammar is None else self._vocabulary.mask(params.grammar)
+        self._engine.submit(request_id, prompt, params, grammar)
         self._streams[request_id] = TextStream(self.tokenizer.backend_tokenizer, params.stop)
 
     def step(self) -> list[TextDelta]:

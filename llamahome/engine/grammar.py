@@ -1,0 +1,105 @@
+"""Answers that keep to a JSON schema, a regular expression or a choice, by llguidance."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection
+from functools import cached_property, lru_cache
+
+import numpy as np
+import torch
+from llguidance import LLMatcher, LLTokenizer
+from llguidance.hf import from_tokenizer
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from llamahome.engine.params import EngineError, Grammar, RequestError
+
+# Room to lay JSON out, and no more: small models fall into endless white space.
+WHITESPACE = r"[ \n\t]{1,32}"
+COMPILED = 64
+
+
+class GrammarError(EngineError):
+    """A grammar that an answer cannot go on with."""
+
+
+class GrammarMask:
+    """Rules out the tokens that the grammar does not allow next. One answer's own."""
+
+    def __init__(self, matcher: LLMatcher) -> None:
+        self._matcher = matcher
+
+    @property
+    def finished(self) -> bool:
+        """Whether the answer is complete and nothing can follow."""
+        return self._matcher.is_stopped() and not self._matcher.is_error()
+
+    def apply(self, row: Tensor) -> None:
+        if not self._matcher.is_error():
+            bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        if self._matcher.is_error():  # computing the mask may have been what failed
+            raise GrammarError(f"the grammar failed: {_reason(self._matcher.get_error())}")
+        allowed = np.unpackbits(bits, count=len(row), bitorder="little").view(np.bool_)
+        row.masked_fill_(~torch.from_numpy(allowed).to(row.device), float("-inf"))
+
+    def advance(self, token: int) -> None:
+        self._matcher.consume_token(token)
+
+
+class Vocabulary:
+    """A tokenizer's tokens as bytes, and grammars over them; built when first asked for."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        vocab_size: int,
+        eos_token_ids: Collection[int],
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._size = max(vocab_size, len(tokenizer))
+        self._eos = sorted(eos_token_ids)
+        self._compiled = lru_cache(COMPILED)(self._compile)
+
+    @cached_property
+    def _tokens(self) -> LLTokenizer:
+        return from_tokenizer(self._tokenizer, n_vocab=self._size, eos_token=self._eos or None)
+
+    def token_bytes(self, token: int) -> bytes:
+        return self._tokens.decode_bytes([token])
+
+    def mask(self, grammar: Grammar) -> GrammarMask:
+        """A fresh mask; grammars are compiled once and kept for a while.
+
+        Raises:
+            RequestError: when the grammar cannot be compiled.
+        """
+        return GrammarMask(self._compiled(grammar).deep_copy())
+
+    def _compile(self, grammar: Grammar) -> LLMatcher:
+        matcher = LLMatcher(self._tokens, _source(grammar), log_level=0)
+        if matcher.is_error():
+            reason = _reason(matcher.get_error())
+            raise RequestError("grammar", grammar.text, f"no valid {grammar.kind}: {reason}")
+        return matcher
+
+
+def _source(grammar: Grammar) -> str:
+    """The grammar in llguidance's own format."""
+    if grammar.kind == "regex":
+        return LLMatcher.grammar_from_regex(grammar.text)
+    if grammar.kind == "choice":
+        texts = [re.escape(text) for text in json.loads(grammar.text)]
+        return LLMatcher.grammar_from_regex("|".join(texts))
+    try:
+        return LLMatcher.grammar_from_json_schema(
+            grammar.text, overrides={"whitespace_pattern": WHITESPACE}
+        )
+    except ValueError as error:
+        raise RequestError("grammar", grammar.text, f"no valid json: {error}") from error
+
+
+def _reason(error: str) -> str:
+    """What llguidance says, without the state of its parser."""
+    return error.partition("\n<state>")[0].strip()

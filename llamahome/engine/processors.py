@@ -1,0 +1,99 @@
+"""What a request does to its logits before a token is chosen. Row: (V,) of one request."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from llamahome.engine.params import SamplingParams
+
+
+class LogitsProcessor(Protocol):
+    """Changes the logits of one request, step by step."""
+
+    def apply(self, row: Tensor) -> None:
+        """Change the logits (V,) of the next token in place; raises EngineError if it cannot."""
+
+    def advance(self, token: int) -> None:
+        """Take in the token that was chosen."""
+
+
+class Penalties:
+    """Repetition as transformers has it, presence and frequency as OpenAI's API does.
+
+    Counts live in vectors of V, so a step costs the same however long the answer is.
+    """
+
+    def __init__(
+        self, params: SamplingParams, prompt: Sequence[int], vocab_size: int, device: torch.device
+    ) -> None:
+        self._repetition = params.repetition_penalty
+        self._presence = params.presence_penalty
+        self._frequency = params.frequency_penalty
+        self._seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+        self._seen[torch.tensor(prompt, device=device)] = True
+        self._counts = torch.zeros(vocab_size, device=device)
+
+    def apply(self, row: Tensor) -> None:
+        if self._repetition != 1:
+            penalised = torch.where(row > 0, row / self._repetition, row * self._repetition)
+            row.copy_(torch.where(self._seen, penalised, row))
+        if self._frequency:
+            row.sub_(self._counts, alpha=self._frequency)
+        if self._presence:
+            row.sub_(self._counts.clamp(max=1), alpha=self._presence)
+
+    def advance(self, token: int) -> None:
+        self._seen[token] = True
+        self._counts[token] += 1
+
+
+class LogitBias:
+    """Adds to the logits of chosen tokens."""
+
+    def __init__(self, bias: Mapping[int, float], device: torch.device) -> None:
+        self._ids = torch.tensor(list(bias), device=device)
+        self._bias = torch.tensor(list(bias.values()), device=device)
+
+    def apply(self, row: Tensor) -> None:
+        row[self._ids] += self._bias
+
+    def advance(self, token: int) -> None:
+        pass
+
+
+class MinTokens:
+    """Rules out the tokens that end an answer until it is long enough."""
+
+    def __init__(self, count: int, stop_token_ids: Collection[int], device: torch.device) -> None:
+        self._left = count
+        self._ids = torch.tensor(sorted(stop_token_ids), dtype=torch.int64, device=device)
+
+    def apply(self, row: Tensor) -> None:
+        if self._left > 0:
+            row[self._ids] = float("-inf")
+
+    def advance(self, token: int) -> None:
+        self._left -= 1
+
+
+def build_processors(
+    params: SamplingParams,
+    prompt: Sequence[int],
+    *,
+    stop_token_ids: Collection[int],
+    vocab_size: int,
+    device: torch.device,
+) -> list[LogitsProcessor]:
+    """What `params` asks for, in the order it applies; nothing for a request that is plain."""
+    processors: list[LogitsProcessor] = []
+    if params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty:
+        processors.append(Penalties(params, prompt, vocab_size, device))
+    if params.logit_bias:
+        processors.append(LogitBias(params.logit_bias, device))
+    if params.min_tokens and stop_token_ids:
+        processors.append(MinTokens(params.min_tokens, stop_token_ids, device))
+    return processors
