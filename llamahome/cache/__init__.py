@@ -1,6 +1,23 @@
-"""The KV cache: slots of constant size, allocated once."""
+"""The KV cache: slots of constant size, allocated once, and snapshots of them."""
 
 from llamahome.cache.slots import Slots
+from llamahome.cache.snapshots import (
+    SnapshotStats,
+    SnapshotStore,
+    chain,
+    open_snapshots,
+    root_digest,
+)
+from llamahome.cache.state import SlotState
 from llamahome.cache.step import SlotStep
 
-__all__ = ["SlotStep", "Slots"]
+__all__ = [
+    "SlotState",
+    "SlotStep",
+    "Slots",
+    "SnapshotStats",
+    "SnapshotStore",
+    "chain",
+    "open_snapshots",
+    "root_digest",
+]

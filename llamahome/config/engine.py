@@ -19,6 +19,10 @@ class EngineConfig:
         max_queued: requests waiting for a slot before more are refused.
         max_queued_tokens: the same in prompt tokens; a prompt that is longer may wait alone.
         prefill_tokens: prompt tokens of one step, all prompts together; decoding waits for no more.
+        snapshot_bytes: memory for slot states that prompts which begin alike start from; 0 computes
+            every prompt from its first token.
+        snapshot_dir: folder for snapshots that memory has no room for; none if None.
+        snapshot_disk_bytes: of that folder.
         device: `auto` (a GPU when there is one), `cpu`, `cuda`, `cuda:1`, ...
         num_threads: CPU threads; 0 leaves torch's own choice.
     """
@@ -29,6 +33,9 @@ class EngineConfig:
     max_queued_tokens: int = 131_072
     prefill_tokens: int = 256
     protect_system: bool = False
+    snapshot_bytes: int = 2**28
+    snapshot_dir: str | None = None
+    snapshot_disk_bytes: int = 2**32
     device: str = "auto"
     num_threads: int = 0
 
@@ -38,6 +45,14 @@ class EngineConfig:
         at_least("engine.max_queued", self.max_queued, 1)
         at_least("engine.max_queued_tokens", self.max_queued_tokens, 1)
         at_least("engine.prefill_tokens", self.prefill_tokens, 1)
+        at_least("engine.snapshot_bytes", self.snapshot_bytes, 0)
+        at_least("engine.snapshot_disk_bytes", self.snapshot_disk_bytes, 1)
+        require(
+            self.snapshot_dir is None or (self.snapshot_dir != "" and self.snapshot_bytes > 0),
+            "engine.snapshot_dir",
+            self.snapshot_dir,
+            "name a folder, and leave engine.snapshot_bytes above 0",
+        )
         require(
             re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None,
             "engine.device",

@@ -1,0 +1,199 @@
+"""Prefix snapshots: slot states at chunk boundaries, by the tokens that led there.
+
+Eviction happens at chunk boundaries only and depends on the tokens so far alone, so the state of a
+slot at a boundary is a pure function of the model, the adapter, the policy, the sink and the
+prefix. It has a fixed size, however long the prefix is. So requests that begin alike may begin
+from a snapshot, with the logits that they would have had without.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+from llamahome.cache.snapshot_folder import SnapshotFolder
+from llamahome.cache.state import SlotState
+from llamahome.config import EngineConfig
+
+DIGEST_BYTES = 32  # prompts come from users: too long for two of one digest to be found
+SEEN_DIGESTS = 65_536  # 4 million tokens in chunks of 64; some 10 MB
+
+
+def root_digest(identity: str) -> bytes:
+    """Where chains begin: `identity` tells apart all that changes what a prefix leaves in a slot.
+
+    Model, adapter, policy and sink. A salt in it keeps one user's snapshots from another's.
+    """
+    return blake2b(identity.encode(), digest_size=DIGEST_BYTES).digest()
+
+
+def chain(
+    root: bytes, tokens: Sequence[int], interval: int, known: Sequence[bytes] = ()
+) -> list[bytes]:
+    """The digest of every prefix of `tokens` that ends at a chunk boundary, shortest first.
+
+    Entry `i` stands for `(i + 1) * interval` tokens. To look a prompt up, leave out its last token:
+    somebody has to compute that one, for its logits.
+
+    Args:
+        root: of `root_digest`.
+        known: what `chain` gave for the first of these tokens, which are then not hashed again.
+    """
+    digests = list(known)
+    digest = digests[-1] if digests else root
+    for end in range((len(digests) + 1) * interval, len(tokens) + 1, interval):
+        chunk = struct.pack(f"<{interval}q", *tokens[end - interval : end])
+        digest = blake2b(digest + chunk, digest_size=DIGEST_BYTES).digest()
+        digests.append(digest)
+    return digests
+
+
+@dataclass(kw_only=True)
+class SnapshotStats:
+    """Counters since the start, and what is held now.
+
+    Attributes:
+        hits, misses: look-ups of prompts of at least one chunk.
+        disk_hits: those of the hits that came from the folder.
+        hit_tokens: prompt tokens that were not computed again.
+        evictions: snapshots that left memory, to the folder if there is one.
+        snapshots, bytes: held in memory.
+        disk_bytes: held in the folder, checksums and headers included.
+        disk_failures: files that were corrupt, or could not be written.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    disk_hits: int = 0
+    hit_tokens: int = 0
+    evictions: int = 0
+    snapshots: int = 0
+    bytes: int = 0
+    disk_bytes: int = 0
+    disk_failures: int = 0
+
+
+class SnapshotStore:
+    """Snapshots in memory, least recently used out first, and in a folder behind it.
+
+    A snapshot at every boundary would copy a whole slot for every chunk, so only some are worth it
+    (`wanted`), as with the states of recurrent layers in Marconi (Pan et al. 2024, arXiv
+    2411.19379). Not covered: its eviction by FLOPs saved; here recency alone decides.
+
+    Args:
+        max_bytes: of tensors in memory.
+        folder: where snapshots go that memory has no room for; None drops them.
+        max_seen: digests remembered to find where prompts part.
+    """
+
+    def __init__(
+        self,
+        max_bytes: int,
+        folder: SnapshotFolder | None = None,
+        *,
+        max_seen: int = SEEN_DIGESTS,
+    ) -> None:
+        self.max_bytes = max_bytes
+        self.max_seen = max_seen
+        self._folder = folder
+        self._states: OrderedDict[bytes, SlotState] = OrderedDict()
+        self._seen: OrderedDict[bytes, None] = OrderedDict()
+        self._stats = SnapshotStats()
+
+    def __contains__(self, digest: bytes) -> bool:
+        return digest in self._states or (self._folder is not None and digest in self._folder)
+
+    def longest(self, digests: Sequence[bytes]) -> tuple[int, SlotState] | None:
+        """The longest prefix of a chain that has a snapshot: its index there, and the state."""
+        for index in reversed(range(len(digests))):
+            state = self._find(digests[index])
+            if state is not None:
+                self._stats.hits += 1
+                self._stats.hit_tokens += state.length
+                return index, state
+        self._stats.misses += bool(digests)
+        return None
+
+    def _find(self, digest: bytes) -> SlotState | None:
+        if digest in self._states:
+            self._states.move_to_end(digest)
+            return self._states[digest]
+        state = None if self._folder is None else self._folder.get(digest)
+        if state is not None:
+            self._stats.disk_hits += 1
+            self.put(digest, state)
+        return state
+
+    def put(self, digest: bytes, state: SlotState) -> None:
+        """Keep a state; one that is there already only becomes the most recently used."""
+        if digest not in self._states:
+            self._states[digest] = state
+            self._stats.bytes += state.nbytes
+        self._states.move_to_end(digest)
+        while self._stats.bytes > self.max_bytes:
+            self._evict()
+
+    def _evict(self) -> None:
+        digest, state = self._states.popitem(last=False)
+        self._stats.bytes -= state.nbytes
+        self._stats.evictions += 1
+        if self._folder is not None:
+            self._folder.put(digest, state)
+
+    def wanted(self, digests: Sequence[bytes]) -> set[int]:
+        """Boundaries of a prompt that are worth a snapshot when it gets there; marks it as seen.
+
+        Its last one, for who asks the same again, and the one where it leaves the path of an
+        earlier prompt, for that is where a third may leave it too: the end of a system prompt, say.
+        """
+        shared = 0
+        while shared < len(digests) and digests[shared] in self._seen:
+            shared += 1
+        self.see(digests)
+        boundaries = {shared - 1, len(digests) - 1} - {-1}
+        return {index for index in boundaries if digests[index] not in self}
+
+    def see(self, digests: Sequence[bytes]) -> None:
+        """Remember a path, an answer included, for later prompts to leave it.
+
+        From its end to its start: so a prefix is more recent than what goes on from it, and the
+        oldest, which are forgotten first, are ends of paths.
+        """
+        for digest in reversed(digests):
+            self._seen[digest] = None
+            self._seen.move_to_end(digest)
+        while len(self._seen) > self.max_seen:
+            self._seen.popitem(last=False)
+
+    def flush(self) -> None:
+        """Write what is in memory to the folder, if there is one, for the next start."""
+        if self._folder is not None:
+            for digest, state in self._states.items():
+                self._folder.put(digest, state)
+
+    def stats(self) -> SnapshotStats:
+        self._stats.snapshots = len(self._states)
+        if self._folder is not None:
+            self._stats.disk_bytes = self._folder.nbytes
+            self._stats.disk_failures = self._folder.failures
+        return self._stats
+
+
+def open_snapshots(config: EngineConfig) -> SnapshotStore | None:
+    """The store that `config` asks for; None where `engine.snapshot_bytes` is 0.
+
+    Raises:
+        ConfigError: for a folder that other users may read.
+        OSError: for one that cannot be made or read.
+    """
+    if config.snapshot_bytes == 0:
+        return None
+    folder = None
+    if config.snapshot_dir is not None:
+        path = Path(config.snapshot_dir).expanduser()
+        folder = SnapshotFolder(path, config.snapshot_disk_bytes)
+    return SnapshotStore(config.snapshot_bytes, folder)

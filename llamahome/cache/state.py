@@ -1,0 +1,26 @@
+"""What a slot holds between two steps, to be put into any slot of the same shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class SlotState:
+    """A slot, copied to the CPU. Nobody writes into its tensors: snapshots share them.
+
+    Attributes:
+        length: tokens that went through the slot.
+        sink: first tokens that it never evicts.
+        tensors: its entries by name, as `Slots.save` names them.
+    """
+
+    length: int
+    sink: int
+    tensors: dict[str, Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
