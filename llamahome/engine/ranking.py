@@ -49,7 +49,7 @@ def top(logits: Tensor, count: int) -> tuple[Floats, Ids]:
 def _top_row(row: NDArray[np.float32], count: int) -> tuple[Floats, Ids]:
     least = np.partition(row, len(row) - count)[len(row) - count]
     ids = np.flatnonzero(row >= least)
-    ids = ids[np.argsort(-row[ids], kind="stable")[:count]]
+    ids = ids[np.argsort(-row[ids])[:count]]
     return row[ids].astype(np.float64), ids
 
 

@@ -1,0 +1,106 @@
+"""What a grammar lets through, byte by byte."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from llamahome.engine import RequestError
+from llamahome.engine.grammar import GrammarMask, Vocabulary
+from llamahome.engine.params import Grammar
+
+EOS = 256
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture
+def vocabulary(byte_tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
+    return Vocabulary(byte_tokenizer, 260, {EOS})
+
+
+def _allowed(mask: GrammarMask) -> set[int]:
+    row = torch.zeros(260)
+    mask.apply(row)
+    return set(torch.isfinite(row).nonzero()[:, 0].tolist())
+
+
+def _accepts(tokenizer: PreTrainedTokenizerFast, mask: GrammarMask, text: str) -> bool:
+    """Whether the mask lets `text` pass and end."""
+    for token in tokenizer.encode(text):
+        if token not in _allowed(mask):
+            return False
+        mask.advance(token)
+    return EOS in _allowed(mask)
+
+
+@pytest.mark.parametrize(
+    ("grammar", "text", "passes"),
+    [
+        (Grammar("regex", r"[0-9]{3}-\d+"), "123-4", True),
+        (Grammar("regex", r"[0-9]{3}-\d+"), "12-4", False),
+        (Grammar("regex", r"[0-9]{3}-\d+"), "123-", False),
+        (Grammar("choice", '["yes", "no/maybe", "a.b", "漢字\\n"]'), "no/maybe", True),
+        (Grammar("choice", '["yes", "no/maybe", "a.b", "漢字\\n"]'), "漢字\n", True),
+        (Grammar("choice", '["yes", "no/maybe", "a.b"]'), "axb", False),
+        (Grammar("choice", '["yes", "no"]'), "ye", False),
+        (Grammar("json", json.dumps(SCHEMA)), '{"name": "Ada", "age": 36}', True),
+        (Grammar("json", json.dumps(SCHEMA)), '{"name":"Ada","age":36}', True),
+        (Grammar("json", json.dumps(SCHEMA)), '{"name": "Ada", "age": "36"}', False),
+        (Grammar("json", json.dumps(SCHEMA)), '{"name": "Ada"}', False),
+        (Grammar("json", json.dumps(SCHEMA)), '{"name":' + 40 * " " + '"Ada","age":1}', False),
+        (Grammar("json", '{"type": "object"}'), '{"any": [1, {"thing": null}]}', True),
+        (Grammar("json", '{"type": "object"}'), '["no object"]', False),
+    ],
+)
+def test_it_accepts_what_the_grammar_says(
+    vocabulary: Vocabulary,
+    byte_tokenizer: PreTrainedTokenizerFast,
+    grammar: Grammar,
+    text: str,
+    passes: bool,
+) -> None:
+    assert _accepts(byte_tokenizer, vocabulary.mask(grammar), text) is passes
+
+
+@pytest.mark.parametrize(
+    ("grammar", "words"),
+    [
+        (Grammar("regex", "[0-9]{3"), "unclosed"),
+        (Grammar("json", '{"type": "objekt"}'), "objekt"),
+        (Grammar("json", "{"), "no valid json"),
+    ],
+)
+def test_a_wrong_grammar_is_refused_with_the_reason(
+    vocabulary: Vocabulary, grammar: Grammar, words: str
+) -> None:
+    with pytest.raises(RequestError, match=words) as refused:
+        vocabulary.mask(grammar)
+    assert refused.value.field == "grammar"
+    assert "<state>" not in str(refused.value)
+
+
+def test_masks_of_one_grammar_go_their_own_ways(
+    vocabulary: Vocabulary, byte_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    grammar = Grammar("choice", '["ab", "cd"]')
+    first, second = vocabulary.mask(grammar), vocabulary.mask(grammar)
+    a, b, c = (byte_tokenizer.encode(letter)[0] for letter in "abc")
+    first.advance(a)
+    assert (_allowed(first), _allowed(second)) == ({b}, {a, c})
+    assert not first.finished
+    first.advance(b)
+    assert first.finished
+
+
+def test_tokens_as_bytes(vocabulary: Vocabulary, byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    tokens = byte_tokenizer.encode("é")
+    assert b"".join(vocabulary.token_bytes(token) for token in tokens) == "é".encode()
+    assert vocabulary.token_bytes(EOS) == b"<eos>"
