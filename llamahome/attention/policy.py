@@ -81,6 +81,11 @@ class Policy:
             for budget, heads in by_budget.items()
         )
 
+    def within(self, room: int | None) -> Policy:
+        """What this policy does in a head whose slots have room for a budget of `room`."""
+        budgets = [b for b in (self.config.budget, room) if b is not None]
+        return self._of_budget(min(budgets, default=None))
+
     def _of_budget(self, budget: int | None) -> Policy:
         name = "full" if budget is None else self.config.name
         config = replace(self.config, name=name, budget=budget, pattern={}, layers="flat")

@@ -11,14 +11,28 @@ S entries read, D head_dim, P tokens written (those of all rows, without padding
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from transformers import PreTrainedModel
 
 from llamahome.attention import Policy, Rotary
-from llamahome.cache.plane import LayerSlots, PlaneSlots
+from llamahome.cache.plane import LayerSlots, Plane, PlaneShape, PlaneSlots
+from llamahome.cache.state import SlotState
 from llamahome.cache.step import SlotStep
+
+# How the memory of a plane is laid out, by who computes with it.
+Allocate = Callable[[PlaneShape], Plane]
+
+
+class Step(Protocol):
+    """What a forward did: `tokens[i]` tokens for slot `rows[i]`."""
+
+    @property
+    def rows(self) -> Sequence[int]: ...
+    @property
+    def tokens(self) -> Sequence[int]: ...
 
 
 class Slots:
@@ -34,6 +48,7 @@ class Slots:
 
     Args:
         rotary: the model's, for rolling positions.
+        allocate: how planes lie in memory; None is torch's layout, in `dtype` on `device`.
 
     Raises:
         ConfigError: for a pattern that names layers or heads that there are not.
@@ -51,6 +66,7 @@ class Slots:
         dtype: torch.dtype,
         device: torch.device | str,
         rotary: Rotary | None = None,
+        allocate: Allocate | None = None,
     ) -> None:
         if policy.rolling and rotary is None:
             raise ValueError("policy.positions='rolling' needs the model's rotary embedding")
@@ -60,39 +76,49 @@ class Slots:
         self.num_slots = num_slots
         self.max_length = max_length
         self.num_kv_heads = num_kv_heads
-        self.max_sink = policy.max_sink(num_layers, num_kv_heads)
         self.device = torch.device(device)
 
-        def allocate(heads: tuple[int, ...], policy: Policy) -> PlaneSlots:
-            shape = (num_slots, len(heads), policy.capacity(max_length))
-            return PlaneSlots(
-                heads=heads,
-                policy=policy,
-                keys=torch.zeros(*shape, head_dim, dtype=dtype, device=device),
-                values=torch.zeros(*shape, head_dim, dtype=dtype, device=device),
-                mass=torch.zeros(
-                    shape, dtype=torch.promote_types(dtype, torch.float32), device=device
-                ),
-                positions=torch.zeros(shape, dtype=torch.int64, device=device),
-            )
-
+        self.dtype = dtype
+        self.head_dim = head_dim
+        place = allocate or (lambda shape: PlaneSlots.allocate(shape, dtype, device))
         self.layers = [
             LayerSlots(
                 tuple(
-                    allocate(plane.heads, plane.policy)
+                    place(
+                        PlaneShape(
+                            layer_idx=layer_idx,
+                            heads=plane.heads,
+                            policy=plane.policy,
+                            slots=num_slots,
+                            capacity=plane.policy.capacity(max_length),
+                            head_dim=head_dim,
+                        )
+                    )
                     for plane in policy.planes(layer_idx, num_layers, num_kv_heads)
                 )
             )
             for layer_idx in range(num_layers)
         ]
+        budgets = {plane.shape.policy.config.budget for plane in self.planes}
+        self.budgets = sorted(budgets, key=lambda budget: (budget is None, budget))
+        self._default = self._by_budget(policy)
+        self._of_row = [self._default] * num_slots
+        self.max_sink = self.max_sink_under(self._default)
         self.lengths = [0] * num_slots
         self.sinks = [policy.config.sink] * num_slots
 
     @classmethod
     def for_model(
-        cls, model: PreTrainedModel, policy: Policy, *, num_slots: int, max_length: int
+        cls,
+        model: PreTrainedModel,
+        policy: Policy,
+        *,
+        num_slots: int,
+        max_length: int,
+        dtype: torch.dtype | None = None,
+        allocate: Allocate | None = None,
     ) -> Slots:
-        """Slots of a model's shape, dtype and device."""
+        """Slots of a model's shape and device; of its dtype, too, unless `dtype` says otherwise."""
         config = model.config
         head_dim = getattr(config, "head_dim", None)
         return cls(
@@ -102,13 +128,14 @@ class Slots:
             num_layers=config.num_hidden_layers,
             num_kv_heads=config.num_key_value_heads,
             head_dim=head_dim or config.hidden_size // config.num_attention_heads,
-            dtype=model.dtype,
+            dtype=dtype or model.dtype,
             device=model.device,
             rotary=Rotary(model) if policy.rolling else None,
+            allocate=allocate,
         )
 
     @property
-    def planes(self) -> list[PlaneSlots]:
+    def planes(self) -> list[Plane]:
         """Those of every layer."""
         return [plane for layer in self.layers for plane in layer.planes]
 
@@ -124,35 +151,99 @@ class Slots:
 
     def dense_nbytes(self, length: int) -> int:
         """Bytes that keys and values of `length` tokens take without eviction."""
-        first = self.planes[0].keys
         heads = self.num_kv_heads * len(self.layers)
-        return 2 * heads * length * first.shape[-1] * first.element_size()
+        return 2 * heads * length * self.head_dim * self.dtype.itemsize
 
     def held(self, row: int) -> int:
         """Entries that a slot holds, as the mean over all layers and KV heads."""
         length = self.lengths[row]
-        total = sum(len(plane.heads) * plane.policy.held(length) for plane in self.planes)
+        total = sum(
+            len(plane.shape.heads) * self.policy_of(row, plane).held(length)
+            for plane in self.planes
+        )
         return total // (self.num_kv_heads * len(self.layers))
+
+    def policy_of(self, row: int, plane: Plane) -> Policy:
+        """Under which a slot's request lives in a plane."""
+        return self._of_row[row][plane.shape.policy.config.budget]
+
+    def policies_of(self, row: int) -> dict[int | None, Policy]:
+        """The same by the plane's own budget."""
+        return self._of_row[row]
+
+    def _by_budget(self, policy: Policy) -> dict[int | None, Policy]:
+        return {
+            plane.shape.policy.config.budget: (
+                plane.shape.policy
+                if policy is self.policy
+                else policy.within(plane.shape.policy.config.budget)
+            )
+            for plane in self.planes
+        }
 
     def room(self, row: int) -> int:
         """Tokens that fit into the slot's current chunk."""
         interval = self.policy.interval
         return interval - self.lengths[row] % interval
 
-    def reset(self, row: int, *, sink: int | None = None) -> None:
+    def reset(self, row: int, *, sink: int | None = None, policy: Policy | None = None) -> None:
         """Empty a slot for its next request; old entries are never read again.
 
         Args:
             sink: first tokens that stay, where more than the policy's own, say a system prompt.
+            policy: of this request, within what the slot has room for; None is the slots' own.
 
         Raises:
-            ValueError: when they do not fit into the smallest head beside the recent ones.
+            ValueError: when the sinks do not fit into the smallest head beside the recent ones, or
+                the policy's chunks are not the slots'.
         """
+        by_budget = self._default if policy is None else self._by_budget(policy)
         sink = self.policy.config.sink if sink is None else sink
-        if self.max_sink is not None and sink > self.max_sink:
-            raise ValueError(f"slot {row}: sink={sink}; its heads can protect {self.max_sink}")
+        limit = self.max_sink_under(by_budget)
+        if limit is not None and sink > limit:
+            raise ValueError(f"slot {row}: sink={sink}; its heads can protect {limit}")
+        if policy is not None and policy.interval != self.policy.interval:
+            raise ValueError(
+                f"slot {row}: interval={policy.interval}; the slots' is {self.policy.interval}"
+            )
+        self._of_row[row] = by_budget
         self.sinks[row] = sink
         self.lengths[row] = 0
+
+    @staticmethod
+    def max_sink_under(by_budget: dict[int | None, Policy]) -> int | None:
+        """First tokens that the smallest head can protect; None when nothing evicts."""
+        room = [
+            policy.config.budget - policy.config.recent
+            for policy in by_budget.values()
+            if policy.config.budget is not None
+        ]
+        return min(room, default=None)
+
+    def save(self, row: int) -> SlotState:
+        """A copy of what a slot holds, to start another request from."""
+        length = self.lengths[row]
+        tensors = {}
+        for index, plane in enumerate(self.planes):
+            count = self.policy_of(row, plane).held(length)
+            for name, tensor in plane.save(row, count).items():
+                tensors[f"{index}.{name}"] = tensor
+        return SlotState(length=length, sink=self.sinks[row], tensors=tensors)
+
+    def restore(self, row: int, state: SlotState) -> None:
+        """Put a copy into a slot that was reset for the same policy and sinks."""
+        for index, plane in enumerate(self.planes):
+            prefix = f"{index}."
+            plane.restore(
+                row,
+                {
+                    name.removeprefix(prefix): tensor
+                    for name, tensor in state.tensors.items()
+                    if name.startswith(prefix)
+                },
+            )
+        self.lengths[row] = state.length
+        self.sinks[row] = state.sink
 
     def begin(self, rows: Sequence[int], tokens: Sequence[int]) -> SlotStep:
         """Open a step of `tokens[i]` tokens for slot `rows[i]`.
@@ -171,31 +262,35 @@ class Slots:
         return SlotStep(self, list(rows), list(tokens))
 
     @torch.no_grad()
-    def commit(self, step: SlotStep) -> None:
+    def commit(self, step: Step) -> None:
         """Count the step's tokens, and compact the slots whose chunk is now complete."""
         complete = []
         for row, n in zip(step.rows, step.tokens, strict=True):
             self.lengths[row] += n
             if self.lengths[row] % self.policy.interval == 0:
                 complete.append(row)
-        if not complete or self.policy.score is None:
-            return
-        for layer_idx, layer in enumerate(self.layers):
-            for plane in layer.planes:
-                self._end_chunk(plane, layer_idx, complete)
+        if complete:
+            for plane in self.planes:
+                self._end_chunk(plane, complete)
 
-    def _end_chunk(self, plane: PlaneSlots, layer_idx: int, rows: list[int]) -> None:
-        policy, interval = plane.policy, self.policy.interval
-        by_count: dict[int, list[int]] = defaultdict(list)
+    def _end_chunk(self, plane: Plane, rows: list[int]) -> None:
+        """Rows that hold equally much under the same policy go together."""
+        alike: dict[tuple[int, int], list[int]] = defaultdict(list)
+        policies: dict[int, Policy] = {}
         for row in rows:
-            by_count[policy.held(self.lengths[row] - interval) + interval].append(row)
-        for count, same in by_count.items():
+            policy = self.policy_of(row, plane)
+            held = policy.held(self.lengths[row] - policy.interval) + policy.interval
+            policies[id(policy)] = policy
+            alike[id(policy), held].append(row)
+        for (key, count), same in alike.items():
+            policy = policies[key]
+            if policy.score is None:
+                continue
             index = torch.tensor(same, device=self.device)
             kept = policy.kept(count)
             if kept < count:
-                held = plane.entries(index, count, layer_idx)
                 lengths = torch.tensor([self.lengths[row] for row in same], device=self.device)
                 sinks = torch.tensor([self.sinks[row] for row in same], device=self.device)
-                plane.store(index, held.take(policy.select(held, lengths, sinks)))
+                plane.compact(index, count, policy, lengths, sinks)
             if policy.mass is not None and policy.mass.carry != 1:
                 plane.mass[index, :, :kept] *= policy.mass.carry

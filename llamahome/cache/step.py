@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llamahome.attention import Policy, attend
-from llamahome.cache.plane import PlaneSlots
+from llamahome.cache.plane import Plane, PlaneSlots
 
 if TYPE_CHECKING:
     from llamahome.cache.slots import Slots
@@ -45,34 +45,36 @@ class SlotStep:
         """Write the step's keys (B, G, T, D) and values, and attend: (B, H, T, D)."""
         planes = self.slots.layers[layer_idx].planes
         if len(planes) == 1:
-            return self._step_of(planes[0].policy).attend(planes[0], query, key, value, scaling)
+            return self._step_of(planes[0]).attend(planes[0], query, key, value, scaling)
         grouped = query.unflatten(1, (key.shape[1], -1))  # (B, G, R, T, D)
         out = torch.empty_like(grouped)
         for plane in planes:
-            heads = list(plane.heads)
-            step = self._step_of(plane.policy)
+            heads = list(plane.shape.heads)
+            step = self._step_of(plane)
             own = grouped[:, heads].flatten(1, 2)
             attended = step.attend(plane, own, key[:, heads], value[:, heads], scaling)
             out[:, heads] = attended.unflatten(1, (len(heads), -1))
         return out.flatten(1, 2)
 
-    def _step_of(self, policy: Policy) -> _PlaneStep:
+    def _step_of(self, plane: Plane) -> _PlaneStep:
         """Where the step's tokens go and what they see is alike in all planes of a budget."""
-        budget = policy.config.budget
+        budget = plane.shape.policy.config.budget
         if budget not in self._of_budget:
-            self._of_budget[budget] = _PlaneStep(self, policy)
+            self._of_budget[budget] = _PlaneStep(
+                self, [self.slots.policies_of(row)[budget] for row in self.rows]
+            )
         return self._of_budget[budget]
 
 
 class _PlaneStep:
-    """A step, as planes of one budget see it."""
+    """A step, as planes of one budget see it; each row has its policy."""
 
-    def __init__(self, step: SlotStep, policy: Policy) -> None:
+    def __init__(self, step: SlotStep, policies: list[Policy]) -> None:
         slots, device = step.slots, step.slots.device
         self._step = step
-        self._policy = policy
+        self._policies = policies
         self._rotary = slots.rotary
-        held = [policy.held(slots.lengths[row]) for row in step.rows]
+        held = [p.held(slots.lengths[row]) for p, row in zip(policies, step.rows, strict=True)]
         counts = torch.tensor(held, device=device)
         self._read = max(count + n for count, n in zip(held, step.tokens, strict=True))
         self._places = counts[:, None] + step.offsets  # (B, T): where in the slot
@@ -84,16 +86,23 @@ class _PlaneStep:
         self._counted = self._weights()
 
     def _weights(self) -> Tensor | None:
-        """Of the step's queries in the mass: (B, T), 0 for padding."""
-        mass = self._policy.mass
-        if mass is None:
+        """Of the step's queries in the mass: (B, T), 0 for padding; None where nobody asks."""
+        step = self._step
+        if all(policy.mass is None for policy in self._policies):
             return None
-        offsets = self._step.positions % self._policy.interval
-        return mass.at(offsets) * self._step.real
+        offsets = step.positions % step.policy.interval
+        rows = [
+            torch.zeros_like(offset, dtype=torch.float32)
+            if policy.mass is None
+            else policy.mass.at(offset)
+            for policy, offset in zip(self._policies, offsets, strict=True)
+        ]
+        return torch.stack(rows) * step.real
 
     def attend(
-        self, plane: PlaneSlots, query: Tensor, key: Tensor, value: Tensor, scaling: float
+        self, plane: Plane, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
+        assert isinstance(plane, PlaneSlots)  # tiles are the kernels' business
         self._write(plane, key, value)
         keys = self._rows_of(plane.keys)
         if self._rotary is not None:
@@ -106,7 +115,7 @@ class _PlaneStep:
             self._visible,
             scaling,
             counted=self._counted,
-            group="sum" if self._policy.mass is None else self._policy.mass.group,
+            group=self._step.policy.config.group,
         )
         if mass is not None:
             plane.mass[:, :, : self._read].index_add_(0, self._step.index, mass)

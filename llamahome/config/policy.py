@@ -26,8 +26,7 @@ class PolicyConfig:
         decay: of h2o and value_norm: tokens after which mass counts 1/e of what it did; None
             never forgets.
         normalize: of h2o and value_norm: divide a key's mass by the queries that could see it.
-        group: of h2o and value_norm: a key's mass is the `sum`, or the `max`, over the query heads
-            of its KV group.
+        group: a key's mass is the `sum`, or the `max`, over the query heads of its KV group.
         window: of snapkv: last queries of a chunk whose attention counts.
         seed: of random.
         layers: `flat` gives every layer `budget`, `pyramid` from 3/2 (first layer) down to 1/2

@@ -20,7 +20,7 @@ def mass(config: PolicyConfig) -> Mass:
     """The last `window` queries of a chunk count, those of a shorter chunk all."""
     first = config.interval - config.window
     weights = tuple(float(offset >= first) for offset in range(config.interval))
-    return Mass(weights, carry=0.0)
+    return Mass(weights, carry=0.0, group=config.group)
 
 
 def score(entries: Entries, config: PolicyConfig) -> Tensor:

@@ -15,7 +15,7 @@ from llamahome.config import PolicyConfig
 
 def mass(config: PolicyConfig) -> Mass:
     """A chunk's last query counts."""
-    return Mass((*(0.0,) * (config.interval - 1), 1.0), carry=0.0)
+    return Mass((*(0.0,) * (config.interval - 1), 1.0), carry=0.0, group=config.group)
 
 
 def score(entries: Entries, config: PolicyConfig) -> Tensor:

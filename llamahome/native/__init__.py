@@ -1,0 +1,5 @@
+"""The C++ that decodes and prefills on the CPU, built on first use and cached."""
+
+from llamahome.native.build import NativeUnavailableError, load_native
+
+__all__ = ["NativeUnavailableError", "load_native"]

@@ -1,0 +1,86 @@
+// What differs by instruction set: a table of functions, one for each of avx512, avx2 and portable.
+// Axes: M tokens, N outputs, K inputs, D head_dim, S keys.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace llamahome {
+
+constexpr int kLanes = 16;       // outputs of a panel, keys of a tile
+constexpr int kGroup = 64;       // inputs that share a scale
+constexpr int kMaxQueries = 24;  // query rows that attend together
+
+enum class KvType : int { kFloat = 0, kHalf = 1, kInt8 = 2 };
+enum class Epilogue : int { kStore = 0, kAdd = 1, kSiluMul = 2 };
+
+// A linear layer in panels of 16 outputs, two of which are computed together. int8: (N / 16, K / 64,
+// 16, 16, 4) of weight + 128, with a bfloat16 scale for each output and group; float: (N / 16, K, 16).
+struct LinearData {
+  const uint8_t* int8_weight = nullptr;
+  const uint16_t* scales = nullptr;  // (N / 16, K / 64, 16), bfloat16
+  const float* float_weight = nullptr;
+  const float* bias = nullptr;  // (N,) in the order of the panels
+  int outputs = 0;              // a multiple of 32, padding included
+  int inputs = 0;               // of int8 a multiple of 64, padding included
+};
+
+// The low-rank part of a linear layer for one adapter: y += up (down x), scaled.
+struct AdapterData {
+  const float* down = nullptr;  // (rank, K)
+  const float* up = nullptr;    // (N / 16, rank, 16) in the order of the panels
+  int rank = 0;
+};
+
+// What a linear layer reads: tokens as float, and as int8 in groups.
+struct Activations {
+  const float* values = nullptr;  // (M, K)
+  const int8_t* quantized = nullptr;
+  const float* scales = nullptr;      // (M, K / 64)
+  const int32_t* offsets = nullptr;   // (M, K / 64): -128 x the group's sum
+  const float* const* low = nullptr;  // (M): down x of the token's adapter
+  const AdapterData* const* adapters = nullptr;  // (M), null for none
+};
+
+// Keys and values of one slot and KV head. Keys lie in tiles of 16: (S / 16, D, 16); values (S, D).
+struct KvView {
+  const void* keys = nullptr;
+  const void* values = nullptr;
+  const float* key_scales = nullptr;  // (S,), int8 only
+  const float* value_scales = nullptr;
+};
+
+struct Kernels {
+  const char* name;
+  // RMSNorm of one token.
+  void (*rms_norm)(const float* x, const float* weight, float eps, int size, float* out);
+  // One token to int8 in groups of 64; `padded` >= size is a multiple of 64.
+  void (*quantize)(const float* x, int size, int padded, int8_t* q, float* scales,
+                   int32_t* offsets);
+  // Outputs [first, first + 32 * pairs) of a linear layer for M tokens.
+  void (*linear)(const LinearData& linear, const Activations& in, int tokens, int first_pair,
+                 int pairs, Epilogue epilogue, float* out, int out_stride);
+  void (*dots)(const float* rows, const float* x, int count, int size, float* out);
+  // Rotates halves of one head in place, times `factor`.
+  void (*rotate)(float* x, const float* cos, const float* sin, int dim, float factor);
+  // Writes one key and value at `place` of a slot.
+  void (*write)(KvType type, void* keys, void* values, float* key_scales, float* value_scales,
+                int place, const float* key, const float* value, int dim);
+  // logits (queries, stride) of tiles [first, last) against `queries` rows (queries, D).
+  void (*logits)(KvType type, const KvView& kv, const float* query, int queries, int dim,
+                 int first_tile, int last_tile, float* out, int stride);
+  // exp(x - max) in place over [0, size) of a row, 0 up to `padded`; returns sum, sets max.
+  float (*exponentials)(float* row, int size, int padded, float* max);
+  // out (queries, D) = probabilities (queries, stride) x values [first, last).
+  void (*weighted_values)(KvType type, const KvView& kv, float* probs, int queries, int dim,
+                          int first, int last, int stride, float* out);
+  // mass[s] += weight * (sum or max over rows of probs[row][s] * factor[row]).
+  void (*add_mass)(const float* probs, const float* factors, int rows, int stride, int first,
+                   int last, float weight, bool max, float* mass);
+};
+
+const Kernels* avx512_kernels();  // null where this build or machine has none
+const Kernels* avx2_kernels();
+const Kernels* portable_kernels();
+
+}  // namespace llamahome

@@ -1,0 +1,76 @@
+#include "kernels.h"
+
+#include <cstring>
+
+#define LLAMAHOME_ISA "portable"
+
+namespace llamahome {
+namespace {
+
+typedef float vf __attribute__((vector_size(64)));
+typedef int32_t vi __attribute__((vector_size(64)));
+
+// IEEE half precision without hardware for it: 2^112 moves the exponent to where a float has it.
+inline float half_to_float(uint16_t h) {
+  uint32_t bits = static_cast<uint32_t>(h & 0x7fff) << 13;
+  if ((h & 0x7c00) == 0x7c00) {
+    bits |= 0x7f800000;
+  } else {
+    float value;
+    std::memcpy(&value, &bits, 4);
+    value *= 0x1p112f;
+    std::memcpy(&bits, &value, 4);
+  }
+  bits |= static_cast<uint32_t>(h & 0x8000) << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+inline uint16_t float_to_half(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000);
+  const uint32_t size = bits & 0x7fffffff;
+  if (size > 0x7f800000) return sign | 0x7e00;
+  if (size >= 0x477ff000) return sign | 0x7c00;  // rounds to infinity
+  if (size < 0x38800000) {  // below the smallest normal half: the sum rounds at 2^-24
+    float magnitude;
+    std::memcpy(&magnitude, &size, 4);
+    magnitude += 0.5f;
+    uint32_t rounded;
+    std::memcpy(&rounded, &magnitude, 4);
+    return sign | static_cast<uint16_t>(rounded - 0x3f000000);
+  }
+  const uint32_t rounded = size + 0xfff + (size >> 13 & 1);
+  return sign | static_cast<uint16_t>((rounded - 0x38000000) >> 13);
+}
+
+inline vf load_half(const uint16_t* p) {
+  vf v;
+  for (int i = 0; i < kLanes; ++i) v[i] = half_to_float(p[i]);
+  return v;
+}
+inline void store_half(uint16_t* p, vf v) {
+  for (int i = 0; i < kLanes; ++i) p[i] = float_to_half(v[i]);
+}
+inline vf load_int8(const int8_t* p) {
+  vf v;
+  for (int i = 0; i < kLanes; ++i) v[i] = p[i];
+  return v;
+}
+// acc[n] += sum over i < 4 of w[4 n + i] * a[i].
+inline vi dot4(vi acc, const uint8_t* w, const int8_t* a) {
+  for (int n = 0; n < kLanes; ++n) {
+    for (int i = 0; i < 4; ++i) acc[n] += w[4 * n + i] * a[i];
+  }
+  return acc;
+}
+
+#include "kernels.inc"
+
+}  // namespace
+
+const Kernels* portable_kernels() { return &kTable; }
+
+}  // namespace llamahome
