@@ -1,8 +1,10 @@
 """The engine: requests in, tokens out, from slots of constant size."""
 
+from llamahome.engine.answer import TokenText, TopToken
 from llamahome.engine.engine import Engine, EngineStats, TokenDelta
 from llamahome.engine.params import (
     EngineError,
+    Grammar,
     QueueFullError,
     RequestError,
     SamplingParams,
@@ -14,11 +16,14 @@ __all__ = [
     "Engine",
     "EngineError",
     "EngineStats",
+    "Grammar",
     "QueueFullError",
     "RequestError",
     "SamplingParams",
     "TextDelta",
     "TextEngine",
     "TokenDelta",
+    "TokenText",
+    "TopToken",
     "Usage",
 ]

@@ -224,12 +224,22 @@ class Engine:
 
     def stop(self, request_id: str) -> Usage:
         """End a running request as finished, at a stop text say, and free its slot."""
+        usage = self._end(request_id)
+        self._stats.requests_finished += 1
+        return usage
+
+    def fail(self, request_id: str) -> Usage:
+        """End a running request that cannot go on, and free its slot."""
+        usage = self._end(request_id)
+        self._stats.requests_failed += 1
+        return usage
+
+    def _end(self, request_id: str) -> Usage:
         request = self._scheduler.find(request_id)
         if request is None:
             raise KeyError(f"no request {request_id!r} is running")
         usage = self.usage(request)
         self._forget(request)
-        self._stats.requests_finished += 1
         return usage
 
     def cancel(self, request_id: str) -> None:

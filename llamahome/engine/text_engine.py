@@ -13,10 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from llamahome.attention import build_policy
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
 from llamahome.config.policy import CARRIED
+from llamahome.engine.answer import Answer, TokenText
 from llamahome.engine.engine import Engine, EngineStats, FinishReason, TokenDelta
 from llamahome.engine.grammar import Vocabulary
 from llamahome.engine.params import RequestError, SamplingParams, Usage
-from llamahome.engine.text import TextStream
+from llamahome.engine.text import TextError
 from llamahome.models import ModelManager, load_model
 
 logger = logging.getLogger(__name__)
@@ -24,11 +25,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class TextDelta:
-    """Text that one step added to one answer. `finish_reason` and `usage` are set on its last."""
+    """Text that one step added to one answer. `finish_reason` and `usage` are set on its last.
+
+    `tokens` are those whose text has been given, where log-probabilities are asked for; text that
+    may begin a stop text is held back, and its tokens with it.
+    """
 
     request_id: str
     text: str
     token_count: int
+    tokens: tuple[TokenText, ...] = ()
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     error: str | None = None
@@ -53,7 +59,7 @@ class TextEngine:
         eos_token_ids = _eos_token_ids(model, tokenizer)
         self._engine = Engine(model, build_policy(policy), config, eos_token_ids=eos_token_ids)
         self._vocabulary = Vocabulary(tokenizer, self._engine.vocab_size, eos_token_ids)
-        self._streams: dict[str, TextStream] = {}
+        self._answers: dict[str, Answer] = {}
 
     @classmethod
     def load(
@@ -122,36 +128,44 @@ class TextEngine:
         """Queue a request; raises as `Engine.submit` does."""
         grammar = None if params.grammar is None else self._vocabulary.mask(params.grammar)
         self._engine.submit(request_id, prompt, params, grammar)
-        self._streams[request_id] = TextStream(self.tokenizer.backend_tokenizer, params.stop)
+        self._answers[request_id] = Answer(
+            self.tokenizer.backend_tokenizer, self._vocabulary, params
+        )
 
     def step(self) -> list[TextDelta]:
         """One engine step, as text."""
         return [self._to_text(delta) for delta in self._engine.step()]
 
     def _to_text(self, delta: TokenDelta) -> TextDelta:
-        stream = self._streams[delta.request_id]
-        text = "" if delta.token is None else stream.push(delta.token)
-        reason, usage = delta.finish_reason, delta.usage
-        if stream.stopped and reason is None:
-            reason, usage = "stop", self._engine.stop(delta.request_id)
-        elif reason is not None:
-            text += stream.flush()
-            reason = "stop" if stream.stopped else reason
+        answer = self._answers[delta.request_id]
+        text = ""
+        tokens: tuple[TokenText, ...] = ()
+        reason, usage, error = delta.finish_reason, delta.usage, delta.error
+        try:
+            text = answer.push(delta)
+            tokens = answer.take_tokens()
+        except TextError as failure:
+            usage = self._engine.fail(delta.request_id) if usage is None else usage
+            reason, error = "error", str(failure)
+        if answer.stopped and reason != "error":
+            usage = self._engine.stop(delta.request_id) if usage is None else usage
+            reason = "stop"
         if reason is not None:
-            del self._streams[delta.request_id]
+            del self._answers[delta.request_id]
         return TextDelta(
             request_id=delta.request_id,
             text=text,
             token_count=int(delta.token is not None),
+            tokens=tokens,
             finish_reason=reason,
             usage=usage,
-            error=delta.error,
+            error=error,
         )
 
     def cancel(self, request_id: str) -> None:
         """Drop a request and free its slot at once; unknown ids are ignored."""
         self._engine.cancel(request_id)
-        self._streams.pop(request_id, None)
+        self._answers.pop(request_id, None)
 
     def stats(self) -> EngineStats:
         return self._engine.stats()

@@ -119,6 +119,36 @@ def test_it_stops_at_the_end_of_sequence_token(tiny_llama: LlamaForCausalLM) -> 
     assert ignoring == tokens
 
 
+def test_a_stop_token_ends_the_answer_but_not_before_min_tokens(
+    tiny_llama: LlamaForCausalLM,
+) -> None:
+    tokens = _generate(_engine(tiny_llama), _prompt(30), max_tokens=10)
+    stop = tokens[4]
+    params = {"max_tokens": 10, "stop_token_ids": (stop,)}
+    assert _generate(_engine(tiny_llama), _prompt(30), **params) == tokens[: tokens.index(stop)]
+    ignoring = _generate(_engine(tiny_llama), _prompt(30), **params, ignore_eos=True)
+    assert ignoring == tokens[: tokens.index(stop)]
+    longer = _generate(_engine(tiny_llama), _prompt(30), **params, min_tokens=7)
+    assert len(longer) >= 7
+    assert stop not in longer[:7]
+
+
+def test_logprobs_are_those_of_the_model_over_the_whole_text(tiny_llama: LlamaForCausalLM) -> None:
+    prompt = _prompt(30)
+    engine = _engine(tiny_llama, FULL)
+    engine.submit("one", prompt, SamplingParams(max_tokens=12, temperature=0.9, seed=2, logprobs=2))
+    deltas = _drain(engine)["one"]
+    answer = _tokens(deltas)
+    tiny_llama.set_attn_implementation("eager")
+    with torch.no_grad():
+        logits = tiny_llama(torch.tensor([prompt + answer])).logits[0, 29:-1]
+    expected = logits.double().log_softmax(dim=-1)
+    own = expected[torch.arange(12), torch.tensor(answer)].tolist()
+    assert [delta.logprob for delta in deltas] == pytest.approx(own, abs=1e-4)
+    likeliest = [[token for token, _ in delta.top_logprobs] for delta in deltas]
+    assert likeliest == expected.topk(2).indices.tolist()
+
+
 def test_usage_counts_what_was_kept_and_evicted(tiny_llama: LlamaForCausalLM) -> None:
     engine = _engine(tiny_llama)
     engine.submit("one", _prompt(100), SamplingParams(max_tokens=21))
@@ -201,6 +231,14 @@ def test_what_cannot_run_is_refused_by_name(
     assert not engine.has_work
 
 
+@pytest.mark.parametrize("field", ["logit_bias", "stop_token_ids"])
+def test_unknown_tokens_are_refused_by_field(tiny_llama: LlamaForCausalLM, field: str) -> None:
+    value = {260: 1.0} if field == "logit_bias" else (260,)
+    with pytest.raises(RequestError, match=r"0\.\.259") as refused:
+        _engine(tiny_llama).submit("one", [5], SamplingParams(**{field: value}))
+    assert refused.value.field == field
+
+
 def test_a_running_id_is_refused(tiny_llama: LlamaForCausalLM) -> None:
     engine = _engine(tiny_llama)
     engine.submit("one", _prompt(3), SamplingParams(max_tokens=3))
@@ -217,6 +255,14 @@ def test_a_running_id_is_refused(tiny_llama: LlamaForCausalLM) -> None:
         ("top_p", 1.5),
         ("seed", 2**64),
         ("stop", ("",)),
+        ("min_tokens", 257),
+        ("top_k", -1),
+        ("min_p", 1.5),
+        ("repetition_penalty", 0.0),
+        ("presence_penalty", 2.5),
+        ("frequency_penalty", -2.5),
+        ("logit_bias", {5: 101.0}),
+        ("logprobs", 21),
     ],
 )
 def test_sampling_params_name_what_is_wrong(field: str, value: object) -> None:

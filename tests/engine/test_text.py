@@ -7,7 +7,7 @@ import random
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from llamahome.engine.text import TextStream
+from llamahome.engine.text import TextError, TextStream
 
 TEXTS = [
     "plain words",
@@ -76,3 +76,40 @@ def test_a_stop_text_that_never_completes_is_given_back(
     assert not stream.stopped
     assert "".join(pieces) == "about to ST"
     assert "S" not in "".join(pieces[:-1])
+
+
+def test_a_stop_text_before_min_tokens_is_text(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    stream = TextStream(byte_tokenizer.backend_tokenizer, ("ab",), min_tokens=4)
+    text = ""
+    for token in byte_tokenizer.encode("abcabc"):
+        text += stream.push(token)
+        if stream.stopped:
+            break
+    assert (text, stream.stopped) == ("abc", True)
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "starts"),
+    [
+        ("abc", (), [0, 1, 2]),
+        ("aéb", (), [0, 1, 1, 2]),  # é is two tokens
+        ("ab STOP", ("STOP",), [0, 1, 2]),
+        ("ab STO", ("STOP",), [0, 1, 2, 3, 4, 5]),
+    ],
+)
+def test_tokens_settle_with_their_text(
+    byte_tokenizer: PreTrainedTokenizerFast, text: str, stop: tuple[str, ...], starts: list[int]
+) -> None:
+    stream = TextStream(byte_tokenizer.backend_tokenizer, stop)
+    returned, settled = "", []
+    for token in byte_tokenizer.encode(text):
+        returned += stream.push(token)
+        settled += stream.take_settled()
+        assert all(start < len(returned) for start in settled)
+    stream.flush()
+    assert settled + stream.take_settled() == starts
+
+
+def test_a_tokenizer_that_fails_is_named() -> None:
+    with pytest.raises(TextError, match="token 5 could not be decoded"):
+        TextStream("no tokenizer").push(5)

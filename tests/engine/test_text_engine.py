@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
-from llamahome.engine import RequestError, SamplingParams, TextDelta, TextEngine
+from llamahome.engine import Grammar, RequestError, SamplingParams, TextDelta, TextEngine
 from llamahome.engine.text_engine import choose_policy
 from llamahome.models import write_policy
 
@@ -139,3 +140,83 @@ def test_rolling_positions_know_no_context(tiny_folder: Path, positions: str, le
         EngineConfig(slots=1, max_length=100_000, device="cpu"),
     )
     assert engine.max_length == length
+
+
+@pytest.fixture
+def roomy(tiny_llama: LlamaForCausalLM, byte_tokenizer: PreTrainedTokenizerFast) -> TextEngine:
+    return TextEngine(tiny_llama, byte_tokenizer, POLICY, EngineConfig(slots=4, max_length=512))
+
+
+def test_tokens_with_logprobs_make_up_the_text(roomy: TextEngine) -> None:
+    params = SamplingParams(max_tokens=40, temperature=1.5, seed=1, logprobs=3, ignore_eos=True)
+    deltas = _answer(roomy, roomy.encode("hello"), params)
+    tokens = [token for delta in deltas for token in delta.tokens]
+    text = _text(deltas)
+    assert len(tokens) == 40
+    shown = [token for token in tokens if token.token < 256]
+    assert b"".join(token.data for token in shown).decode(errors="replace") == text
+    assert [token.offset for token in tokens] == sorted(token.offset for token in tokens)
+    assert all(len(token.top) == 3 for token in tokens)
+    assert all((token.logprob or 0) <= token.top[0].logprob <= 0 for token in tokens)
+
+
+def test_without_logprobs_no_tokens_are_listed(engine: TextEngine) -> None:
+    deltas = _answer(engine, engine.encode("hello"), SamplingParams(max_tokens=5))
+    assert [delta.tokens for delta in deltas] == [()] * len(deltas)
+
+
+def test_a_stop_texts_tokens_are_not_listed(roomy: TextEngine) -> None:
+    params = SamplingParams(max_tokens=60, temperature=2.0, seed=3, ignore_eos=True, logprobs=0)
+    whole = _text(_answer(roomy, roomy.encode("hello"), params))
+    stop = whole[10:12]
+    deltas = _answer(roomy, roomy.encode("hello"), replace(params, stop=(stop,)))
+    tokens = [token for delta in deltas for token in delta.tokens]
+    assert tokens
+    assert all(token.offset < len(_text(deltas)) for token in tokens)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("grammar", "pattern"),
+    [
+        (Grammar("regex", "[0-9]{4}-[a-f]+x"), r"[0-9]{4}-[a-f]+x"),
+        (Grammar("choice", '["yes", "no"]'), "yes|no"),
+        (
+            Grammar(
+                "json",
+                '{"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"],'
+                ' "additionalProperties": false}',
+            ),
+            r"\{\s*\"a\"\s*:\s*[12]\s*\}",
+        ),
+    ],
+    ids=["regex", "choice", "json"],
+)
+def test_an_answer_keeps_to_its_grammar(
+    roomy: TextEngine, grammar: Grammar, pattern: str, temperature: float
+) -> None:
+    params = SamplingParams(max_tokens=300, grammar=grammar, temperature=temperature, seed=4)
+    deltas = _answer(roomy, roomy.encode("hello"), params)
+    assert deltas[-1].finish_reason == "stop"
+    assert re.fullmatch(pattern, _text(deltas))
+
+
+def test_a_wrong_grammar_is_refused_and_leaves_nothing(engine: TextEngine) -> None:
+    with pytest.raises(RequestError, match="no valid regex"):
+        engine.submit("one", [5], SamplingParams(grammar=Grammar("regex", "(")))
+    assert not engine.has_work
+
+
+def test_a_tokenizer_error_fails_its_request_alone(engine: TextEngine) -> None:
+    for name in ("bad", "good"):
+        engine.submit(name, engine.encode("hello"), SamplingParams(max_tokens=6))
+    engine._answers["bad"]._stream._tokenizer = "broken"  # type: ignore[assignment]
+    last: dict[str, TextDelta] = {}
+    while engine.has_work:
+        last |= {delta.request_id: delta for delta in engine.step()}
+    assert last["bad"].finish_reason == "error"
+    assert "could not be decoded" in str(last["bad"].error)
+    assert last["bad"].usage is not None
+    assert last["good"].finish_reason == "length"
+    stats = engine.stats()
+    assert (stats.requests_failed, stats.requests_finished, stats.slots_used) == (1, 1, 0)
