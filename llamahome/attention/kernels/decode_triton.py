@@ -1,0 +1,287 @@
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+# mypy: disallow-untyped-decorators=False
+"""Decode attention in two passes over the splits of a slot: flash-decoding, with the mass.
+
+Dao et al. 2023, "Flash-Decoding for long-context inference". The first pass attends within a split
+and keeps each key's logits; the second merges the splits, and with the log-sum-exp of all of
+them turns the logits into exact probabilities. Logits are 4 bytes a query head and key, beside the
+4 * D that a key and its value take in 16 bits.
+
+Axes: B rows, H query heads, G KV heads, R query heads of a KV head (padded to M), C capacity,
+N splits, S keys of a block, D head_dim (padded to a power of 2).
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from llamahome.attention.kernels.implementation import (
+    check_layout,
+    check_rows_of,
+    check_single,
+)
+
+LOG2E = 1.4426950408889634
+PROGRAMS = 512  # enough to fill a GPU of 132 multiprocessors some times over
+
+
+@triton.jit
+def _split_bounds(count, split, SPLITS: tl.constexpr, BLOCK_S: tl.constexpr):
+    """The keys of one split: whole blocks, alike in number, of those that are visible."""
+    blocks = tl.cdiv(tl.cdiv(count, BLOCK_S), SPLITS)
+    start = split * blocks * BLOCK_S
+    return start, tl.minimum(start + blocks * BLOCK_S, count)
+
+
+@triton.jit
+def _attend_split(
+    query_ptr,
+    keys_ptr,
+    values_ptr,
+    rows_ptr,
+    counts_ptr,
+    logits_ptr,
+    partial_ptr,
+    top_ptr,
+    total_ptr,
+    query_stride_b,
+    query_stride_h,
+    keys_stride_row,
+    keys_stride_g,
+    keys_stride_c,
+    values_stride_row,
+    values_stride_g,
+    values_stride_c,
+    scale,
+    H,
+    C,
+    R: tl.constexpr,
+    M: tl.constexpr,
+    D: tl.constexpr,
+    PADDED_D: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    SPLITS: tl.constexpr,
+    WITH_MASS: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1)
+    split = tl.program_id(2)
+    slot = tl.load(rows_ptr + row)
+    count = tl.load(counts_ptr + row).to(tl.int32)
+    start, end = _split_bounds(count, split, SPLITS, BLOCK_S)
+
+    in_group = tl.arange(0, M)
+    dims = tl.arange(0, PADDED_D)
+    real_head = in_group < R
+    real_dim = dims < D
+    query_heads = head * R + in_group
+    query = tl.load(
+        query_ptr + row * query_stride_b + query_heads[:, None] * query_stride_h + dims[None, :],
+        mask=real_head[:, None] & real_dim[None, :],
+        other=0.0,
+    )
+    keys_base = keys_ptr + slot * keys_stride_row + head * keys_stride_g
+    values_base = values_ptr + slot * values_stride_row + head * values_stride_g
+
+    top = tl.full([M], float("-inf"), tl.float32)
+    total = tl.zeros([M], tl.float32)
+    partial = tl.zeros([M, PADDED_D], tl.float32)
+    for first in range(start, end, BLOCK_S):
+        places = first + tl.arange(0, BLOCK_S)
+        seen = places < end
+        tile = seen[:, None] & real_dim[None, :]
+        key = tl.load(
+            keys_base + places[:, None] * keys_stride_c + dims[None, :], mask=tile, other=0.0
+        ).to(query.dtype)
+        logits = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
+        logits = tl.where(seen[None, :], logits, float("-inf"))  # (M, S), in powers of 2
+        if WITH_MASS:
+            tl.store(
+                logits_ptr + (row * H + query_heads[:, None]) * C + places[None, :],
+                logits,
+                mask=real_head[:, None] & seen[None, :],
+            )
+        higher = tl.maximum(top, tl.max(logits, 1))
+        probs = tl.exp2(logits - higher[:, None])
+        shrink = tl.exp2(top - higher)
+        total = total * shrink + tl.sum(probs, 1)
+        value = tl.load(
+            values_base + places[:, None] * values_stride_c + dims[None, :], mask=tile, other=0.0
+        ).to(query.dtype)
+        partial = partial * shrink[:, None]
+        partial += tl.dot(probs.to(query.dtype), value, input_precision="ieee")
+        top = higher
+    at = (row * H + query_heads) * SPLITS + split
+    tl.store(top_ptr + at, top, mask=real_head)
+    tl.store(total_ptr + at, total, mask=real_head)
+    tl.store(
+        partial_ptr + at[:, None] * D + dims[None, :],
+        partial,
+        mask=real_head[:, None] & real_dim[None, :],
+    )
+
+
+@triton.jit
+def _merge_splits(
+    out_ptr,
+    rows_ptr,
+    counts_ptr,
+    logits_ptr,
+    partial_ptr,
+    top_ptr,
+    total_ptr,
+    mass_ptr,
+    weights_ptr,
+    H,
+    G,
+    C,
+    R: tl.constexpr,
+    PADDED_R: tl.constexpr,
+    D: tl.constexpr,
+    PADDED_D: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    SPLITS: tl.constexpr,
+    WITH_MASS: tl.constexpr,
+    GROUP_MAX: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1)
+    split = tl.program_id(2)
+    in_group = tl.arange(0, PADDED_R)
+    splits = tl.arange(0, SPLITS)
+    real_head = in_group < R
+    query_heads = row * H + head * R + in_group
+    at = query_heads[:, None] * SPLITS + splits[None, :]
+    tops = tl.load(top_ptr + at, mask=real_head[:, None], other=0.0)  # (R, N)
+    totals = tl.load(total_ptr + at, mask=real_head[:, None], other=1.0)
+    top = tl.max(tops, 1)
+    shares = tl.exp2(tops - top[:, None])
+    total = tl.sum(shares * totals, 1)
+
+    if split == 0:
+        dims = tl.arange(0, PADDED_D)
+        real = real_head[:, None] & (dims < D)[None, :]
+        merged = tl.zeros([PADDED_R, PADDED_D], tl.float32)
+        for other in range(SPLITS):
+            share = tl.exp2(
+                tl.load(top_ptr + query_heads * SPLITS + other, mask=real_head, other=0.0) - top
+            )
+            partial = tl.load(
+                partial_ptr + (query_heads[:, None] * SPLITS + other) * D + dims[None, :],
+                mask=real,
+                other=0.0,
+            )
+            merged += share[:, None] * partial
+        merged = merged / total[:, None]
+        tl.store(
+            out_ptr + query_heads[:, None] * D + dims[None, :],
+            merged.to(out_ptr.dtype.element_ty),
+            mask=real,
+        )
+
+    if WITH_MASS:
+        slot = tl.load(rows_ptr + row)
+        count = tl.load(counts_ptr + row).to(tl.int32)
+        weight = tl.load(weights_ptr + row)
+        start, end = _split_bounds(count, split, SPLITS, BLOCK_S)
+        mass_base = mass_ptr + (slot * G + head) * C
+        for first in range(start, end, BLOCK_S):
+            places = first + tl.arange(0, BLOCK_S)
+            seen = places < end
+            logits = tl.load(
+                logits_ptr + query_heads[:, None] * C + places[None, :],
+                mask=real_head[:, None] & seen[None, :],
+                other=float("-inf"),
+            )
+            probs = tl.exp2(logits - top[:, None]) / total[:, None]
+            received = tl.max(probs, 0) if GROUP_MAX else tl.sum(probs, 0)
+            held = tl.load(mass_base + places, mask=seen, other=0.0)
+            tl.store(mass_base + places, held + weight * received, mask=seen)
+
+
+def decode_attend_triton(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    rows: Tensor,
+    counts: Tensor,
+    scaling: float,
+    mass: Tensor | None,
+    weights: Tensor | None,
+    group_max: bool,
+) -> Tensor:
+    """As `decode_attend`, whose arguments it takes.
+
+    Raises:
+        ValueError: for a layout or dtype that the kernels do not walk.
+    """
+    check_rows_of(query=query, keys=keys, values=values)
+    check_layout(mass=mass, weights=weights, rows=rows, counts=counts)
+    check_single(mass=mass, weights=weights)
+    batch, heads, _, dim = query.shape
+    groups, capacity = keys.shape[1], keys.shape[2]
+    per_group = heads // groups
+    padded_dim = triton.next_power_of_2(dim)
+    block = 32 if keys.element_size() == 4 else 64
+    splits = _num_splits(batch * groups, triton.cdiv(capacity, block))
+    query = query[:, :, 0]
+    top = torch.empty(batch, heads, splits, dtype=torch.float32, device=query.device)
+    total = torch.empty_like(top)
+    partial = top.new_empty(batch, heads, splits, dim)
+    logits = top.new_empty(batch, heads, capacity if mass is not None else 0)
+    out = torch.empty(batch, heads, 1, dim, dtype=query.dtype, device=query.device)
+    shape = {
+        "R": per_group,
+        "D": dim,
+        "PADDED_D": padded_dim,
+        "BLOCK_S": block,
+        "SPLITS": splits,
+        "WITH_MASS": mass is not None,
+    }
+    grid = (batch, groups, splits)
+    _attend_split[grid](
+        query,
+        keys,
+        values,
+        rows,
+        counts,
+        logits,
+        partial,
+        top,
+        total,
+        *query.stride()[:2],
+        *keys.stride()[:3],
+        *values.stride()[:3],
+        scaling * LOG2E,
+        heads,
+        capacity,
+        M=max(16, triton.next_power_of_2(per_group)),  # a tensor core's least number of rows
+        **shape,
+    )
+    _merge_splits[(batch, groups, splits if mass is not None else 1)](
+        out,
+        rows,
+        counts,
+        logits,
+        partial,
+        top,
+        total,
+        out if mass is None else mass,
+        out if weights is None else weights,
+        heads,
+        groups,
+        capacity,
+        PADDED_R=triton.next_power_of_2(per_group),
+        GROUP_MAX=group_max,
+        **shape,
+    )
+    return out
+
+
+def _num_splits(programs: int, blocks: int) -> int:
+    """A power of 2: enough splits to fill a GPU, at most one for each block of keys."""
+    wanted = max(1, PROGRAMS // programs)
+    return int(min(64, triton.next_power_of_2(min(wanted, blocks))))

@@ -1,0 +1,68 @@
+"""Compiles every kernel for GPUs that need not be here, down to machine code.
+
+    python -m tests.attention.kernels.compile_kernels
+
+A kernel that such a GPU could not run ends it with an error. Triton must not interpret.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from llamahome.attention.kernels import append_triton, chunk_triton, compact_triton, decode_triton
+
+# Shared memory that one block may take, in bytes: CUDA C++ Programming Guide, compute capabilities.
+SHARED = {80: 163 * 1024, 90: 227 * 1024}
+INTEGERS = ("rows_ptr", "counts_ptr", "held_ptr", "tokens_ptr", "places_ptr", "index_ptr")
+STORED = ("query_ptr", "keys_ptr", "values_ptr", "out_ptr", "key_ptr", "value_ptr")
+
+
+def _type(name: str, dtype: str) -> str:
+    if name in (*INTEGERS, "position_ptr", "positions_ptr"):
+        return "*i64"
+    if name in STORED:
+        return f"*{dtype}"
+    if name.endswith("_ptr"):
+        return "*fp32"
+    return "fp32" if name in ("scale", "carry") else "i32"
+
+
+def compile_for(kernel: Any, capability: int, dtype: str, **constants: Any) -> None:
+    """Compile one kernel; what it needs of shared memory must fit."""
+    names = kernel.arg_names
+    chosen = {name: constants[name] for name in names if name in constants}
+    signature = {n: "constexpr" if n in chosen else _type(n, dtype) for n in names}
+    places = {(names.index(name),): value for name, value in chosen.items()}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=places)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    assert compiled.asm["cubin"]
+    assert compiled.metadata.shared <= SHARED[capability], (kernel, dtype, compiled.metadata.shared)
+
+
+def main() -> None:
+    for capability, dtype, dim, block in (
+        (80, "fp32", 128, 32),
+        (80, "fp16", 80, 64),
+        (90, "bf16", 128, 64),
+    ):
+        padded = triton.next_power_of_2(dim)
+        shape = {"R": 3, "D": dim, "PADDED_D": padded, "BLOCK_S": block, "SPLITS": 8}
+        shape |= {"WITH_MASS": True, "GROUP_MAX": True, "M": 16, "PADDED_R": 4}
+        shape |= {"BLOCK_M": block, "BLOCK_T": block, "BLOCK": 64, "SLICE": 32, "SLICES": 4}
+        for kernel in (
+            decode_triton._attend_split,
+            decode_triton._merge_splits,
+            chunk_triton._attend_queries,
+            chunk_triton._add_mass,
+            compact_triton._compact,
+            append_triton._append,
+        ):
+            compile_for(kernel, capability, dtype, **shape)
+
+
+if __name__ == "__main__":
+    main()
