@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from llamahome.attention import Policy
 from llamahome.config import EngineConfig
 from llamahome.engine.grammar import GrammarMask
-from llamahome.engine.logprobs import TopLogprobs
+from llamahome.engine.logprobs import Logprob, TopLogprobs
 from llamahome.engine.params import RequestError, SamplingParams, Usage
 from llamahome.engine.runner import Runner
 from llamahome.engine.sampler import Choice, SamplingState, choose
@@ -27,13 +27,15 @@ FinishReason = Literal["stop", "length", "error"]
 class TokenDelta:
     """What one step gave one request. `finish_reason` and `usage` are set on its last.
 
-    `logprob` and `top_logprobs`, the likeliest first, are there when `params.logprobs` is.
+    `logprob` and `top_logprobs`, the likeliest first, are there when `params.logprobs` is, and on
+    the first delta `prompt_logprobs` when `params.prompt_logprobs` is.
     """
 
     request_id: str
     token: int | None
     logprob: float | None = None
     top_logprobs: TopLogprobs = ()
+    prompt_logprobs: tuple[Logprob, ...] = ()
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     error: str | None = None

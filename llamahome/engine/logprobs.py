@@ -13,6 +13,27 @@ TopLogprobs = tuple[tuple[int, float], ...]
 """Tokens and their log-probabilities, the likeliest first."""
 
 
+Logprob = tuple[float | None, TopLogprobs]
+"""Of a token its log-probability, and the likeliest tokens in its place; of the first token of a
+prompt, which nothing predicts, None and nothing."""
+
+
+class PromptLogprobs:
+    """Of every token of a prompt, as its chunks are computed."""
+
+    def __init__(self, prompt: Sequence[int], count: int) -> None:
+        self._prompt = prompt
+        self._count = count
+        self.found: list[Logprob] = [(None, ())]
+
+    def add(self, logits: Tensor) -> None:
+        """Take in the logits (T, V) after each of the next T tokens of the prompt."""
+        done = len(self.found)
+        tokens = self._prompt[done : done + len(logits)]
+        if tokens:
+            self.found += logprobs_of(logits[: len(tokens)], tokens, [self._count] * len(tokens))
+
+
 def logprobs_of(
     logits: Tensor, tokens: Sequence[int], counts: Sequence[int]
 ) -> list[tuple[float, TopLogprobs]]:

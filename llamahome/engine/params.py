@@ -64,6 +64,8 @@ class SamplingParams:
         logprobs: log-probabilities of the chosen token and of this many of the likeliest, under
             the model alone: before temperature, penalties and grammar. None gives none.
         prompt_logprobs: the same for every token of the prompt.
+        echo: text that the answer begins with, the prompt's; with `prompt_logprobs` the prompt's
+            tokens are listed with it.
         stop: texts that end the answer; they are not part of it.
         stop_token_ids: tokens that end the answer as the end-of-sequence token does.
         ignore_eos: go on past the end-of-sequence token.
@@ -87,6 +89,7 @@ class SamplingParams:
     seed: int | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    echo: str | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llamahome.engine import ranking
 from llamahome.engine.grammar import GrammarMask
-from llamahome.engine.logprobs import TopLogprobs, logprobs_of
+from llamahome.engine.logprobs import PromptLogprobs, TopLogprobs, logprobs_of
 from llamahome.engine.params import EngineError, SamplingParams
 from llamahome.engine.processors import LogitsProcessor, build_processors
 
@@ -55,6 +55,11 @@ class SamplingState:
         self.params = params
         eos = frozenset() if params.ignore_eos else eos_token_ids
         self.stop_token_ids = eos.union(params.stop_token_ids)
+        self.prompt_logprobs = (
+            None
+            if params.prompt_logprobs is None
+            else PromptLogprobs(prompt, params.prompt_logprobs)
+        )
         self._grammar = grammar
         self.processors: list[LogitsProcessor] = build_processors(
             params,

@@ -96,6 +96,11 @@ class TextEngine:
         ids: list[int] = self.tokenizer.encode(text, verbose=False)
         return ids
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Plain text of token ids, without special tokens."""
+        text: str = self.tokenizer.backend_tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
     def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
         """Token ids of a conversation in the model's own chat template, ready for the answer."""
         if self.tokenizer.chat_template is None:
@@ -124,12 +129,23 @@ class TextEngine:
         pairs = zip(ids, others, strict=False)
         return next((i for i, (a, b) in enumerate(pairs) if a != b), len(others))
 
+    def prepare(self, params: SamplingParams) -> None:
+        """Do ahead of `submit`, in any thread, what may take a second the first time.
+
+        Raises:
+            RequestError: when the grammar cannot be compiled.
+        """
+        if params.logprobs is not None or params.prompt_logprobs is not None:
+            self._vocabulary.token_bytes(0)
+        if params.grammar is not None:
+            self._vocabulary.mask(params.grammar)
+
     def submit(self, request_id: str, prompt: list[int], params: SamplingParams) -> None:
         """Queue a request; raises as `Engine.submit` does."""
         grammar = None if params.grammar is None else self._vocabulary.mask(params.grammar)
         self._engine.submit(request_id, prompt, params, grammar)
         self._answers[request_id] = Answer(
-            self.tokenizer.backend_tokenizer, self._vocabulary, params
+            self.tokenizer.backend_tokenizer, self._vocabulary, prompt, params
         )
 
     def step(self) -> list[TextDelta]:
