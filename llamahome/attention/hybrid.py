@@ -169,7 +169,12 @@ def _hybrid_forward(
 
 def _check_positions(hybrid: Attender, position_ids: Tensor | None) -> None:
     """Keys rotated for the text and then for the cache would be silently wrong."""
-    if hybrid.policy.rolling and (position_ids is None or bool(position_ids.any())):
+    if not hybrid.policy.rolling:
+        return
+    on_gpu = position_ids is not None and position_ids.is_cuda
+    if on_gpu and torch.cuda.is_current_stream_capturing():
+        return  # looking at values would end the capture; the step before it has been looked at
+    if position_ids is None or bool(position_ids.any()):
         raise ValueError(
             "policy.positions='rolling' needs unrotated keys: call the model with "
             "position_ids=hybrid.position_ids(...)"
