@@ -1,0 +1,120 @@
+"""Latency under load: requests arrive at random, the engine steps in real time."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from llamahome.engine import Engine, SamplingParams
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadShape:
+    """What arrives.
+
+    Attributes:
+        slots: of the engine.
+        longest: tokens of the longest prompt.
+        answer: tokens of every answer.
+        utilisation: requests per second as a share of what the engine does when all wait at once.
+        seed: of the arrivals.
+    """
+
+    slots: int = 8
+    longest: int = 1024
+    answer: int = 48
+    utilisation: float = 0.7
+    seed: int = 0
+
+
+@dataclass(kw_only=True)
+class Timeline:
+    """Seconds on one clock: when a request arrived, and when each of its tokens came."""
+
+    arrived: float
+    tokens: list[float] = field(default_factory=list)
+
+    @property
+    def ttft(self) -> float:
+        """Time to first token, waiting in the queue included."""
+        return self.tokens[0] - self.arrived
+
+    @property
+    def tpot(self) -> float:
+        """Time per output token after the first."""
+        return (self.tokens[-1] - self.tokens[0]) / (len(self.tokens) - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Under Poisson arrivals; seconds."""
+
+    requests: int
+    capacity: float  # requests per second with all of them waiting
+    rate: float  # requests per second that arrived
+    ttft_p50: float
+    ttft_p99: float
+    tpot_p50: float
+    tpot_p99: float
+
+
+def poisson_load(engine: Engine, prompts: Sequence[list[int]], shape: LoadShape) -> Latency:
+    """All at once, to learn what the engine can do; then at a share of that rate."""
+    burst = replay(engine, prompts, [0.0] * len(prompts), shape.answer)
+    capacity = len(prompts) / max(own.tokens[-1] for own in burst)
+    rate = shape.utilisation * capacity
+    own = replay(engine, prompts, arrivals(len(prompts), rate, shape.seed), shape.answer)
+    ttft, tpot = [t.ttft for t in own], [t.tpot for t in own]
+    return Latency(
+        requests=len(prompts),
+        capacity=capacity,
+        rate=rate,
+        ttft_p50=percentile(ttft, 50),
+        ttft_p99=percentile(ttft, 99),
+        tpot_p50=percentile(tpot, 50),
+        tpot_p99=percentile(tpot, 99),
+    )
+
+
+def arrivals(count: int, rate: float, seed: int) -> list[float]:
+    """Seconds at which `count` requests arrive, as a Poisson process of `rate` per second."""
+    drawn = random.Random(seed)
+    at, times = 0.0, []
+    for _ in range(count):
+        at += drawn.expovariate(rate)
+        times.append(at)
+    return times
+
+
+def replay(
+    engine: Engine, prompts: Sequence[list[int]], times: Sequence[float], answer: int
+) -> list[Timeline]:
+    """Submit prompt i at `times[i]` and step until every answer is complete."""
+    params = SamplingParams(max_tokens=answer, ignore_eos=True)
+    lines = [Timeline(arrived=at) for at in times]
+    started = time.perf_counter()
+    sent = 0
+    while sent < len(prompts) or engine.has_work:
+        now = time.perf_counter() - started
+        while sent < len(prompts) and times[sent] <= now:
+            engine.submit(str(sent), prompts[sent], params)
+            sent += 1
+        if not engine.has_work:
+            time.sleep(times[sent] - now)
+            continue
+        deltas = engine.step()
+        now = time.perf_counter() - started
+        for delta in deltas:
+            lines[int(delta.request_id)].tokens.append(now)
+    return lines
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Between the two nearest values, as numpy's default does."""
+    ranked = sorted(values)
+    place = (len(ranked) - 1) * percent / 100
+    low = int(place)
+    high = min(low + 1, len(ranked) - 1)
+    return ranked[low] + (ranked[high] - ranked[low]) * (place - low)

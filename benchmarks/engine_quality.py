@@ -1,0 +1,29 @@
+"""What int8 weights cost: perplexity as the engine itself says it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from llamahome.engine import Engine, SamplingParams
+
+READ = SamplingParams(max_tokens=0, prompt_logprobs=0)
+
+
+def mean_nll(engine: Engine, windows: Sequence[list[int]]) -> float:
+    """Mean negative log likelihood in nats of the windows' tokens, each window's first left out."""
+    for number, ids in enumerate(windows):
+        engine.submit(str(number), ids, READ)
+    found: list[float] = []
+    while engine.has_work:
+        for delta in engine.step():
+            found += [own for own, _ in delta.prompt_logprobs if own is not None]
+    expected = sum(len(ids) - 1 for ids in windows)
+    if len(found) != expected:
+        raise RuntimeError(f"the engine scored {len(found)} of {expected} tokens")
+    return -sum(found) / expected
+
+
+def perplexity_ratio(measured: Engine, reference: Engine, windows: Sequence[list[int]]) -> float:
+    """Perplexity through one engine over that through another."""
+    return math.exp(mean_nll(measured, windows) - mean_nll(reference, windows))

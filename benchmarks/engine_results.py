@@ -1,0 +1,127 @@
+"""What was measured, and the ratios that are drawn from it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from benchmarks.engine_load import Latency
+
+DENSE, TENTH, FIFTH = "ours full", "ours 10 %", "ours 20 %"
+OURS = (DENSE, FIFTH, TENTH)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decode:
+    """One engine decoding `batch` requests after `context` tokens each.
+
+    Attributes:
+        rounds: tokens per second of all requests together, one figure a turn.
+        peak_mib: resident memory at its largest while it decoded.
+        kv_bytes: of all requests.
+    """
+
+    arm: str
+    batch: int
+    context: int
+    rounds: list[float]
+    peak_mib: float
+    kv_bytes: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        return statistics.median(self.rounds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefill:
+    """One engine reading one prompt; `rounds` are tokens per second."""
+
+    arm: str
+    context: int
+    rounds: list[float]
+    peak_mib: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        return statistics.median(self.rounds)
+
+
+@dataclass(kw_only=True)
+class Results:
+    """Everything of one run.
+
+    Attributes:
+        headline: context of the ratios at a budget and of prefill.
+        dense_context: of the ratios of the same work.
+        slot_bytes: of one request of a context, by arm; mass and positions included.
+        flat: seconds per token at a fixed budget, by context.
+        load: by arm.
+        missing: engines that gave nothing, and why.
+        failures: cells that an engine failed in.
+        skipped: cells that there was no time for.
+    """
+
+    headline: int
+    dense_context: int
+    many: int
+    decode: list[Decode] = field(default_factory=list)
+    prefill: list[Prefill] = field(default_factory=list)
+    slot_bytes: dict[int, dict[str, int]] = field(default_factory=dict)
+    dense_fp16_bytes: dict[int, int] = field(default_factory=dict)
+    flat: dict[int, float] = field(default_factory=dict)
+    load: dict[str, Latency] = field(default_factory=dict)
+    int8_ppl_ratio: float | None = None
+    missing: dict[str, str] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+    def decoded(self, arm: str, batch: int, context: int) -> float | None:
+        """Tokens per second, if that was measured."""
+        found = (d for d in self.decode if (d.arm, d.batch, d.context) == (arm, batch, context))
+        return next((d.tokens_per_second for d in found), None)
+
+    def prefilled(self, arm: str, context: int) -> float | None:
+        found = (p for p in self.prefill if (p.arm, p.context) == (arm, context))
+        return next((p.tokens_per_second for p in found), None)
+
+    def arms(self) -> list[str]:
+        """All that decoded, in the order in which they did."""
+        return list(dict.fromkeys(d.arm for d in self.decode))
+
+    def peers(self, name: str = "") -> list[str]:
+        """Arms that are not ours: all, or those of one engine."""
+        return [arm for arm in self.arms() if arm not in OURS and arm.startswith(name)]
+
+
+def ratios(results: Results, engines: Sequence[str]) -> dict[str, object]:
+    """Ours over theirs; of an engine's arms the fastest counts. None where a side is missing."""
+    headline, many = results.headline, results.many
+
+    def decode(ours: str, peer: str, batch: int, context: int) -> float | None:
+        theirs = (results.decoded(arm, batch, context) for arm in results.peers(peer))
+        return over(results.decoded(ours, batch, context), best(theirs))
+
+    dense = results.dense_context
+    prefill = best(results.prefilled(arm, headline) for arm in results.peers())
+    slots = results.slot_bytes.get(headline, {})
+    return {
+        "decode_ratio": {peer: decode(TENTH, peer, many, headline) for peer in engines},
+        "dense_ratio_llama_cpp_b1": decode(DENSE, "llama_cpp", 1, dense),
+        "dense_ratio_llama_cpp_b8": decode(DENSE, "llama_cpp", many, dense),
+        "prefill_ratio_best_peer": over(results.prefilled(TENTH, headline), prefill),
+        "requests_ratio_dense": over(slots.get(DENSE), slots.get(TENTH)),
+        "requests_ratio_dense_fp16": over(results.dense_fp16_bytes.get(headline), slots.get(TENTH)),
+        "flatness": over(results.flat.get(8000), results.flat.get(1000)),
+        "int8_ppl_ratio": results.int8_ppl_ratio,
+        "peers_missing": results.missing,
+    }
+
+
+def over(ours: float | None, theirs: float | None) -> float | None:
+    return None if ours is None or theirs is None else ours / theirs
+
+
+def best(values: Iterable[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)

@@ -1,0 +1,80 @@
+"""vLLM's CPU build, its engine stepped in this process. Runs in an environment of its own.
+
+Every request has a prompt of its own, so that no two share blocks of the cache; the prompts are
+read first, and found again by prefix caching, so that all requests begin to decode together.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+from protocol import Reply, serve, timed_steps
+from vllm import LLM, SamplingParams
+
+# More than is ever decoded, so that no request ends in the middle.
+LONG = SamplingParams(temperature=0, max_tokens=1024, ignore_eos=True)
+ONE = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True)
+SEQUENCES = 32
+
+
+class VLLM:
+    def __init__(self, model: str, dtype: str) -> None:
+        self.llm = LLM(
+            model,
+            dtype=dtype,
+            enforce_eager=True,
+            max_model_len=16384,
+            # Speed is measured at the end of the trained context, where some more must fit.
+            hf_overrides={"max_position_embeddings": 16384},
+            max_num_seqs=SEQUENCES,
+            enable_prefix_caching=True,
+            disable_log_stats=True,
+        )
+        self._names = map(str, itertools.count())
+        self._running: list[str] = []
+
+    def prefill(self, prompt: list[int]) -> Reply:
+        self.llm.reset_prefix_cache()
+        started = time.perf_counter()
+        self._read([prompt])
+        return {"seconds": time.perf_counter() - started}
+
+    def fill(self, prompts: list[list[int]]) -> Reply:
+        self._read(prompts)
+        engine = self.llm.llm_engine
+        self._running = [next(self._names) for _ in prompts]
+        for name, ids in zip(self._running, prompts, strict=True):
+            engine.add_request(name, {"prompt_token_ids": ids}, LONG)
+        # From then on they all decode; until then some may be read in a later step than others.
+        begun: set[str] = set()
+        while len(begun) < len(prompts):
+            begun |= {output.request_id.split("-")[0] for output in engine.step()}
+        config = self.llm.llm_engine.vllm_config.model_config
+        width = config.hf_config.num_key_value_heads * config.get_head_size()
+        token = 2 * config.hf_config.num_hidden_layers * width * config.dtype.itemsize
+        return {"kv_bytes": token * sum(len(ids) for ids in prompts)}
+
+    def decode(self, max_steps: int, seconds: float) -> Reply:
+        return {"steps": timed_steps(self._step, max_steps, seconds)}
+
+    def drop(self) -> Reply:
+        engine = self.llm.llm_engine
+        engine.abort_request(self._running)
+        while engine.has_unfinished_requests():
+            engine.step()
+        self._running = []
+        return {}
+
+    def _read(self, prompts: list[list[int]]) -> None:
+        asked = [{"prompt_token_ids": ids} for ids in prompts]
+        self.llm.generate(asked, ONE, use_tqdm=False)
+
+    def _step(self) -> None:
+        outputs = self.llm.llm_engine.step()
+        if len(outputs) != len(self._running):
+            raise RuntimeError(f"a step gave {len(outputs)} of {len(self._running)} a token")
+
+
+if __name__ == "__main__":
+    serve(VLLM)
