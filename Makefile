@@ -68,6 +68,14 @@ lock: install  ## new pins in constraints.txt, from pyproject.toml
 bench-quality: install  ## what training under eviction is worth: one seed, at most 40 minutes
 	$(BIN)/python -m benchmarks.quality
 
+.PHONY: bench-engine
+bench-engine: install  ## the engine beside llama.cpp, vLLM, transformers: at most 40 minutes
+	$(BIN)/python -m benchmarks.engine
+
+.PHONY: soak
+soak: install  ## 10,000 small requests through the engine; slots and memory must be as before
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak
+
 .PHONY: clean
 clean:  ## remove the environment and what the tools left
 	rm -rf .venv *.egg-info build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
