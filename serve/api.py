@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from fastapi import FastAPI, Request, Response
@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
+from serve.choices import Answers, Indexed, merged
 from serve.errors import ApiError, invalid_body, timed_out
 from serve.guard import Guard
 from serve.metrics import Meter, ServeMetrics
@@ -48,7 +49,8 @@ class HttpSettings:
     """What the HTTP side needs to know.
 
     Attributes:
-        model_id, created: of the one model that is served; `created` in seconds since 1970.
+        model_id, created: of the model that is served; `created` in seconds since 1970.
+        adapters: names of its LoRA adapters, each a model to clients.
         request_timeout_s: an answer that is not complete by then is ended.
         max_body_bytes: larger request bodies are refused.
         key: SHA-256 of the API key; None asks for none.
@@ -59,6 +61,7 @@ class HttpSettings:
     created: int
     request_timeout_s: float
     max_body_bytes: int
+    adapters: tuple[str, ...] = ()
     key: bytes | None = None
     may_sleep: bool = False
 
@@ -93,16 +96,18 @@ class Endpoints:
         self._backend = backend
         self._settings = settings
         self._metrics = metrics
-        self._model = Model(
-            id=settings.model_id, created=settings.created, object="model", owned_by="llamahome"
-        )
+        self._models = {
+            name: Model(id=name, created=settings.created, object="model", owned_by="llamahome")
+            for name in (settings.model_id, *settings.adapters)
+        }
 
     async def models(self) -> Response:
-        return JSONResponse({"object": "list", "data": [self._model.to_dict()]})
+        models = [model.to_dict() for model in self._models.values()]
+        return JSONResponse({"object": "list", "data": models})
 
     async def model(self, model_id: str) -> Response:
         self._check_model(model_id)
-        return _json(self._model)
+        return _json(self._models[model_id])
 
     async def completions(self, request: Request) -> Response:
         body = await _parse(request, CompletionRequest)
@@ -129,65 +134,74 @@ class Endpoints:
         return Head(id=f"{prefix}-{uuid.uuid4().hex}", created=int(time.time()), model=model_id)
 
     def _check_model(self, model_id: str) -> None:
-        if model_id != self._settings.model_id:
+        if model_id not in self._models:
+            served = ", ".join(repr(name) for name in self._models)
             raise ApiError(
                 404,
-                f"no model {model_id!r} here; this endpoint serves {self._settings.model_id!r}",
+                f"no model {model_id!r} here; this endpoint serves {served}",
                 param="model",
                 code="model_not_found",
             )
 
     async def _respond(self, body: ChatRequest | CompletionRequest, form: Format) -> Response:
-        deltas = self._deltas(body.generate_request(form.head.id))
+        adapter = None if body.model == self._settings.model_id else body.model
+        requests = body.generate_requests(form.head.id, adapter)
+        deltas = self._deltas(requests)
+        answers = Answers(len(requests), body.choices_per_prompt)
         if not body.stream:
             async with aclosing(deltas):
-                parts = [delta async for delta in deltas]
-            text = "".join(part.text for part in parts)
-            return _json(form.whole(replace(parts[-1], text=text)))
+                async for index, delta in deltas:
+                    answers.add(index, delta)
+            return _json(form.whole(answers.whole(), answers.usage()))
         first = await anext(deltas)  # before the 200, so that a refusal has its own status
         return StreamingResponse(
-            self._events(first, deltas, form, body.include_usage),
+            self._events(first, deltas, form, answers, body.include_usage),
             media_type="text/event-stream",
             headers=STREAM_HEADERS,
         )
 
-    async def _deltas(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
-        """The backend's deltas, measured, until the last or the deadline."""
+    async def _deltas(self, requests: Sequence[GenerateRequest]) -> AsyncGenerator[Indexed, None]:
+        """The backend's deltas, measured, until the last of each request or the deadline."""
         deadline = asyncio.get_running_loop().time() + self._settings.request_timeout_s
-        meter = self._metrics.answer()
-        async with aclosing(self._backend.stream(request)) as deltas:
-            finished = False
-            while not finished:
+        meters = [self._metrics.answer() for _ in requests]
+        streams = [self._backend.stream(request) for request in requests]
+        unfinished = set(range(len(requests)))
+        async with aclosing(merged(streams)) as deltas:
+            while unfinished:
                 try:
                     async with asyncio.timeout_at(deadline):
-                        delta = await anext(deltas)
+                        index, delta = await anext(deltas)
                 except TimeoutError:
                     raise timed_out(self._settings.request_timeout_s) from None
-                meter.note(delta)
-                yield delta
-                finished = delta.finish_reason is not None
+                meters[index].note(delta)
+                yield index, delta
+                if delta.finish_reason is not None:
+                    unfinished.discard(index)
 
     async def _events(
         self,
-        first: Delta,
-        deltas: AsyncGenerator[Delta, None],
+        first: Indexed,
+        deltas: AsyncGenerator[Indexed, None],
         form: Format,
+        answers: Answers,
         include_usage: bool,
     ) -> AsyncIterator[str]:
-        delta = first
         async with aclosing(deltas):
             try:
-                for chunk in (*form.opening(), form.chunk(delta)):
+                answers.note(*first)
+                for chunk in (*form.opening(answers.count), form.chunk(*first)):
                     yield event(chunk)
-                async for delta in deltas:
-                    if delta.text or delta.finish_reason:
-                        yield event(form.chunk(delta))
+                async for index, delta in deltas:
+                    answers.note(index, delta)
+                    if delta.text or delta.tokens or delta.finish_reason:
+                        yield event(form.chunk(index, delta))
             except ApiError as error:
                 self._metrics.stream_errors.inc()
                 yield f"data: {json.dumps(error.body())}\n\n"
                 return
-        if include_usage and delta.usage is not None:
-            yield event(form.usage_chunk(delta.usage))
+        usage = answers.usage()
+        if include_usage and usage is not None:
+            yield event(form.usage_chunk(usage))
         yield "data: [DONE]\n\n"
 
 

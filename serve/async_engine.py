@@ -11,8 +11,8 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
-from llamahome.engine import EngineError, EngineStats, SamplingParams, TextDelta
-from serve.wire import Delta, Usage
+from llamahome.engine import EngineError, EngineStats, SamplingParams, TextDelta, TokenText
+from serve.wire import Delta, Token, TopToken, Usage
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,8 @@ class StepEngine(Protocol):
     @property
     def has_work(self) -> bool: ...
     def encode(self, text: str) -> list[int]: ...
+    def decode(self, ids: Sequence[int]) -> str: ...
+    def prepare(self, params: SamplingParams) -> None: ...
     def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]: ...
     def system_length(self, messages: Sequence[dict[str, Any]]) -> int: ...
     def submit(self, request_id: str, prompt: list[int], params: SamplingParams) -> None: ...
@@ -195,6 +197,12 @@ def _joined(deltas: list[TextDelta]) -> Delta:
     return Delta(
         text="".join(delta.text for delta in deltas),
         token_count=sum(delta.token_count for delta in deltas),
+        tokens=tuple(_token(token) for delta in deltas for token in delta.tokens),
         finish_reason=last.finish_reason,
         usage=None if last.usage is None else Usage(**asdict(last.usage)),
     )
+
+
+def _token(token: TokenText) -> Token:
+    top = tuple(TopToken(other.data, other.logprob) for other in token.top)
+    return Token(token.data, token.offset, token.logprob, top)

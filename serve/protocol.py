@@ -2,52 +2,29 @@
 
 Every field that OpenAI's own client sends is known here. A field whose feature does not exist here
 accepts only the values that do not ask for it, and any other is refused by name: nothing that a
-client asked for is dropped in silence.
+client asked for is dropped in silence. What OpenAI's API has no field for has vLLM's name.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from serve.fields import Absent, Empty, Off, Strict, only
+from serve.structured import JsonValue, ResponseFormat, StructuredOutputs, grammar_of
 from serve.wire import GenerateRequest
 
 # OpenAI's default for completions; a chat's is whatever the context has left.
 COMPLETION_MAX_TOKENS = 16
 MAX_STOPS = 4
+MAX_CHOICES = 128
 
 
-def _only(*neutral: object) -> AfterValidator:
-    """Accept null and `neutral`; anything else asks for what does not exist here."""
-
-    def check(value: object) -> object:
-        # bool is an int in Python: compare kinds too, or `n: true` would pass for 1.
-        if value is None or any(value == n and type(value) is type(n) for n in neutral):
-            return value
-        allowed = " or ".join(repr(n) for n in neutral)
-        raise PydanticCustomError(
-            "unsupported",
-            "not supported here; leave it out{allowed}",
-            {"allowed": f" or send {allowed}" if allowed else ""},
-        )
-
-    return AfterValidator(check)
-
-
-Absent = Annotated[Any, _only()]
-Off = Annotated[Any, _only(False)]
-Empty = Annotated[Any, _only([], {})]
-Zero = Annotated[Any, _only(0, 0.0)]
-One = Annotated[Any, _only(1)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class TextPart(_Strict):
+class TextPart(Strict):
     type: Literal["text"]
     text: str
 
@@ -56,7 +33,7 @@ def _text(content: str | list[TextPart]) -> str:
     return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
-class Message(_Strict):
+class Message(Strict):
     """One message; what an answer of this API carries besides its text may come back as null."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -74,7 +51,7 @@ class Message(_Strict):
         return {"role": role, "content": _text(self.content)}
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     include_usage: bool = False
     include_obfuscation: Off = None
 
@@ -92,35 +69,97 @@ Stop = Annotated[
 ]
 
 
-class _Generation(_Strict):
+class _Generation(Strict):
     """What both endpoints take."""
 
     model: str
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[int, float] | None = None
     seed: int | None = None
-    stop: Stop = []
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    stop: Stop = Field(default_factory=list)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
 
-    n: One = None
-    frequency_penalty: Zero = None
-    presence_penalty: Zero = None
-    logit_bias: Empty = None
+    # vLLM's
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: int = 0
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool = False
+    priority: int = 0
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: JsonValue | None = None
+    guided_regex: str | None = None
+    guided_choice: Annotated[list[str], Field(min_length=1)] | None = None
+
+    # ours
+    kv_budget: int | None = None
+    kv_policy: str | None = None
 
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
-    def _sampling(self) -> dict[str, Any]:
-        return {
-            "temperature": 1.0 if self.temperature is None else self.temperature,
-            "top_p": 1.0 if self.top_p is None else self.top_p,
-            "seed": self.seed,
-            "stop": tuple(self.stop),
-        }
+    @property
+    def choices_per_prompt(self) -> int:
+        return self.n or 1
+
+    def _request(self, request_id: str, adapter: str | None) -> GenerateRequest:
+        """All but the prompt, how long the answer may be, and logprobs."""
+        return GenerateRequest(
+            request_id=request_id,
+            min_tokens=self.min_tokens,
+            temperature=_or(self.temperature, 1.0),
+            top_p=_or(self.top_p, 1.0),
+            top_k=0 if self.top_k in (None, -1) else self.top_k,
+            min_p=_or(self.min_p, 0.0),
+            repetition_penalty=_or(self.repetition_penalty, 1.0),
+            presence_penalty=_or(self.presence_penalty, 0.0),
+            frequency_penalty=_or(self.frequency_penalty, 0.0),
+            logit_bias=self.logit_bias or {},
+            seed=self.seed,
+            stop=tuple(self.stop),
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            ignore_eos=self.ignore_eos,
+            grammar=grammar_of(
+                response_format=self.response_format,
+                structured_outputs=self.structured_outputs,
+                guided_json=self.guided_json,
+                guided_regex=self.guided_regex,
+                guided_choice=self.guided_choice,
+            ),
+            kv_budget=self.kv_budget,
+            kv_policy=self.kv_policy,
+            priority=self.priority,
+            adapter=adapter,
+        )
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def _fan_out(requests: Sequence[GenerateRequest], count: int) -> list[GenerateRequest]:
+    """`count` requests in place of each, that differ by id and seed; one alone stays as it is."""
+    copies = [(request, i) for request in requests for i in range(count)]
+    if len(copies) == 1:
+        return list(requests)
+    return [
+        replace(
+            request,
+            request_id=f"{request.request_id}-{index}",
+            seed=None if request.seed is None else request.seed + i,
+        )
+        for index, (request, i) in enumerate(copies)
+    ]
 
 
 class ChatRequest(_Generation):
@@ -133,60 +172,91 @@ class ChatRequest(_Generation):
     prompt_cache_key: str | None = None
 
     audio: Absent = None
-    function_call: Annotated[Any, _only("none")] = None
+    function_call: Annotated[Any, only("none")] = None
     functions: Empty = None
-    logprobs: Off = None
-    modalities: Annotated[Any, _only(["text"])] = None
+    logprobs: bool | None = None
+    modalities: Annotated[Any, only(["text"])] = None
     moderation: Absent = None
-    parallel_tool_calls: Annotated[Any, _only(True, False)] = None
+    parallel_tool_calls: Annotated[Any, only(True, False)] = None
     prediction: Absent = None
     prompt_cache_options: Absent = None
     prompt_cache_retention: Absent = None
-    reasoning_effort: Annotated[Any, _only("none")] = None
-    response_format: Annotated[Any, _only({"type": "text"})] = None
-    service_tier: Annotated[Any, _only("auto", "default")] = None
+    reasoning_effort: Annotated[Any, only("none")] = None
+    service_tier: Annotated[Any, only("auto", "default")] = None
     store: Off = None
-    tool_choice: Annotated[Any, _only("none", "auto")] = None
+    tool_choice: Annotated[Any, only("none", "auto")] = None
     tools: Empty = None
-    top_logprobs: Zero = None
-    verbosity: Annotated[Any, _only("medium")] = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    verbosity: Annotated[Any, only("medium")] = None
     web_search_options: Absent = None
 
-    def generate_request(self, request_id: str) -> GenerateRequest:
+    @field_validator("top_logprobs")
+    @classmethod
+    def _of_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value and not info.data.get("logprobs"):
+            raise PydanticCustomError("invalid_value", "it needs logprobs: true")
+        return value
+
+    def generate_requests(
+        self, request_id: str, adapter: str | None = None
+    ) -> list[GenerateRequest]:
+        """One for each choice of the answer."""
         limit = self.max_tokens
         if self.max_completion_tokens is not None:
             limit = self.max_completion_tokens
-        return GenerateRequest(
-            request_id=request_id,
+        request = replace(
+            self._request(request_id, adapter),
             messages=[message.for_template() for message in self.messages],
             max_tokens=limit,
-            **self._sampling(),
+            logprobs=(self.top_logprobs or 0) if self.logprobs else None,
         )
+        return _fan_out([request], self.choices_per_prompt)
 
 
-def _one_prompt(prompt: object) -> object:
-    """OpenAI takes several prompts in one request; here a list holds one, or is token ids."""
+def _as_prompts(prompt: object) -> object:
+    """OpenAI takes a text, token ids, or a list of either."""
     if not isinstance(prompt, list) or all(type(item) is int for item in prompt):
-        return prompt
-    if len(prompt) != 1:
-        raise PydanticCustomError("unsupported", "one prompt per request; send them one by one")
-    return prompt[0]
+        return [prompt]
+    return prompt
 
 
 class CompletionRequest(_Generation):
     """POST /v1/completions."""
 
-    prompt: Annotated[str | list[int], BeforeValidator(_one_prompt)]
+    prompt: Annotated[list[str | list[int]], Field(min_length=1), BeforeValidator(_as_prompts)]
 
-    best_of: One = None
-    echo: Off = None
-    logprobs: Absent = None
-    suffix: Annotated[Any, _only("")] = None
+    best_of: int | None = None
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    suffix: Annotated[Any, only("")] = None
 
-    def generate_request(self, request_id: str) -> GenerateRequest:
-        return GenerateRequest(
-            request_id=request_id,
-            prompt=self.prompt,
+    @field_validator("best_of")
+    @classmethod
+    def _no_choosing(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value not in (None, info.data.get("n") or 1):
+            raise PydanticCustomError("unsupported", "not supported here; leave it out or send n")
+        return value
+
+    @field_validator("prompt")
+    @classmethod
+    def _not_too_many(
+        cls, value: list[str | list[int]], info: ValidationInfo
+    ) -> list[str | list[int]]:
+        if len(value) * (info.data.get("n") or 1) > MAX_CHOICES:
+            raise PydanticCustomError(
+                "too_many", f"prompts times n must not exceed {MAX_CHOICES}; send them apart"
+            )
+        return value
+
+    def generate_requests(
+        self, request_id: str, adapter: str | None = None
+    ) -> list[GenerateRequest]:
+        """One for each choice of the answer: those of the first prompt, of the second, ..."""
+        common = replace(
+            self._request(request_id, adapter),
             max_tokens=COMPLETION_MAX_TOKENS if self.max_tokens is None else self.max_tokens,
-            **self._sampling(),
+            logprobs=self.logprobs,
+            echo=bool(self.echo),
         )
+        requests = [replace(common, prompt=prompt) for prompt in self.prompt]
+        return _fan_out(requests, self.choices_per_prompt)

@@ -7,15 +7,27 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from functools import partial
+from typing import ParamSpec, TypeVar
 
 from jinja2 import TemplateError
 
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
-from llamahome.engine import EngineError, QueueFullError, RequestError, SamplingParams, TextEngine
+from llamahome.engine import (
+    EngineError,
+    Grammar,
+    QueueFullError,
+    RequestError,
+    SamplingParams,
+    TextEngine,
+)
 from serve.async_engine import AsyncEngine, EngineStoppedError, StepEngine
 from serve.wire import Failure, GenerateRequest, ReplicaStats, Reply
 
 logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 EngineFactory = Callable[[ModelConfig, PolicyConfig, EngineConfig], StepEngine]
 
@@ -44,7 +56,7 @@ class Replica:
         started = False
         try:
             prompt, protected = await self._encode(request)
-            params = self._params(request, prompt, protected)
+            params = await self._in_encoder(self._params, request, prompt, protected)
             answer = self._async_engine.generate(request.request_id, prompt, params)
             async with aclosing(answer) as deltas:
                 started = self._async_engine.running
@@ -55,18 +67,20 @@ class Replica:
 
     async def _encode(self, request: GenerateRequest) -> tuple[list[int], int]:
         """Token ids, and how many of the first ones stay for ever."""
-        loop = asyncio.get_running_loop()
         if request.messages is not None:
             try:
-                return await loop.run_in_executor(self._encoder, self._chat, request.messages)
+                return await self._in_encoder(self._chat, request.messages)
             except TemplateError as error:  # templates refuse orders of roles they do not know
                 raise RequestError(
                     "messages", f"{len(request.messages)} messages", str(error)
                 ) from error
         if isinstance(request.prompt, str):
-            ids = await loop.run_in_executor(self._encoder, self._engine.encode, request.prompt)
-            return ids, 0
+            return await self._in_encoder(self._engine.encode, request.prompt), 0
         return request.prompt or [], 0
+
+    async def _in_encoder(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._encoder, partial(call, *args, **kwargs))
 
     def _chat(self, messages: list[dict[str, str]]) -> tuple[list[int], int]:
         return self._engine.encode_chat(messages), self._engine.system_length(messages)
@@ -75,14 +89,37 @@ class Replica:
         self, request: GenerateRequest, prompt: list[int], protected: int
     ) -> SamplingParams:
         left = max(1, self._engine.max_length - len(prompt))
-        return SamplingParams(
+        grammar = request.grammar
+        params = SamplingParams(
             max_tokens=left if request.max_tokens is None else request.max_tokens,
+            min_tokens=request.min_tokens,
             temperature=request.temperature,
             top_p=request.top_p,
+            top_k=request.top_k,
+            min_p=request.min_p,
+            repetition_penalty=request.repetition_penalty,
+            presence_penalty=request.presence_penalty,
+            frequency_penalty=request.frequency_penalty,
+            logit_bias=request.logit_bias,
             seed=request.seed,
+            logprobs=request.logprobs,
+            prompt_logprobs=request.logprobs if request.echo else None,
+            echo=self._prompt_text(request, prompt) if request.echo else None,
             stop=request.stop,
+            stop_token_ids=request.stop_token_ids,
+            ignore_eos=request.ignore_eos,
+            grammar=None if grammar is None else Grammar(grammar.kind, grammar.text),
             protected=protected,
+            kv_budget=request.kv_budget,
+            kv_policy=request.kv_policy,
+            priority=request.priority,
+            adapter=request.adapter,
         )
+        self._engine.prepare(params)
+        return params
+
+    def _prompt_text(self, request: GenerateRequest, prompt: list[int]) -> str:
+        return request.prompt if isinstance(request.prompt, str) else self._engine.decode(prompt)
 
     async def stats(self) -> ReplicaStats:
         stats = self._async_engine.stats()
@@ -107,9 +144,16 @@ class Replica:
 
 def _failure(error: EngineError, request: GenerateRequest, started: bool) -> Failure:
     if isinstance(error, RequestError):
-        chat_prompt = error.field in ("prompt", "protected") and request.messages is not None
-        field = "messages" if chat_prompt else error.field
-        return Failure(kind="invalid", message=str(error), field=field)
+        return Failure(kind="invalid", message=str(error), field=_field(error, request))
     if isinstance(error, QueueFullError):
         return Failure(kind="full", message=str(error))
     return Failure(kind="failed" if started else "unavailable", message=str(error))
+
+
+def _field(error: RequestError, request: GenerateRequest) -> str:
+    """The client's name for the field that is wrong."""
+    if error.field in ("prompt", "protected") and request.messages is not None:
+        return "messages"
+    if error.field == "grammar" and request.grammar is not None:
+        return request.grammar.field
+    return "logprobs" if error.field == "prompt_logprobs" else error.field

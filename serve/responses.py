@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from openai import BaseModel
 from openai.types import Completion, CompletionChoice, CompletionUsage
 from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessage
 from openai.types.chat.chat_completion import Choice as ChatChoice
+from openai.types.chat.chat_completion import ChoiceLogprobs
 from openai.types.chat.chat_completion_chunk import Choice as ChunkChoice
 from openai.types.chat.chat_completion_chunk import ChoiceDelta
+from openai.types.chat.chat_completion_chunk import ChoiceLogprobs as ChunkLogprobs
 
+from serve.logprobs import chat_logprobs, completion_logprobs
 from serve.wire import Delta, Usage
-
-FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,26 +37,33 @@ class ChatFormat:
 
     head: Head
 
-    def whole(self, answer: Delta) -> ChatCompletion:
-        message = ChatCompletionMessage(role="assistant", content=answer.text, refusal=None)
-        choice = ChatChoice(
-            index=0, message=message, finish_reason=answer.finish_reason or "stop", logprobs=None
-        )
+    def whole(self, answers: Sequence[Delta], usage: Usage | None) -> ChatCompletion:
         return ChatCompletion(
             **self.head.fields(),
             object="chat.completion",
-            choices=[choice],
-            usage=usage_of(answer.usage),
+            choices=[_chat_choice(index, answer) for index, answer in enumerate(answers)],
+            usage=usage_of(usage),
         )
 
-    def opening(self) -> list[BaseModel]:
+    def opening(self, choices: int) -> list[BaseModel]:
         """Chunks before the first text."""
-        return [self._chunk(ChoiceDelta(role="assistant", content=""))]
+        role = ChoiceDelta(role="assistant", content="")
+        return [
+            self._chunk(ChunkChoice(index=index, delta=role, finish_reason=None, logprobs=None))
+            for index in range(choices)
+        ]
 
-    def chunk(self, delta: Delta) -> BaseModel:
-        """A chunk of text; the last one has the finish reason."""
-        text = ChoiceDelta(content=delta.text) if delta.text else ChoiceDelta()
-        return self._chunk(text, delta.finish_reason)
+    def chunk(self, index: int, delta: Delta) -> BaseModel:
+        """A chunk of one choice's text; its last one has the finish reason."""
+        content = chat_logprobs(delta.tokens)
+        return self._chunk(
+            ChunkChoice(
+                index=index,
+                delta=ChoiceDelta(content=delta.text) if delta.text else ChoiceDelta(),
+                finish_reason=delta.finish_reason,
+                logprobs=ChunkLogprobs(content=content, refusal=None) if content else None,
+            )
+        )
 
     def usage_chunk(self, usage: Usage) -> BaseModel:
         """The chunk after the last, for clients that asked for usage."""
@@ -65,11 +74,9 @@ class ChatFormat:
             usage=usage_of(usage),
         )
 
-    def _chunk(self, delta: ChoiceDelta, reason: FinishReason | None = None) -> BaseModel:
+    def _chunk(self, choice: ChunkChoice) -> BaseModel:
         return ChatCompletionChunk(
-            **self.head.fields(),
-            object="chat.completion.chunk",
-            choices=[ChunkChoice(index=0, delta=delta, finish_reason=reason, logprobs=None)],
+            **self.head.fields(), object="chat.completion.chunk", choices=[choice]
         )
 
 
@@ -79,16 +86,16 @@ class CompletionFormat:
 
     head: Head
 
-    def whole(self, answer: Delta) -> Completion:
+    def whole(self, answers: Sequence[Delta], usage: Usage | None) -> Completion:
         return self._completion(
-            [_completion_choice(answer.text, answer.finish_reason or "stop")], answer.usage
+            [_completion_choice(index, answer) for index, answer in enumerate(answers)], usage
         )
 
-    def opening(self) -> list[BaseModel]:
+    def opening(self, choices: int) -> list[BaseModel]:
         return []
 
-    def chunk(self, delta: Delta) -> BaseModel:
-        return self._completion([_completion_choice(delta.text, delta.finish_reason)])
+    def chunk(self, index: int, delta: Delta) -> BaseModel:
+        return self._completion([_completion_choice(index, delta)])
 
     def usage_chunk(self, usage: Usage) -> BaseModel:
         return self._completion([], usage)
@@ -126,9 +133,24 @@ def usage_of(usage: Usage | None) -> CompletionUsage | None:
     )
 
 
-def _completion_choice(text: str, reason: FinishReason | None) -> CompletionChoice:
+def _chat_choice(index: int, answer: Delta) -> ChatChoice:
+    content = chat_logprobs(answer.tokens)
+    return ChatChoice(
+        index=index,
+        message=ChatCompletionMessage(role="assistant", content=answer.text, refusal=None),
+        finish_reason=answer.finish_reason or "stop",
+        logprobs=ChoiceLogprobs(content=content, refusal=None) if content else None,
+    )
+
+
+def _completion_choice(index: int, delta: Delta) -> CompletionChoice:
     # `construct` does not validate: chunks have no reason yet, which the type does not foresee.
-    return CompletionChoice.construct(index=0, text=text, finish_reason=reason, logprobs=None)
+    return CompletionChoice.construct(
+        index=index,
+        text=delta.text,
+        finish_reason=delta.finish_reason,
+        logprobs=completion_logprobs(delta.tokens),
+    )
 
 
 def event(data: BaseModel) -> str:

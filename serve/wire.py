@@ -5,8 +5,17 @@ Nothing here comes from the engine's floor, so that the ingress starts without t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What an answer must look like; `field` is where the client asked for it."""
+
+    kind: Literal["json", "regex", "choice"]
+    text: str
+    field: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,16 +27,33 @@ class GenerateRequest:
         prompt: text or token ids of a completion; None for a chat.
         messages: of a chat, as the chat template takes them.
         max_tokens: None is whatever the context has left.
+        echo: whether the answer begins with the prompt, and its logprobs with the prompt's.
     """
 
     request_id: str
     prompt: str | list[int] | None = None
     messages: list[dict[str, str]] | None = None
     max_tokens: int | None = None
+    min_tokens: int = 0
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = field(default_factory=dict)
     seed: int | None = None
+    logprobs: int | None = None
+    echo: bool = False
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    grammar: Grammar | None = None
+    kv_budget: int | None = None
+    kv_policy: str | None = None
+    priority: int = 0
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +68,34 @@ class Usage:
     kv_bytes_dense: int
 
 
+@dataclass(frozen=True)
+class TopToken:
+    """A token that might have been chosen."""
+
+    data: bytes
+    logprob: float
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token with its log-probability; fields as in `llamahome.engine.TokenText`."""
+
+    data: bytes
+    offset: int
+    logprob: float | None
+    top: tuple[TopToken, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Delta:
-    """Text added to one answer. `finish_reason` and `usage` are set on the last."""
+    """Text added to one answer. `finish_reason` and `usage` are set on the last.
+
+    `tokens` are those of the text, where log-probabilities are asked for.
+    """
 
     text: str
     token_count: int
+    tokens: tuple[Token, ...] = ()
     finish_reason: Literal["stop", "length"] | None = None
     usage: Usage | None = None
 

@@ -50,6 +50,7 @@ class FakeEngine:
     waiting: deque[str] = field(default_factory=deque)
     requests: dict[str, tuple[list[int], SamplingParams]] = field(default_factory=dict)
     cancelled: list[str] = field(default_factory=list)
+    prepared: list[SamplingParams] = field(default_factory=list)
 
     @property
     def has_work(self) -> bool:
@@ -57,6 +58,14 @@ class FakeEngine:
 
     def encode(self, text: str) -> list[int]:
         return [ord(character) for character in text]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(chr(i) for i in ids)
+
+    def prepare(self, params: SamplingParams) -> None:
+        if params.grammar is not None and params.grammar.text == "(":
+            raise RequestError("grammar", "(", "no valid regex")
+        self.prepared.append(params)
 
     def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
         if messages[-1]["role"] != "user":

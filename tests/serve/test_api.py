@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from serve.errors import ApiError, no_replica, queue_full
-from serve.wire import Delta
+from serve.wire import Delta, Token, TopToken
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
 COMPLETION = {"model": "tiny", "prompt": "Hi"}
+TOKEN = Token(b"H", 0, -0.5, (TopToken(b"J", -0.25),))
 
 
 def events(text: str) -> list[Any]:
@@ -66,6 +67,99 @@ async def test_a_completion_as_a_stream_without_usage(connect):
     assert done == "[DONE]"
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == "Hello"
     assert all("usage" not in chunk or chunk["usage"] is None for chunk in chunks)
+
+
+async def test_several_choices_in_one_piece(connect, backend):
+    async with connect() as client:
+        body = (await client.post("/v1/chat/completions", json={**CHAT, "n": 3, "seed": 5})).json()
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]
+    assert [choice["message"]["content"] for choice in body["choices"]] == ["Hello"] * 3
+    assert (body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]) == (5, 9)
+    assert [request.seed for request in backend.requests] == [5, 6, 7]
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+async def test_several_choices_as_a_stream(connect, path):
+    options = {"n": 2, "stream": True, "stream_options": {"include_usage": True}}
+    question = CHAT if path.startswith("chat") else COMPLETION
+    async with connect() as client:
+        response = await client.post(f"/v1/{path}", json={**question, **options})
+    *chunks, usage, done = events(response.text)
+    assert done == "[DONE]"
+    for index in range(2):
+        choices = [c for chunk in chunks for c in chunk["choices"] if c["index"] == index]
+        parts = [c["delta"].get("content", "") if "delta" in c else c["text"] for c in choices]
+        assert "".join(parts) == "Hello"
+        assert choices[-1]["finish_reason"] == "stop"
+    assert usage["usage"]["completion_tokens"] == 6
+
+
+async def test_several_prompts_are_choices_one_after_the_other(connect, backend):
+    async with connect() as client:
+        body = (
+            await client.post("/v1/completions", json={**COMPLETION, "prompt": ["a", "b"]})
+        ).json()
+    assert [choice["index"] for choice in body["choices"]] == [0, 1]
+    assert [request.prompt for request in backend.requests] == ["a", "b"]
+    assert body["usage"]["prompt_tokens"] == 10
+
+
+async def test_one_choice_that_fails_fails_the_answer(connect, backend):
+    backend.script = [Delta(text="Hel", token_count=1), ApiError(500, "it died")]
+    async with connect() as client:
+        response = await client.post("/v1/chat/completions", json={**CHAT, "n": 2})
+    assert response.status_code == 500
+    assert backend.closed == 2
+
+
+async def test_logprobs_of_a_chat(connect, backend):
+    backend.script = [
+        Delta(text="H", token_count=1, tokens=(TOKEN,)),
+        Delta(text="i", token_count=1, tokens=(TOKEN,), finish_reason="stop"),
+    ]
+    async with connect() as client:
+        asked = {**CHAT, "logprobs": True, "top_logprobs": 1}
+        whole = (await client.post("/v1/chat/completions", json=asked)).json()
+        stream = await client.post("/v1/chat/completions", json={**asked, "stream": True})
+    expected = {
+        "token": "H",
+        "bytes": [72],
+        "logprob": -0.5,
+        "top_logprobs": [{"token": "J", "bytes": [74], "logprob": -0.25}],
+    }
+    assert whole["choices"][0]["logprobs"] == {"content": [expected] * 2, "refusal": None}
+    chunks = [chunk["choices"][0]["logprobs"] for chunk in events(stream.text)[:-1]]
+    assert chunks == [None, *[{"content": [expected], "refusal": None}] * 2]
+    assert backend.requests[0].logprobs == 1
+
+
+async def test_logprobs_of_a_completion(connect, backend):
+    backend.script = [Delta(text="H", token_count=1, tokens=(TOKEN,), finish_reason="stop")]
+    async with connect() as client:
+        body = (await client.post("/v1/completions", json={**COMPLETION, "logprobs": 1})).json()
+    assert body["choices"][0]["logprobs"] == {
+        "text_offset": [0],
+        "token_logprobs": [-0.5],
+        "tokens": ["H"],
+        "top_logprobs": [{"J": -0.25, "H": -0.5}],
+    }
+
+
+async def test_an_adapter_is_a_model_of_its_own(connect, backend):
+    async with connect(adapters=("pirate",)) as client:
+        listed = (await client.get("/v1/models")).json()["data"]
+        answer = await client.post("/v1/completions", json={**COMPLETION, "model": "pirate"})
+        await client.post("/v1/completions", json=COMPLETION)
+    assert [model["id"] for model in listed] == ["tiny", "pirate"]
+    assert answer.json()["model"] == "pirate"
+    assert [request.adapter for request in backend.requests] == ["pirate", None]
+
+
+async def test_two_grammars_are_refused_by_field(connect):
+    asked = {**CHAT, "guided_regex": "a", "guided_choice": ["a"]}
+    async with connect() as client:
+        response = await client.post("/v1/chat/completions", json=asked)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "guided_choice")
 
 
 async def test_models_are_listed_and_found(connect):

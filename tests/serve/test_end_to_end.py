@@ -160,7 +160,7 @@ def test_errors_become_the_clients_own(endpoint):
         create(model="gpt-4", messages=MESSAGES)
     assert missing.value.code == "model_not_found"
     with pytest.raises(openai.BadRequestError, match="not supported"):
-        create(model="tiny", messages=MESSAGES, n=3)
+        create(model="tiny", messages=MESSAGES, reasoning_effort="high")
     with pytest.raises(openai.BadRequestError, match=r"9999.* 2048") as long:
         create(model="tiny", messages=MESSAGES, max_tokens=9999)
     assert long.value.param == "max_tokens"

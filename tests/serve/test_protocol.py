@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from openai.types.chat.completion_create_params import (
@@ -15,8 +16,9 @@ from openai.types.completion_create_params import (
 )
 from pydantic import ValidationError
 
-from serve.errors import invalid_body
+from serve.errors import ApiError, invalid_body
 from serve.protocol import ChatRequest, CompletionRequest
+from serve.wire import GenerateRequest, Grammar
 
 USER = {"role": "user", "content": "Hi"}
 
@@ -47,16 +49,8 @@ def test_every_field_of_the_openai_client_is_known(ours, theirs):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("n", 2),
-        ("n", True),
-        ("logprobs", True),
-        ("top_logprobs", 3),
         ("tools", [{"type": "function"}]),
         ("tool_choice", "required"),
-        ("response_format", {"type": "json_object"}),
-        ("logit_bias", {"5": 1}),
-        ("presence_penalty", 0.5),
-        ("frequency_penalty", -1),
         ("reasoning_effort", "high"),
         ("modalities", ["audio"]),
         ("store", True),
@@ -96,6 +90,18 @@ def test_values_that_ask_for_nothing_special_are_accepted(field, values):
     ("fields", "param"),
     [
         ({"temprature": 1}, "temprature"),
+        ({"n": True}, "n"),
+        ({"n": 0}, "n"),
+        ({"n": 129}, "n"),
+        ({"logit_bias": {"x": 1}}, "logit_bias.x.[key]"),
+        ({"logit_bias": {"5": "1"}}, "logit_bias.5"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": False, "top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"response_format": {"type": "yaml"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.json_schema"),
+        ({"guided_choice": []}, "guided_choice"),
+        ({"stop_token_ids": ["a"]}, "stop_token_ids.0"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{**USER, "colour": 1}]}, "messages.0.colour"),
@@ -125,7 +131,7 @@ def test_messages_reach_the_template_as_plain_text():
             {"role": "user", "content": [{"type": "text", "text": "a"}] * 2},
             {"role": "assistant", "content": "b", "refusal": None, "tool_calls": None},
         ]
-    ).generate_request("id")
+    ).generate_requests("id")[0]
     assert request.messages == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "aa"},
@@ -134,25 +140,139 @@ def test_messages_reach_the_template_as_plain_text():
 
 
 def test_sampling_and_limits_become_a_request():
-    request = chat(max_completion_tokens=7, seed=3, stop="x").generate_request("id")
+    (request,) = chat(max_completion_tokens=7, seed=3, stop="x").generate_requests("id")
     assert (request.max_tokens, request.seed, request.stop) == (7, 3, ("x",))
     assert (request.temperature, request.top_p) == (1.0, 1.0)
-    assert chat(temperature=0, top_p=0.5).generate_request("id").temperature == 0
-    assert chat().generate_request("id").max_tokens is None
-    assert completion().generate_request("id").max_tokens == 16
+    assert chat(temperature=0, top_p=0.5).generate_requests("id")[0].temperature == 0
+    assert chat().generate_requests("id")[0].max_tokens is None
+    assert completion().generate_requests("id")[0].max_tokens == 16
+
+
+@pytest.mark.parametrize("body", [chat, completion])
+def test_every_sampling_field_becomes_part_of_the_request(body):
+    fields = {
+        "min_tokens": 2,
+        "top_k": 5,
+        "min_p": 0.1,
+        "repetition_penalty": 1.2,
+        "presence_penalty": 0.5,
+        "frequency_penalty": -0.5,
+        "ignore_eos": True,
+        "kv_budget": 128,
+        "kv_policy": "h2o",
+        "priority": -1,
+    }
+    (request,) = body(**fields, logit_bias={"7": -100}, stop_token_ids=[3]).generate_requests("id")
+    assert {name: getattr(request, name) for name in fields} == fields
+    assert (request.logit_bias, request.stop_token_ids) == ({7: -100.0}, (3,))
+    assert body(top_k=-1).generate_requests("id")[0].top_k == 0
+    assert body().generate_requests("id")[0] == replace(
+        GenerateRequest(request_id="id"),
+        **{name: getattr(request, name) for name in ("messages", "prompt", "max_tokens")},
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "logprobs"),
+    [
+        ({}, None),
+        ({"logprobs": False}, None),
+        ({"logprobs": True}, 0),
+        ({"logprobs": True, "top_logprobs": 4}, 4),
+    ],
+)
+def test_a_chats_logprobs_are_a_switch_and_a_number(fields, logprobs):
+    assert chat(**fields).generate_requests("id")[0].logprobs == logprobs
+
+
+def test_a_completions_logprobs_are_a_number():
+    (request,) = completion(logprobs=3, echo=True).generate_requests("id")
+    assert (request.logprobs, request.echo) == (3, True)
+
+
+def test_choices_differ_by_id_and_seed():
+    requests = completion(prompt=["a", "b"], n=2, seed=7).generate_requests("id")
+    assert [r.request_id for r in requests] == ["id-0", "id-1", "id-2", "id-3"]
+    assert [r.prompt for r in requests] == ["a", "a", "b", "b"]
+    assert [r.seed for r in requests] == [7, 8, 7, 8]
+    assert [r.seed for r in chat(n=2).generate_requests("id")] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("fields", "grammar"),
+    [
+        ({"response_format": {"type": "text"}}, None),
+        (
+            {"response_format": {"type": "json_object"}},
+            ("json", '{"type": "object"}', "response_format"),
+        ),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "x", "schema": {"type": "integer"}, "strict": True},
+                }
+            },
+            ("json", '{"type": "integer"}', "response_format"),
+        ),
+        ({"guided_json": {"type": "null"}}, ("json", '{"type": "null"}', "guided_json")),
+        ({"guided_json": '{"type": "null"}'}, ("json", '{"type": "null"}', "guided_json")),
+        ({"guided_regex": "a+"}, ("regex", "a+", "guided_regex")),
+        ({"guided_choice": ["a", "b"]}, ("choice", '["a", "b"]', "guided_choice")),
+        (
+            {"structured_outputs": {"regex": "a+"}},
+            ("regex", "a+", "structured_outputs.regex"),
+        ),
+        (
+            {"structured_outputs": {"json": {"type": "null"}}},
+            ("json", '{"type": "null"}', "structured_outputs.json"),
+        ),
+        (
+            {"structured_outputs": {"json_object": True}},
+            ("json", '{"type": "object"}', "structured_outputs.json_object"),
+        ),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("body", [chat, completion])
+def test_what_an_answer_must_look_like(body, fields, grammar):
+    (request,) = body(**fields).generate_requests("id")
+    assert request.grammar == (None if grammar is None else Grammar(*grammar))
+
+
+def test_two_grammars_are_refused():
+    body = chat(guided_regex="a", response_format={"type": "json_object"})
+    with pytest.raises(ApiError, match="response_format already says") as refused:
+        body.generate_requests("id")
+    assert (refused.value.status, refused.value.param) == (400, "guided_regex")
 
 
 @pytest.mark.parametrize(
     ("prompt", "expected"),
-    [("Hi", "Hi"), (["Hi"], "Hi"), ([1, 2], [1, 2]), ([[1, 2]], [1, 2])],
-    ids=["text", "list of text", "token ids", "list of token ids"],
+    [
+        ("Hi", ["Hi"]),
+        (["Hi"], ["Hi"]),
+        (["Hi", "Ho"], ["Hi", "Ho"]),
+        ([1, 2], [[1, 2]]),
+        ([[1, 2]], [[1, 2]]),
+        ([[1, 2], [3]], [[1, 2], [3]]),
+    ],
+    ids=["text", "list of text", "texts", "token ids", "list of token ids", "lists"],
 )
-def test_one_prompt_in_each_of_its_forms(prompt, expected):
-    assert completion(prompt=prompt).generate_request("id").prompt == expected
+def test_prompts_in_each_of_their_forms(prompt, expected):
+    requests = completion(prompt=prompt).generate_requests("id")
+    assert [request.prompt for request in requests] == expected
 
 
-@pytest.mark.parametrize("prompt", [["a", "b"], [[1], [2]], [[1, "a"]], {"a": 1}, None])
+@pytest.mark.parametrize("prompt", [[[1, "a"]], {"a": 1}, None, ["a"] * 129])
 def test_other_prompts_are_refused(prompt):
     with pytest.raises(ValidationError) as refused:
         completion(prompt=prompt)
     assert (invalid_body(refused.value).param or "").startswith("prompt")
+
+
+def test_best_of_must_be_n():
+    assert completion(best_of=2, n=2).choices_per_prompt == 2
+    with pytest.raises(ValidationError) as refused:
+        completion(best_of=3)
+    assert invalid_body(refused.value).param == "best_of"

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
+from llamahome.engine import Grammar as EngineGrammar
 from serve.async_engine import EngineStoppedError
 from serve.replica import Replica
-from serve.wire import GenerateRequest
+from serve.wire import GenerateRequest, Grammar
 
 
 @pytest.fixture
@@ -61,6 +62,54 @@ async def test_sampling_reaches_the_engine(make_engine):
     replica.close()
     params = engine.requests["a"][1]
     assert (params.temperature, params.top_p, params.seed, params.stop) == (0.5, 0.9, 7, ("x",))
+
+
+async def test_every_sampling_field_reaches_the_engine(make_engine):
+    engine = make_engine()
+    replica = Replica(
+        ModelConfig(), PolicyConfig(), EngineConfig(), engine_factory=lambda *_: engine
+    )
+    fields = {
+        "min_tokens": 1,
+        "top_k": 5,
+        "min_p": 0.1,
+        "repetition_penalty": 1.2,
+        "presence_penalty": 0.5,
+        "frequency_penalty": -0.5,
+        "logit_bias": {7: 1.0},
+        "logprobs": 2,
+        "stop_token_ids": (3,),
+        "ignore_eos": True,
+        "kv_budget": 128,
+        "kv_policy": "h2o",
+        "priority": -1,
+        "adapter": "x",
+    }
+    await replies(replica, prompt="a", grammar=Grammar("regex", "a+", "guided_regex"), **fields)
+    replica.close()
+    params = engine.requests["a"][1]
+    assert {name: getattr(params, name) for name in fields} == fields
+    assert params.grammar == EngineGrammar("regex", "a+")
+    assert (params.echo, params.prompt_logprobs) == (None, None)
+    assert engine.prepared == [params]
+
+
+@pytest.mark.parametrize("prompt", ["ab", [97, 98]], ids=["text", "token ids"])
+async def test_echo_has_the_prompts_text_and_logprobs(make_engine, prompt):
+    engine = make_engine()
+    replica = Replica(
+        ModelConfig(), PolicyConfig(), EngineConfig(), engine_factory=lambda *_: engine
+    )
+    await replies(replica, prompt=prompt, echo=True, logprobs=1)
+    replica.close()
+    params = engine.requests["a"][1]
+    assert (params.echo, params.logprobs, params.prompt_logprobs) == ("ab", 1, 1)
+
+
+async def test_a_wrong_grammar_has_the_clients_name_for_it(make_replica):
+    grammar = Grammar("regex", "(", "structured_outputs.regex")
+    (failure,) = await replies(make_replica(), prompt="a", grammar=grammar)
+    assert (failure.kind, failure.field) == ("invalid", "structured_outputs.regex")
 
 
 async def test_a_system_prompt_reaches_the_engine_as_protected(make_engine):

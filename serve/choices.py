@@ -1,0 +1,96 @@
+"""Several answers to one request: as one stream, and as one sum."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import fields, replace
+
+from serve.wire import Delta, Usage
+
+Indexed = tuple[int, Delta]
+
+
+async def merged(streams: Sequence[AsyncGenerator[Delta, None]]) -> AsyncGenerator[Indexed, None]:
+    """Deltas of all streams as they come, each with its stream's number.
+
+    The first error ends them all; so does closing this generator.
+    """
+    arrived: asyncio.Queue[Indexed | Exception | None] = asyncio.Queue()
+    readers = [asyncio.create_task(_read(i, s, arrived)) for i, s in enumerate(streams)]
+    try:
+        left = len(readers)
+        while left:
+            item = await arrived.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                left -= 1
+            else:
+                yield item
+    finally:
+        for reader in readers:
+            reader.cancel()
+        await asyncio.wait(readers)
+
+
+async def _read(
+    index: int,
+    stream: AsyncGenerator[Delta, None],
+    arrived: asyncio.Queue[Indexed | Exception | None],
+) -> None:
+    try:
+        async with aclosing(stream) as deltas:
+            async for delta in deltas:
+                arrived.put_nowait((index, delta))
+    except Exception as error:  # noqa: BLE001 - raised again where the stream is read
+        arrived.put_nowait(error)
+    else:
+        arrived.put_nowait(None)
+
+
+class Answers:
+    """All choices of one request.
+
+    Args:
+        count: of choices.
+        per_prompt: how many of them, one after the other, answer the same prompt.
+    """
+
+    def __init__(self, count: int, per_prompt: int) -> None:
+        self.count = count
+        self._per_prompt = per_prompt
+        self._parts: list[list[Delta]] = [[] for _ in range(count)]
+        self._usages: dict[int, Usage] = {}
+
+    def note(self, index: int, delta: Delta) -> None:
+        """Take in what an answer took, not its text."""
+        if delta.usage is not None:
+            self._usages[index] = delta.usage
+
+    def add(self, index: int, delta: Delta) -> None:
+        """Take in a delta of an answer that is wanted whole."""
+        self.note(index, delta)
+        self._parts[index].append(delta)
+
+    def whole(self) -> list[Delta]:
+        """Each answer as one delta."""
+        return [
+            replace(
+                parts[-1],
+                text="".join(part.text for part in parts),
+                token_count=sum(part.token_count for part in parts),
+                tokens=tuple(token for part in parts for token in part.tokens),
+            )
+            for parts in self._parts
+        ]
+
+    def usage(self) -> Usage | None:
+        """What all took; a prompt counts once, however many answers it has."""
+        usages = [self._usages[index] for index in sorted(self._usages)]
+        if not usages:
+            return None
+        sums = {field.name: sum(getattr(u, field.name) for u in usages) for field in fields(Usage)}
+        prompts = usages[:: self._per_prompt]
+        return Usage(**{**sums, "prompt_tokens": sum(u.prompt_tokens for u in prompts)})

@@ -1,0 +1,61 @@
+"""Log-probabilities as OpenAI's two endpoints have them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from openai.types.chat import ChatCompletionTokenLogprob
+from openai.types.chat.chat_completion_token_logprob import TopLogprob
+from openai.types.completion_choice import Logprobs
+
+from serve.wire import Token
+
+# JSON knows no infinity; OpenAI's API says this for what is very unlikely.
+LEAST = -9999.0
+
+
+def chat_logprobs(tokens: Sequence[Token]) -> list[ChatCompletionTokenLogprob]:
+    return [
+        ChatCompletionTokenLogprob(
+            token=_text(token.data),
+            bytes=list(token.data),
+            logprob=_finite(token.logprob),
+            top_logprobs=[
+                TopLogprob(
+                    token=_text(top.data), bytes=list(top.data), logprob=_finite(top.logprob)
+                )
+                for top in token.top
+            ],
+        )
+        for token in tokens
+    ]
+
+
+def completion_logprobs(tokens: Sequence[Token]) -> Logprobs | None:
+    if not tokens:
+        return None
+    # `construct`: an echoed prompt's first token has null, which the type does not foresee.
+    return Logprobs.construct(
+        text_offset=[token.offset for token in tokens],
+        token_logprobs=[
+            None if token.logprob is None else _finite(token.logprob) for token in tokens
+        ],
+        tokens=[_text(token.data) for token in tokens],
+        top_logprobs=[_top(token) for token in tokens],
+    )
+
+
+def _top(token: Token) -> dict[str, float] | None:
+    """The likeliest tokens, and the chosen one, which need not be among them."""
+    if token.logprob is None:
+        return None
+    likeliest = {_text(top.data): _finite(top.logprob) for top in token.top}
+    return {**likeliest, _text(token.data): _finite(token.logprob)}
+
+
+def _finite(logprob: float | None) -> float:
+    return LEAST if logprob is None else max(logprob, LEAST)
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", errors="replace")
