@@ -60,16 +60,6 @@ class Policy:
         complete = (length - 1) // self.interval * self.interval
         return self.kept(complete) < complete
 
-    def max_sink(self, num_layers: int, num_kv_heads: int) -> int | None:
-        """First tokens that the smallest head has room to protect; None when nothing evicts."""
-        budgets = [
-            budget
-            for layer_idx in range(num_layers)
-            for plane in self.planes(layer_idx, num_layers, num_kv_heads)
-            if (budget := plane.policy.config.budget) is not None
-        ]
-        return min(budgets) - self.config.recent if budgets else None
-
     def planes(self, layer_idx: int, num_layers: int, num_kv_heads: int) -> tuple[Plane, ...]:
         """One layer's KV heads, those of equal budget together."""
         by_budget: dict[int | None, list[int]] = {}
@@ -81,10 +71,11 @@ class Policy:
             for budget, heads in by_budget.items()
         )
 
-    def within(self, room: int | None) -> Policy:
-        """What this policy does in a head whose slots have room for a budget of `room`."""
-        budgets = [b for b in (self.config.budget, room) if b is not None]
-        return self._of_budget(min(budgets, default=None))
+    def within(self, room: int | None, cap: int | None = None) -> Policy:
+        """What this policy does in a head with slots for a budget of `room`, at most `cap` of it."""
+        if self.score is None:
+            return self
+        return self._of_budget(min((b for b in (room, cap) if b is not None), default=None))
 
     def _of_budget(self, budget: int | None) -> Policy:
         name = "full" if budget is None else self.config.name

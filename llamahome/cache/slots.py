@@ -101,7 +101,9 @@ class Slots:
         ]
         budgets = {plane.shape.policy.config.budget for plane in self.planes}
         self.budgets = sorted(budgets, key=lambda budget: (budget is None, budget))
-        self._default = self._by_budget(policy)
+        self._default = {
+            plane.shape.policy.config.budget: plane.shape.policy for plane in self.planes
+        }
         self._of_row = [self._default] * num_slots
         self.max_sink = self.max_sink_under(self._default)
         self.lengths = [0] * num_slots
@@ -171,33 +173,47 @@ class Slots:
         """The same by the plane's own budget."""
         return self._of_row[row]
 
-    def _by_budget(self, policy: Policy) -> dict[int | None, Policy]:
-        return {
-            plane.shape.policy.config.budget: (
-                plane.shape.policy
-                if policy is self.policy
-                else policy.within(plane.shape.policy.config.budget)
-            )
+    def under(self, policy: Policy | None, cap: int | None) -> dict[int | None, Policy]:
+        """By a plane's budget, what a request does there under `policy`, with at most `cap`."""
+        if policy is None and cap is None:
+            return self._default
+        chosen = policy or self.policy
+        return {budget: chosen.within(budget, cap) for budget in self.budgets}
+
+    def peak(self, row: int) -> int:
+        """Entries that a slot's request has held at most, as the mean over layers and KV heads."""
+        length = self.lengths[row]
+        total = sum(
+            len(plane.shape.heads) * self.policy_of(row, plane).capacity(length)
             for plane in self.planes
-        }
+        )
+        return total // (self.num_kv_heads * len(self.layers))
 
     def room(self, row: int) -> int:
         """Tokens that fit into the slot's current chunk."""
         interval = self.policy.interval
         return interval - self.lengths[row] % interval
 
-    def reset(self, row: int, *, sink: int | None = None, policy: Policy | None = None) -> None:
+    def reset(
+        self,
+        row: int,
+        *,
+        sink: int | None = None,
+        policy: Policy | None = None,
+        budget: int | None = None,
+    ) -> None:
         """Empty a slot for its next request; old entries are never read again.
 
         Args:
             sink: first tokens that stay, where more than the policy's own, say a system prompt.
-            policy: of this request, within what the slot has room for; None is the slots' own.
+            policy: of this request; None is the slots' own.
+            budget: at most so many entries per KV head; None is what each has slots for.
 
         Raises:
             ValueError: when the sinks do not fit into the smallest head beside the recent ones, or
                 the policy's chunks are not the slots'.
         """
-        by_budget = self._default if policy is None else self._by_budget(policy)
+        by_budget = self.under(policy, budget)
         sink = self.policy.config.sink if sink is None else sink
         limit = self.max_sink_under(by_budget)
         if limit is not None and sink > limit:
@@ -245,12 +261,8 @@ class Slots:
         self.lengths[row] = state.length
         self.sinks[row] = state.sink
 
-    def begin(self, rows: Sequence[int], tokens: Sequence[int]) -> SlotStep:
-        """Open a step of `tokens[i]` tokens for slot `rows[i]`.
-
-        Raises:
-            ValueError: when a row's tokens cross its chunk boundary or exceed `max_length`.
-        """
+    def check(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
+        """Raise ValueError where a row's tokens cross its chunk boundary or exceed `max_length`."""
         for row, n in zip(rows, tokens, strict=True):
             if not 0 < n <= self.room(row):
                 raise ValueError(
@@ -259,6 +271,14 @@ class Slots:
             if self.lengths[row] + n > self.max_length:
                 length = self.lengths[row] + n
                 raise ValueError(f"slot {row}: {length} tokens exceed max_length={self.max_length}")
+
+    def begin(self, rows: Sequence[int], tokens: Sequence[int]) -> SlotStep:
+        """Open a step of `tokens[i]` tokens for slot `rows[i]`.
+
+        Raises:
+            ValueError: when a row's tokens cross its chunk boundary or exceed `max_length`.
+        """
+        self.check(rows, tokens)
         return SlotStep(self, list(rows), list(tokens))
 
     @torch.no_grad()

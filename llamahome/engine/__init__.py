@@ -1,7 +1,8 @@
 """The engine: requests in, tokens out, from slots of constant size."""
 
 from llamahome.engine.answer import TokenText, TopToken
-from llamahome.engine.engine import Engine, EngineStats, TokenDelta
+from llamahome.engine.engine import Engine
+from llamahome.engine.outputs import EngineStats, TokenDelta
 from llamahome.engine.params import (
     EngineError,
     Grammar,

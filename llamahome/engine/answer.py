@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from llamahome.engine.engine import TokenDelta
+from llamahome.engine.outputs import TokenDelta
 from llamahome.engine.grammar import Vocabulary
 from llamahome.engine.logprobs import Logprob, TopLogprobs
 from llamahome.engine.params import SamplingParams

@@ -4,66 +4,45 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
+import torch
+from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from llamahome.attention import Policy
+from llamahome.cache import open_snapshots
 from llamahome.config import EngineConfig
+from llamahome.engine.admission import Admission
 from llamahome.engine.grammar import GrammarMask
-from llamahome.engine.logprobs import Logprob, TopLogprobs
+from llamahome.engine.outputs import EngineStats, FinishReason, TokenDelta
 from llamahome.engine.params import RequestError, SamplingParams, Usage
-from llamahome.engine.runner import Runner
-from llamahome.engine.sampler import Choice, SamplingState, choose
+from llamahome.engine.prefixes import PrefixCache
+from llamahome.engine.runner import Every, RowInput, StepOutput
+from llamahome.engine.runners import build_runner
+from llamahome.engine.sampler import NOT_FINITE, Choice, SamplingState, choose
 from llamahome.engine.scheduler import Batch, Request, Scheduler
+from llamahome.models import fingerprint
 
 logger = logging.getLogger(__name__)
 
-FinishReason = Literal["stop", "length", "error"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenDelta:
-    """What one step gave one request. `finish_reason` and `usage` are set on its last.
-
-    `logprob` and `top_logprobs`, the likeliest first, are there when `params.logprobs` is, and on
-    the first delta `prompt_logprobs` when `params.prompt_logprobs` is.
-    """
-
-    request_id: str
-    token: int | None
-    logprob: float | None = None
-    top_logprobs: TopLogprobs = ()
-    prompt_logprobs: tuple[Logprob, ...] = ()
-    finish_reason: FinishReason | None = None
-    usage: Usage | None = None
-    error: str | None = None
-
-
-@dataclass(kw_only=True)
-class EngineStats:
-    """Counters since the start, and what is in use now. Bytes are as allocated."""
-
-    slots: int
-    kv_bytes: int
-    slots_used: int = 0
-    queued: int = 0
-    steps: int = 0
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    evicted_tokens: int = 0
-    requests_finished: int = 0
-    requests_cancelled: int = 0
-    requests_failed: int = 0
-
 
 class Engine:
-    """Continuous batching over slots of constant size."""
+    """Continuous batching over slots of constant size.
+
+    Args:
+        model: a decoder; with LoRA adapters to choose from, PEFT's model of it.
+        policy: which keys stay; a request may ask for another within what a slot holds.
+        eos_token_ids: tokens that end an answer.
+
+    Raises:
+        ConfigError: for a runner, KV dtype or folder of snapshots that cannot be had.
+    """
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | PeftModel,
         policy: Policy,
         config: EngineConfig,
         *,
@@ -72,16 +51,24 @@ class Engine:
         self.max_length = config.max_length
         self.vocab_size: int = model.config.vocab_size
         self.eos_token_ids = frozenset(eos_token_ids)
-        self._runner = Runner(model, policy, num_slots=config.slots, max_length=self.max_length)
+        self.adapters = list(model.peft_config) if isinstance(model, PeftModel) else []
+        self._device = model.device
+        self._runner = build_runner(model, policy, config)
+        slots = self._runner.slots
+        self._admission = Admission(slots, vocab_size=self.vocab_size, adapters=self.adapters)
+        store = open_snapshots(config)
+        self._prefixes = None if store is None else PrefixCache(store, slots, fingerprint(model))
         self._scheduler = Scheduler(
             config.slots,
             max_queued=config.max_queued,
             max_queued_tokens=config.max_queued_tokens,
             prefill_tokens=config.prefill_tokens,
         )
-        self._device = model.device
         self._sampling: dict[str, SamplingState] = {}
-        self._stats = EngineStats(slots=config.slots, kv_bytes=self._runner.slots.nbytes)
+        self._pooled: dict[str, Tensor] = {}
+        self._stats = EngineStats(
+            slots=config.slots, kv_bytes=slots.nbytes, runner=self._runner.name
+        )
 
     def submit(
         self,
@@ -93,12 +80,11 @@ class Engine:
         """Queue a request; `grammar` is what `params.grammar` compiles to.
 
         Raises:
-            RequestError: for a prompt that is empty, too long or no list of known tokens, or an id
-                that is in use.
+            RequestError: for a prompt that is empty, too long or no list of known tokens, an id
+                that is in use, or a policy, budget or adapter that cannot be had.
             QueueFullError: when too many wait.
         """
-        self._check(request_id, prompt, params)
-        self._scheduler.add(Request(request_id, list(prompt), len(prompt), params))
+        self._queue(request_id, prompt, params)
         self._sampling[request_id] = SamplingState(
             params,
             prompt,
@@ -108,42 +94,22 @@ class Engine:
             grammar=grammar,
         )
 
-    def _check(self, request_id: str, prompt: list[int], params: SamplingParams) -> None:
+    def submit_embedding(
+        self, request_id: str, prompt: list[int], *, adapter: str | None = None
+    ) -> None:
+        """Queue a text to be embedded: the mean of its tokens' last hidden states, of length 1.
+
+        Its one delta has `embedding`. Raises as `submit` does.
+        """
+        params = SamplingParams(max_tokens=0, prompt_logprobs=0, adapter=adapter)
+        self._queue(request_id, prompt, params)
+        self._pooled[request_id] = torch.zeros(())
+
+    def _queue(self, request_id: str, prompt: list[int], params: SamplingParams) -> None:
         if self._scheduler.find(request_id) is not None:
             raise RequestError("request_id", request_id, "a request of this id is running")
-        if not prompt:
-            raise RequestError("prompt", "", "it must hold at least one token")
-        for field, ids in (
-            ("prompt", prompt),
-            ("logit_bias", params.logit_bias),
-            ("stop_token_ids", params.stop_token_ids),
-        ):
-            unknown = next((t for t in ids if not 0 <= t < self.vocab_size), None)
-            if unknown is not None:
-                raise RequestError(field, unknown, f"token ids lie in 0..{self.vocab_size - 1}")
-        if len(prompt) >= self.max_length:
-            raise RequestError(
-                "prompt",
-                f"{len(prompt)} tokens",
-                f"the context holds {self.max_length}, answer included; send a shorter prompt",
-            )
-        if len(prompt) + params.max_tokens > self.max_length:
-            raise RequestError(
-                "max_tokens",
-                params.max_tokens,
-                f"the prompt's {len(prompt)} tokens and max_tokens={params.max_tokens} exceed the "
-                f"context of {self.max_length}; ask for at most "
-                f"{self.max_length - len(prompt)}",
-            )
-        limit = self._runner.slots.max_sink
-        if limit is not None and params.protected > limit:
-            raise RequestError(
-                "protected",
-                f"{params.protected} tokens",
-                f"a system prompt that is never evicted must not exceed {limit} tokens, what the "
-                "smallest head holds beside the recent ones; shorten it, raise policy.budget or "
-                "set engine.protect_system=false",
-            )
+        self._admission.check(prompt, params)
+        self._scheduler.add(Request(request_id, list(prompt), len(prompt), params))
 
     @property
     def has_work(self) -> bool:
@@ -152,33 +118,85 @@ class Engine:
     def step(self) -> list[TokenDelta]:
         """A token for everyone who decodes, and chunks of the prompts that are being read."""
         for request in self._scheduler.admit():
-            assert request.slot is not None
-            self._runner.slots.reset(request.slot, sink=self._sink(request.params))
+            self._admit(request)
         batch = self._scheduler.batch(self._runner.slots.room)
         self._stats.steps += 1
         return [] if batch is None else self._run(batch)
 
-    def _sink(self, params: SamplingParams) -> int:
-        return max(self._runner.slots.policy.config.sink, params.protected)
+    def _admit(self, request: Request) -> None:
+        assert request.slot is not None
+        params, sink = request.params, self._admission.sink(request.params)
+        self._runner.slots.reset(
+            request.slot, sink=sink, policy=self._admission.policy(params), budget=params.kv_budget
+        )
+        # Who wants something of every token of the prompt has to compute them all.
+        if self._prefixes is not None and params.prompt_logprobs is None:
+            request.restored = request.computed = self._prefixes.start(request, sink)
 
     def _run(self, batch: Batch) -> list[TokenDelta]:
-        rows = [r.slot for r in batch.requests if r.slot is not None]
-        tokens = [
-            request.tokens[request.computed : request.computed + count]
+        rows = [
+            self._row(request, count)
             for request, count in zip(batch.requests, batch.tokens, strict=True)
         ]
-        logits = self._runner.forward(rows, tokens)
+        output = self._runner.forward(rows)
         ready = []
         for row, (request, count) in enumerate(zip(batch.requests, batch.tokens, strict=True)):
             request.computed += count
+            if row in output.every:
+                self._collect(request, output.every[row])
             if request.computed == len(request.tokens):
                 ready.append(row)
-        if not ready:
-            return []
-        requests = [batch.requests[row] for row in ready]
-        states = [self._sampling[request.request_id] for request in requests]
-        choices = choose(logits if len(ready) == len(logits) else logits[ready], states)
-        return [self._take(*taken) for taken in zip(requests, states, choices, strict=True)]
+            elif self._prefixes is not None:
+                self._prefixes.note(request)
+        return self._deltas(batch, output, ready)
+
+    def _row(self, request: Request, count: int) -> RowInput:
+        assert request.slot is not None
+        every: Every = None
+        if request.request_id in self._pooled:
+            every = "hidden"
+        elif request.params.prompt_logprobs is not None and request.generated == 0:
+            every = "logits"
+        return RowInput(
+            slot=request.slot,
+            tokens=request.tokens[request.computed : request.computed + count],
+            adapter=request.params.adapter,
+            every=every,
+        )
+
+    def _collect(self, request: Request, every: Tensor) -> None:
+        """Logits, or hidden states, of a part of the prompt."""
+        if request.request_id in self._pooled:
+            self._pooled[request.request_id] = self._pooled[request.request_id] + every.sum(0).cpu()
+            return
+        found = self._sampling[request.request_id].prompt_logprobs
+        assert found is not None
+        found.add(every)
+
+    def _deltas(self, batch: Batch, output: StepOutput, ready: list[int]) -> list[TokenDelta]:
+        deltas, answering = [], []
+        for row in ready:
+            request = batch.requests[row]
+            if request.request_id in self._pooled:
+                deltas.append(self._embed(request))
+            elif request.params.max_tokens == 0:
+                deltas.append(self._finish(request, Choice(), "length"))
+            else:
+                answering.append(row)
+        if answering:
+            requests = [batch.requests[row] for row in answering]
+            states = [self._sampling[request.request_id] for request in requests]
+            whole = len(answering) == len(output.logits)
+            choices = choose(output.logits if whole else output.logits[answering], states)
+            deltas += [self._take(*taken) for taken in zip(requests, states, choices, strict=True)]
+        return deltas
+
+    def _embed(self, request: Request) -> TokenDelta:
+        mean = self._pooled[request.request_id] / request.prompt_length
+        if not bool(torch.isfinite(mean).all()):
+            return self._finish(request, Choice(error=NOT_FINITE), "error")
+        delta = self._finish(request, Choice(), "length")
+        return replace(delta, embedding=mean / mean.norm().clamp(min=1e-12))
 
     def _take(self, request: Request, state: SamplingState, choice: Choice) -> TokenDelta:
         token = choice.token
@@ -194,16 +212,29 @@ class Engine:
             return self._finish(request, choice, "stop")
         if request.generated == request.params.max_tokens:
             return self._finish(request, choice, "length")
-        return _delta(request, choice)
+        return self._delta(request, choice)
+
+    def _delta(self, request: Request, choice: Choice) -> TokenDelta:
+        state = self._sampling.get(request.request_id)
+        first = request.generated <= 1
+        found = None if state is None else state.prompt_logprobs
+        return TokenDelta(
+            request_id=request.request_id,
+            token=choice.token,
+            logprob=choice.logprob,
+            top_logprobs=choice.top_logprobs,
+            prompt_logprobs=tuple(found.found) if first and found is not None else (),
+            error=choice.error,
+        )
 
     def _finish(self, request: Request, choice: Choice, reason: FinishReason) -> TokenDelta:
-        usage = self.usage(request)
-        self._forget(request)
+        delta, usage = self._delta(request, choice), self.usage(request)
+        self._forget(request, keep=reason != "error")
         if reason == "error":
             self._stats.requests_failed += 1
         else:
             self._stats.requests_finished += 1
-        return replace(_delta(request, choice), finish_reason=reason, usage=usage)
+        return replace(delta, finish_reason=reason, usage=usage)
 
     def usage(self, request: Request) -> Usage:
         slots = self._runner.slots
@@ -213,56 +244,63 @@ class Engine:
             completion_tokens=request.generated,
             kept_tokens=held,
             evicted_tokens=request.computed - held,
+            peak_tokens=0 if request.slot is None else slots.peak(request.slot),
+            cached_tokens=request.restored,
             kv_bytes=slots.slot_nbytes,
             kv_bytes_dense=slots.dense_nbytes(len(request.tokens)),
         )
 
-    def _forget(self, request: Request) -> None:
+    def _forget(self, request: Request, *, keep: bool) -> None:
         usage = self.usage(request)
         self._stats.prompt_tokens += min(request.computed, request.prompt_length)
         self._stats.evicted_tokens += usage.evicted_tokens
+        if self._prefixes is not None:
+            self._prefixes.end(request, keep=keep)
         self._scheduler.remove(request)
-        del self._sampling[request.request_id]
+        self._sampling.pop(request.request_id, None)
+        self._pooled.pop(request.request_id, None)
 
     def stop(self, request_id: str) -> Usage:
         """End a running request as finished, at a stop text say, and free its slot."""
-        usage = self._end(request_id)
+        usage = self._end(request_id, keep=True)
         self._stats.requests_finished += 1
         return usage
 
     def fail(self, request_id: str) -> Usage:
         """End a running request that cannot go on, and free its slot."""
-        usage = self._end(request_id)
+        usage = self._end(request_id, keep=False)
         self._stats.requests_failed += 1
         return usage
 
-    def _end(self, request_id: str) -> Usage:
+    def _end(self, request_id: str, *, keep: bool) -> Usage:
         request = self._scheduler.find(request_id)
         if request is None:
             raise KeyError(f"no request {request_id!r} is running")
         usage = self.usage(request)
-        self._forget(request)
+        self._forget(request, keep=keep)
         return usage
 
     def cancel(self, request_id: str) -> None:
         """Drop a request, waiting or running; its slot is free at once. Unknown ids are ignored."""
         request = self._scheduler.find(request_id)
         if request is not None:
-            self._forget(request)
+            self._forget(request, keep=False)
             self._stats.requests_cancelled += 1
+
+    def close(self) -> None:
+        """Write snapshots to their folder, if there is one, for the next start."""
+        if self._prefixes is not None:
+            self._prefixes.flush()
 
     def stats(self) -> EngineStats:
         """The counters, with what is in use this moment."""
         self._stats.slots_used = len(self._scheduler.running)
         self._stats.queued = len(self._scheduler.waiting)
+        if self._prefixes is not None:
+            prefixes = self._prefixes.stats()
+            self._stats.prefix_hits = prefixes.hits
+            self._stats.prefix_misses = prefixes.misses
+            self._stats.prefix_hit_tokens = prefixes.hit_tokens
+            self._stats.prefix_bytes = prefixes.bytes
+            self._stats.prefix_disk_bytes = prefixes.disk_bytes
         return self._stats
-
-
-def _delta(request: Request, choice: Choice) -> TokenDelta:
-    return TokenDelta(
-        request_id=request.request_id,
-        token=choice.token,
-        logprob=choice.logprob,
-        top_logprobs=choice.top_logprobs,
-        error=choice.error,
-    )

@@ -157,11 +157,11 @@ def _sizes(num_slots: int) -> list[int]:
 
 
 def _check_capture(model: PreTrainedModel, device: torch.device) -> None:
-    if device.type != "cuda":
-        raise ValueError(f"capture=True: slots are on {device}; CUDA graphs need a GPU")
     rope_type = (getattr(model.config, "rope_parameters", None) or {}).get("rope_type")
     if rope_type in _LOOKING:
         raise ValueError(
             f"rope_type={rope_type!r} depends on the length at every step, which a CUDA graph "
             "cannot follow; use capture=False"
         )
+    if device.type != "cuda":
+        raise ValueError(f"capture=True: slots are on {device}; CUDA graphs need a GPU")

@@ -122,7 +122,8 @@ class SamplingParams:
             raise RequestError("logit_bias", wrong, "a bias must lie between -100 and 100")
         self._between("logprobs", 0, MAX_LOGPROBS)
         self._between("prompt_logprobs", 0, MAX_LOGPROBS)
-        self._between("seed", -(2**63), 2**63 - 1)
+        if self.seed is not None and not -(2**63) <= self.seed < 2**63:
+            raise RequestError("seed", self.seed, "it must fit into 64 bits")
         if any(not text for text in self.stop):
             raise RequestError("stop", list(self.stop), "a stop text must not be empty")
 
@@ -143,6 +144,8 @@ class Usage:
     Attributes:
         prompt_tokens, completion_tokens: tokens in and out.
         kept_tokens, evicted_tokens: entries each KV head held at the end, and those it gave up.
+        peak_tokens: entries each KV head held at most.
+        cached_tokens: of the prompt, those that a prefix snapshot brought.
         kv_bytes: bytes of the slot it lived in.
         kv_bytes_dense: bytes its keys and values would take without eviction.
     """
@@ -151,5 +154,7 @@ class Usage:
     completion_tokens: int
     kept_tokens: int
     evicted_tokens: int
+    peak_tokens: int
+    cached_tokens: int
     kv_bytes: int
     kv_bytes_dense: int

@@ -22,6 +22,7 @@ class Request:
     params: SamplingParams
     slot: int | None = None
     computed: int = 0
+    restored: int = 0  # of those computed, tokens that a snapshot brought
 
     @property
     def generated(self) -> int:

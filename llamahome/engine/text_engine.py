@@ -8,17 +8,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from llamahome.attention import build_policy
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
 from llamahome.config.policy import CARRIED
 from llamahome.engine.answer import Answer, TokenText
-from llamahome.engine.engine import Engine, EngineStats, FinishReason, TokenDelta
+from llamahome.engine.engine import Engine
+from llamahome.engine.outputs import EngineStats, FinishReason, TokenDelta
 from llamahome.engine.grammar import Vocabulary
 from llamahome.engine.params import RequestError, SamplingParams, Usage
 from llamahome.engine.text import TextError
-from llamahome.models import ModelManager, load_model
+from llamahome.models import ModelManager, attach_adapters, load_model
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +47,7 @@ class TextEngine:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | PeftModel,
         tokenizer: PreTrainedTokenizerFast,
         policy: PolicyConfig,
         config: EngineConfig,
@@ -73,10 +75,12 @@ class TextEngine:
         """Load a model and the policy it carries, unless `policy` names another."""
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
+        manager = manager or ModelManager()
         loaded = load_model(model, device=_device(config.device), manager=manager)
         chosen = choose_policy(policy, loaded.policy)
+        folders = {name: manager.resolve(source) for name, source in config.adapters.items()}
         return cls(
-            loaded.model,
+            attach_adapters(loaded.model, folders) if folders else loaded.model,
             loaded.tokenizer,
             chosen,
             _within_context(config, loaded.model, chosen),

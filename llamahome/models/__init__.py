@@ -1,6 +1,6 @@
 """Models by name: found, converted, downloaded, checked, described, loaded."""
 
-from llamahome.models.adapters import merge_adapter
+from llamahome.models.adapters import attach_adapters, merge_adapter
 from llamahome.models.checksums import write_checksums
 from llamahome.models.describe import ModelInfo
 from llamahome.models.embedded import EMBEDDED_MODEL
@@ -10,6 +10,7 @@ from llamahome.models.errors import (
     ModelNotFoundError,
     PolicyFormatError,
 )
+from llamahome.models.fingerprint import fingerprint
 from llamahome.models.load import LoadedModel, load_model
 from llamahome.models.manager import ModelManager
 from llamahome.models.policy_io import (
@@ -28,6 +29,8 @@ __all__ = [
     "ModelManager",
     "ModelNotFoundError",
     "PolicyFormatError",
+    "attach_adapters",
+    "fingerprint",
     "load_model",
     "merge_adapter",
     "read_adapter_policy",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -35,17 +35,44 @@ def adapter_chain(folder: Path, resolve: Callable[[str], Path]) -> list[Path]:
     return chain
 
 
+def attach_adapters(base: PreTrainedModel, folders: Mapping[str, Path]) -> PeftModel:
+    """`base` with these adapters beside its weights, each to be chosen by name.
+
+    Raises:
+        ModelError: for a folder that holds no adapter of this model.
+    """
+    model: PeftModel | None = None
+    for name, folder in folders.items():
+        if not is_adapter(folder):
+            raise ModelError(f"{folder} holds no LoRA adapter ({ADAPTER_CONFIG} is missing)")
+        _check_weights(folder)
+        try:
+            if model is None:
+                model = PeftModel.from_pretrained(base, str(folder), adapter_name=name)
+            else:
+                model.load_adapter(str(folder), adapter_name=name)
+        except (RuntimeError, ValueError) as error:
+            raise ModelError(f"the adapter {name!r} in {folder} does not fit: {error}") from error
+    if model is None:
+        raise ModelError("there is no adapter to attach")
+    return model.eval()
+
+
 def merge_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """Add the adapter in `folder` to `base`'s weights, in place, and return the plain model."""
+    _check_weights(folder)
+    adapted = PeftModel.from_pretrained(base, str(folder))
+    merged = cast(PreTrainedModel, adapted.merge_and_unload())
+    # PEFT froze the base; after the merge it is a model like any other, which can be trained.
+    return merged.requires_grad_(True)
+
+
+def _check_weights(folder: Path) -> None:
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise ModelError(
             f"{folder} has no {ADAPTER_WEIGHTS}; pickled adapters are never loaded. "
             "Save it again with safe_serialization"
         )
-    adapted = PeftModel.from_pretrained(base, str(folder))
-    merged = cast(PreTrainedModel, adapted.merge_and_unload())
-    # PEFT froze the base; after the merge it is a model like any other, which can be trained.
-    return merged.requires_grad_(True)
 
 
 def _base_name(folder: Path) -> str:

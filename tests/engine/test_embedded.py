@@ -23,7 +23,10 @@ def _answer(
 ) -> tuple[list[int], TextDelta, str]:
     """The prompt's ids, the last delta, and the whole text."""
     engine = TextEngine(
-        embedded.model, embedded.tokenizer, policy, EngineConfig(slots=1, max_length=1024)
+        embedded.model,
+        embedded.tokenizer,
+        policy,
+        EngineConfig(slots=1, max_length=1024, weights="fp32"),
     )
     prompt = engine.encode_chat([{"role": "user", "content": question}])
     engine.submit("one", prompt, SamplingParams(max_tokens=max_tokens))

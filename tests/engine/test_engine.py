@@ -15,6 +15,15 @@ H2O = PolicyConfig(name="h2o", budget=40, sink=4, recent=20, interval=16)
 FULL = PolicyConfig(name="full", budget=None, interval=16)
 
 
+RUNNERS = ["torch"]
+
+
+@pytest.fixture(params=["torch", "native"], autouse=True)
+def _runner(request: pytest.FixtureRequest) -> None:
+    """Every test here holds for torch and for the C++ kernels in float32."""
+    RUNNERS[0] = request.param
+
+
 def _engine(
     model: LlamaForCausalLM,
     policy: PolicyConfig = H2O,
@@ -23,7 +32,9 @@ def _engine(
     max_queued: int = 8,
     eos: tuple[int, ...] = (),
 ) -> Engine:
-    config = EngineConfig(slots=slots, max_length=512, max_queued=max_queued)
+    config = EngineConfig(
+        runner=RUNNERS[0], weights="fp32", slots=slots, max_length=512, max_queued=max_queued
+    )
     return Engine(model, build_policy(policy), config, eos_token_ids=eos)
 
 
@@ -75,6 +86,7 @@ def test_under_eviction_greedy_tokens_are_those_of_the_training_forward(
     ids = _prompt(37)
     answer = _generate(_engine(tiny_llama, policy), ids, max_tokens=30)
     attention = HybridAttention(build_policy(policy))
+    attention.attach(tiny_llama)
     whole = torch.tensor([ids + answer])
     with torch.no_grad():
         logits: Tensor = tiny_llama(whole, use_cache=False, hybrid=attention).logits

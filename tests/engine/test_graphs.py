@@ -1,4 +1,4 @@
-"""Decode by batch size, all but the capture itself, which takes a GPU."""
+"""Decode by batch size: on a CPU all but the capture itself, on a GPU with it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,24 @@ from llamahome.engine.runner import RowInput, TorchRunner
 from tests.policies import policy_case
 
 
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
 def _runner(model: LlamaForCausalLM, policy: PolicyConfig) -> TorchRunner:
     return TorchRunner(model, build_policy(policy), num_slots=6, max_length=64)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("case", ["h2o_decay", "h2o_pattern", "h2o_pattern_rolling", "window"])
 def test_batches_of_any_size_decode_as_the_plain_runner(
-    tiny_llama: LlamaForCausalLM, case: str
+    tiny_llama: LlamaForCausalLM, case: str, device: str
 ) -> None:
+    tiny_llama.to(device)
     plain, under = (_runner(tiny_llama, policy_case(case)) for _ in range(2))
     graphs = GraphRunner(tiny_llama, under.slots)
     assert graphs.sizes == [1, 2, 4, 6]
-    assert (graphs.implementation, graphs.captures) == ("torch", False)
+    on_gpu = device == "cuda"
+    assert (graphs.implementation, graphs.captures) == ("triton" if on_gpu else "torch", on_gpu)
     graphs.warm_up()
     for runner in (plain, under):
         runner.forward([RowInput(slot=slot, tokens=[9, slot + 3, 7]) for slot in (4, 1, 0, 3)])
@@ -53,4 +59,7 @@ def test_a_request_with_a_policy_of_its_own_gets_a_graph_that_counts(
 def test_graphs_without_a_gpu_are_refused(tiny_llama: LlamaForCausalLM) -> None:
     slots = _runner(tiny_llama, policy_case("h2o")).slots
     with pytest.raises(ValueError, match="need a GPU"):
+        GraphRunner(tiny_llama, slots, capture=True)
+    tiny_llama.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0}
+    with pytest.raises(ValueError, match="capture=False"):
         GraphRunner(tiny_llama, slots, capture=True)

@@ -1,0 +1,127 @@
+"""Whether a request can be run as asked, and under which policy. Everything else is refused here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from llamahome.attention import Policy, build_policy
+from llamahome.cache import Slots
+from llamahome.config import ConfigError, PolicyConfig
+from llamahome.engine.params import RequestError, SamplingParams
+
+
+class Admission:
+    """The door of an engine.
+
+    Args:
+        slots: that requests will live in.
+        vocab_size: of the model.
+        adapters: names of the LoRA adapters there are.
+    """
+
+    def __init__(self, slots: Slots, *, vocab_size: int, adapters: list[str]) -> None:
+        self._slots = slots
+        self._vocab_size = vocab_size
+        self._adapters = adapters
+        self._policies: dict[tuple[str, int | None], Policy] = {}
+
+    def check(self, prompt: list[int], params: SamplingParams) -> None:
+        """Raise RequestError for what is wrong with a request."""
+        if not prompt:
+            raise RequestError("prompt", "", "it must hold at least one token")
+        self._check_ids(prompt, params)
+        self._check_length(len(prompt), params.max_tokens)
+        if params.adapter is not None and params.adapter not in self._adapters:
+            known = ", ".join(self._adapters) or "none; name some in engine.adapters"
+            raise RequestError("adapter", params.adapter, f"the adapters are: {known}")
+        self._check_policy(len(prompt) + params.max_tokens, params)
+
+    def policy(self, params: SamplingParams) -> Policy | None:
+        """Of a request that asks for one of its own; None is the engine's.
+
+        Raises:
+            RequestError: for what a slot has no room for.
+        """
+        if params.kv_policy is None and params.kv_budget is None:
+            return None
+        engine = self._slots.policy.config
+        name = params.kv_policy or engine.name
+        key = (name, params.kv_budget)
+        if key not in self._policies:
+            self._policies[key] = self._build(name, params.kv_budget)
+        return self._policies[key]
+
+    def sink(self, params: SamplingParams) -> int:
+        """First tokens of the request that are never evicted."""
+        return max(self._slots.policy.config.sink, params.protected)
+
+    def _build(self, name: str, budget: int | None) -> Policy:
+        engine = self._slots.policy.config
+        field = "kv_policy" if budget is None else "kv_budget"
+        value = name if budget is None else budget
+        try:
+            if name == "full":
+                return build_policy(PolicyConfig(name=name, budget=None, interval=engine.interval))
+            room = engine.budget if budget is None else budget
+            if room is None:
+                raise RequestError("kv_policy", name, "the engine's is full: name a kv_budget, too")
+            # A small budget keeps some heavy hitters; recent ones must still fill a chunk.
+            recent = min(engine.recent, max(engine.interval, room // 2))
+            return build_policy(
+                replace(engine, name=name, budget=room, recent=recent, pattern={}, layers="flat")
+            )
+        except ConfigError as error:
+            raise RequestError(field, value, str(error)) from error
+
+    def _check_ids(self, prompt: list[int], params: SamplingParams) -> None:
+        for field, ids in (
+            ("prompt", prompt),
+            ("logit_bias", params.logit_bias),
+            ("stop_token_ids", params.stop_token_ids),
+        ):
+            unknown = next((t for t in ids if not 0 <= t < self._vocab_size), None)
+            if unknown is not None:
+                raise RequestError(field, unknown, f"token ids lie in 0..{self._vocab_size - 1}")
+
+    def _check_length(self, prompt: int, max_tokens: int) -> None:
+        context = self._slots.max_length
+        if prompt > context or (prompt == context and max_tokens > 0):
+            raise RequestError(
+                "prompt",
+                f"{prompt} tokens",
+                f"the context holds {context}, answer included; send a shorter prompt",
+            )
+        if prompt + max_tokens > context:
+            raise RequestError(
+                "max_tokens",
+                max_tokens,
+                f"the prompt's {prompt} tokens and max_tokens={max_tokens} exceed the context of "
+                f"{context}; ask for at most {context - prompt}",
+            )
+
+    def _check_policy(self, length: int, params: SamplingParams) -> None:
+        policy = self.policy(params)
+        slots = self._slots
+        held = [budget for budget in slots.budgets if budget is not None]
+        if policy is not None and policy.score is None and held:
+            room = min(held) + slots.policy.interval
+            if length > room:
+                raise RequestError(
+                    "kv_policy",
+                    "full",
+                    f"a slot holds {room} entries; prompt and max_tokens are {length}",
+                )
+        largest = max(held) if len(held) == len(slots.budgets) else None
+        if params.kv_budget is not None and largest is not None and params.kv_budget > largest:
+            raise RequestError(
+                "kv_budget", params.kv_budget, f"a slot keeps at most {largest} entries per KV head"
+            )
+        limit = slots.max_sink_under(slots.under(policy, params.kv_budget))
+        if limit is not None and params.protected > limit:
+            raise RequestError(
+                "protected",
+                f"{params.protected} tokens",
+                f"a system prompt that is never evicted must not exceed {limit} tokens, what the "
+                "smallest head holds beside the recent ones; shorten it, raise policy.budget or "
+                "set engine.protect_system=false",
+            )

@@ -1,0 +1,62 @@
+"""What an engine gives: deltas of its requests, and numbers about itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from llamahome.engine.logprobs import Logprob, TopLogprobs
+from llamahome.engine.params import Usage
+
+FinishReason = Literal["stop", "length", "error"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenDelta:
+    """What one step gave one request. `finish_reason` and `usage` are set on its last.
+
+    `logprob` and `top_logprobs`, the likeliest first, are there when `params.logprobs` is, and on
+    the first delta `prompt_logprobs` when `params.prompt_logprobs` is. `embedding` is the outcome
+    of `submit_embedding`: float32 (hidden,).
+    """
+
+    request_id: str
+    token: int | None
+    logprob: float | None = None
+    top_logprobs: TopLogprobs = ()
+    prompt_logprobs: tuple[Logprob, ...] = ()
+    embedding: Tensor | None = None
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    error: str | None = None
+
+
+@dataclass(kw_only=True)
+class EngineStats:
+    """Counters since the start, and what is in use now. Bytes are as allocated.
+
+    Attributes:
+        runner: how it computes: the C++ kernels, their instruction set and precisions, or torch.
+        prefix_*: of prefix snapshots: prompts that began from one or not, tokens they spared,
+            bytes in memory and in the folder.
+    """
+
+    slots: int
+    kv_bytes: int
+    runner: str = ""
+    slots_used: int = 0
+    queued: int = 0
+    steps: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    evicted_tokens: int = 0
+    requests_finished: int = 0
+    requests_cancelled: int = 0
+    requests_failed: int = 0
+    prefix_hits: int = 0
+    prefix_misses: int = 0
+    prefix_hit_tokens: int = 0
+    prefix_bytes: int = 0
+    prefix_disk_bytes: int = 0

@@ -1,0 +1,78 @@
+"""Which runner a model gets: the C++ kernels where they can compute it, else torch."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from llamahome.attention import Policy
+from llamahome.config import ConfigError, EngineConfig
+from llamahome.engine.native_runner import NativeRunner, unsupported
+from llamahome.engine.runner import Runner, TorchRunner
+from llamahome.native import NativeUnavailableError
+
+logger = logging.getLogger(__name__)
+
+KV_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def build_runner(
+    model: PreTrainedModel | PeftModel, policy: Policy, config: EngineConfig
+) -> Runner:
+    """The runner that `engine.runner` asks for; for `auto` the fastest that can do it.
+
+    Raises:
+        ConfigError: when `engine.runner=native` cannot be, or a KV dtype is not the runner's.
+    """
+    plain: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore[assignment, operator]
+    if config.runner != "torch":
+        reason = unsupported(plain, policy)
+        if reason is None:
+            try:
+                return _native(model, policy, config)
+            except NativeUnavailableError as error:
+                reason = str(error)
+        if config.runner == "native":
+            raise ConfigError(f"engine.runner='native': {reason}; use engine.runner=auto")
+        if plain.device.type == "cpu":
+            logger.warning("decoding on the slow path of torch: %s", reason)
+    return _torch(model, policy, config)
+
+
+def _native(
+    model: PreTrainedModel | PeftModel, policy: Policy, config: EngineConfig
+) -> NativeRunner:
+    # 16 bits are exact enough beside 8-bit weights; float32 weights ask for exact results.
+    chosen = config.kv_dtype
+    if chosen == "auto":
+        chosen = "fp32" if config.weights == "fp32" else "fp16"
+    if chosen == "bf16":
+        raise ConfigError("engine.kv_dtype='bf16' is for GPUs; on a CPU use fp16, int8 or fp32")
+    return NativeRunner(
+        model,
+        policy,
+        num_slots=config.slots,
+        max_length=config.max_length,
+        int8=config.weights != "fp32",
+        kv_dtype=torch.int8 if chosen == "int8" else KV_DTYPES[chosen],
+        threads=config.num_threads,
+    )
+
+
+def _torch(
+    model: PreTrainedModel | PeftModel, policy: Policy, config: EngineConfig
+) -> TorchRunner:
+    if config.kv_dtype == "int8":
+        raise ConfigError(
+            "engine.kv_dtype='int8' needs engine.runner=native; here use fp16, bf16, fp32 or auto"
+        )
+    return TorchRunner(
+        model,
+        policy,
+        num_slots=config.slots,
+        max_length=config.max_length,
+        kv_dtype=KV_DTYPES.get(config.kv_dtype),
+    )
