@@ -24,20 +24,30 @@ from serve.choices import Answers, Indexed, merged
 from serve.errors import ApiError, invalid_body, timed_out
 from serve.guard import Guard
 from serve.metrics import Meter, ServeMetrics
-from serve.protocol import ChatRequest, CompletionRequest
-from serve.responses import ChatFormat, CompletionFormat, Format, Head, event
-from serve.wire import Delta, GenerateRequest, ReplicaStats
+from serve.protocol import ChatRequest, CompletionRequest, EmbeddingRequest
+from serve.responses import ChatFormat, CompletionFormat, Format, Head, embeddings_of, event
+from serve.wire import Delta, ReplicaStats
+from serve.wire import Request as WireRequest
 
-ROUTES = ("/health", "/metrics", "/v1/chat/completions", "/v1/completions", "/v1/models")
+ROUTES = (
+    "/health",
+    "/metrics",
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/models",
+)
+# Of one request; so that a long list of texts waits here and does not fill the engines' queues.
+EMBEDDED_AT_ONCE = 8
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
-Body = TypeVar("Body", ChatRequest, CompletionRequest)
+Body = TypeVar("Body", ChatRequest, CompletionRequest, EmbeddingRequest)
 
 
 class Backend(Protocol):
     """What answers: engine replicas behind Ray Serve, or something small in tests."""
 
-    def stream(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
+    def stream(self, request: WireRequest) -> AsyncGenerator[Delta, None]:
         """The answer as it grows. Raises ApiError, before the first delta or between two."""
 
     async def replicas(self) -> Sequence[ReplicaStats]:
@@ -79,6 +89,7 @@ def build_app(
         ("/v1/models", endpoints.models, "GET"),
         ("/v1/models/{model_id:path}", endpoints.model, "GET"),
         ("/v1/completions", endpoints.completions, "POST"),
+        ("/v1/embeddings", endpoints.embeddings, "POST"),
         ("/v1/chat/completions", endpoints.chat_completions, "POST"),
     ):
         app.add_api_route(path, endpoint, methods=[method], response_model=None)
@@ -117,6 +128,20 @@ class Endpoints:
         body = await _parse(request, ChatRequest)
         return await self._respond(body, ChatFormat(self._head("chatcmpl", body.model)))
 
+    async def embeddings(self, request: Request) -> Response:
+        body = await _parse(request, EmbeddingRequest)
+        head = self._head("embd", body.model)
+        requests = body.embed_requests(head.id, self._adapter(body.model))
+        deadline = self._deadline()
+        found: dict[int, Delta] = {}
+        for start in range(0, len(requests), EMBEDDED_AT_ONCE):
+            part = requests[start : start + EMBEDDED_AT_ONCE]
+            async with aclosing(self._deltas(part, deadline)) as deltas:
+                async for index, delta in deltas:
+                    found[start + index] = delta
+        ordered = [found[index] for index in range(len(requests))]
+        return JSONResponse(embeddings_of(ordered, body.model, body.encoding_format or "float"))
+
     async def health(self) -> Response:
         running = sum(replica.running for replica in await self._backend.replicas())
         if running:
@@ -133,6 +158,9 @@ class Endpoints:
         self._check_model(model_id)
         return Head(id=f"{prefix}-{uuid.uuid4().hex}", created=int(time.time()), model=model_id)
 
+    def _adapter(self, model_id: str) -> str | None:
+        return None if model_id == self._settings.model_id else model_id
+
     def _check_model(self, model_id: str) -> None:
         if model_id not in self._models:
             served = ", ".join(repr(name) for name in self._models)
@@ -144,9 +172,9 @@ class Endpoints:
             )
 
     async def _respond(self, body: ChatRequest | CompletionRequest, form: Format) -> Response:
-        adapter = None if body.model == self._settings.model_id else body.model
+        adapter = self._adapter(body.model)
         requests = body.generate_requests(form.head.id, adapter)
-        deltas = self._deltas(requests)
+        deltas = self._deltas(requests, self._deadline())
         answers = Answers(len(requests), body.choices_per_prompt)
         if not body.stream:
             async with aclosing(deltas):
@@ -160,9 +188,13 @@ class Endpoints:
             headers=STREAM_HEADERS,
         )
 
-    async def _deltas(self, requests: Sequence[GenerateRequest]) -> AsyncGenerator[Indexed, None]:
+    def _deadline(self) -> float:
+        return asyncio.get_running_loop().time() + self._settings.request_timeout_s
+
+    async def _deltas(
+        self, requests: Sequence[WireRequest], deadline: float
+    ) -> AsyncGenerator[Indexed, None]:
         """The backend's deltas, measured, until the last of each request or the deadline."""
-        deadline = asyncio.get_running_loop().time() + self._settings.request_timeout_s
         meters = [self._metrics.answer() for _ in requests]
         streams = [self._backend.stream(request) for request in requests]
         unfinished = set(range(len(requests)))

@@ -83,6 +83,7 @@ def http_settings(root: ServeRoot) -> HttpSettings:
         request_timeout_s=root.serve.request_timeout_s,
         max_body_bytes=root.serve.max_body_bytes,
         key=key_digest(key) if key else None,
+        adapters=tuple(root.engine.adapters),
         may_sleep=root.serve.min_replicas == 0,
     )
 

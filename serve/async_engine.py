@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import queue
+import struct
 import sys
 import threading
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 from llamahome.engine import EngineError, EngineStats, SamplingParams, TextDelta, TokenText
@@ -32,9 +34,13 @@ class StepEngine(Protocol):
     def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]: ...
     def system_length(self, messages: Sequence[dict[str, Any]]) -> int: ...
     def submit(self, request_id: str, prompt: list[int], params: SamplingParams) -> None: ...
+    def submit_embedding(
+        self, request_id: str, prompt: list[int], *, adapter: str | None = None
+    ) -> None: ...
     def step(self) -> list[TextDelta]: ...
     def cancel(self, request_id: str) -> None: ...
     def stats(self) -> EngineStats: ...
+    def close(self) -> None: ...
 
 
 class AnswerError(EngineError):
@@ -59,8 +65,7 @@ class _Inbox:
 @dataclass(frozen=True)
 class _Submit:
     request_id: str
-    prompt: list[int]
-    params: SamplingParams
+    call: Callable[[], None]
     inbox: _Inbox
 
 
@@ -93,8 +98,23 @@ class AsyncEngine:
         """As they were after the latest step."""
         return self._stats
 
-    async def generate(
+    def generate(
         self, request_id: str, prompt: list[int], params: SamplingParams
+    ) -> AsyncGenerator[Delta, None]:
+        """The answer to a prompt."""
+        return self._answer(request_id, partial(self._engine.submit, request_id, prompt, params))
+
+    def embed(
+        self, request_id: str, prompt: list[int], adapter: str | None
+    ) -> AsyncGenerator[Delta, None]:
+        """The embedding of a prompt, in one delta."""
+        return self._answer(
+            request_id,
+            partial(self._engine.submit_embedding, request_id, prompt, adapter=adapter),
+        )
+
+    async def _answer(
+        self, request_id: str, submit: Callable[[], None]
     ) -> AsyncGenerator[Delta, None]:
         """The answer as it grows; deltas that wait together come as one.
 
@@ -106,7 +126,7 @@ class AsyncEngine:
             EngineStoppedError: when the engine crashes, or has before.
         """
         inbox = _Inbox(asyncio.get_running_loop(), asyncio.Queue())
-        self._commands.put(_Submit(request_id, prompt, params, inbox))
+        self._commands.put(_Submit(request_id, submit, inbox))
         if self._stopped:  # asked after the put: a stopping thread answers what it still finds
             raise EngineStoppedError("the engine is not running")
         try:
@@ -134,6 +154,7 @@ class AsyncEngine:
                 self._stats = replace(self._engine.stats())
                 for delta in deltas:
                     self._deliver(delta)
+            self._engine.close()
         finally:
             self._fail_all(sys.exception())
 
@@ -154,7 +175,7 @@ class AsyncEngine:
 
     def _submit(self, command: _Submit) -> None:
         try:
-            self._engine.submit(command.request_id, command.prompt, command.params)
+            command.call()
         except EngineError as refusal:
             command.inbox.put(refusal)
         else:
@@ -198,6 +219,7 @@ def _joined(deltas: list[TextDelta]) -> Delta:
         text="".join(delta.text for delta in deltas),
         token_count=sum(delta.token_count for delta in deltas),
         tokens=tuple(_token(token) for delta in deltas for token in delta.tokens),
+        embedding=None if last.embedding is None else _packed(last.embedding),
         finish_reason=last.finish_reason,
         usage=None if last.usage is None else Usage(**asdict(last.usage)),
     )
@@ -206,3 +228,7 @@ def _joined(deltas: list[TextDelta]) -> Delta:
 def _token(token: TokenText) -> Token:
     top = tuple(TopToken(other.data, other.logprob) for other in token.top)
     return Token(token.data, token.offset, token.logprob, top)
+
+
+def _packed(embedding: Sequence[float]) -> bytes:
+    return struct.pack(f"<{len(embedding)}f", *embedding)

@@ -17,7 +17,7 @@ from ray.serve.exceptions import (
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from serve.errors import ApiError, no_replica, queue_full
-from serve.wire import Delta, Failure, GenerateRequest, ReplicaStats, Reply
+from serve.wire import Delta, Failure, ReplicaStats, Reply, Request
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class ServeBackend:
         self._stats_until = 0.0
         self._stats_lock = asyncio.Lock()
 
-    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
+    async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         """The answer; a replica that dies before its first delta costs a retry, not the request."""
         for pause in (*self._retry_pauses_s, None):
             started = False

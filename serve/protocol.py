@@ -16,12 +16,13 @@ from pydantic_core import PydanticCustomError
 
 from serve.fields import Absent, Empty, Off, Strict, only
 from serve.structured import JsonValue, ResponseFormat, StructuredOutputs, grammar_of
-from serve.wire import GenerateRequest
+from serve.wire import EmbedRequest, GenerateRequest
 
 # OpenAI's default for completions; a chat's is whatever the context has left.
 COMPLETION_MAX_TOKENS = 16
 MAX_STOPS = 4
 MAX_CHOICES = 128
+MAX_INPUTS = 2048
 
 
 class TextPart(Strict):
@@ -223,7 +224,7 @@ def _as_prompts(prompt: object) -> object:
 class CompletionRequest(_Generation):
     """POST /v1/completions."""
 
-    prompt: Annotated[list[str | list[int]], Field(min_length=1), BeforeValidator(_as_prompts)]
+    prompt: Annotated[list[str | list[int]], BeforeValidator(_as_prompts)]
 
     best_of: int | None = None
     echo: bool | None = None
@@ -260,3 +261,23 @@ class CompletionRequest(_Generation):
         )
         requests = [replace(common, prompt=prompt) for prompt in self.prompt]
         return _fan_out(requests, self.choices_per_prompt)
+
+
+class EmbeddingRequest(Strict):
+    """POST /v1/embeddings."""
+
+    model: str
+    input: Annotated[
+        list[str | list[int]],
+        Field(max_length=MAX_INPUTS),
+        BeforeValidator(_as_prompts),
+    ]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Absent = None
+    user: str | None = None
+
+    def embed_requests(self, request_id: str, adapter: str | None = None) -> list[EmbedRequest]:
+        return [
+            EmbedRequest(request_id=f"{request_id}-{index}", prompt=prompt, adapter=adapter)
+            for index, prompt in enumerate(self.input)
+        ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
@@ -22,7 +22,15 @@ from llamahome.engine import (
     TextEngine,
 )
 from serve.async_engine import AsyncEngine, EngineStoppedError, StepEngine
-from serve.wire import Failure, GenerateRequest, ReplicaStats, Reply
+from serve.wire import (
+    Delta,
+    EmbedRequest,
+    Failure,
+    GenerateRequest,
+    ReplicaStats,
+    Reply,
+    Request,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -51,19 +59,24 @@ class Replica:
         self._encoder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoder")
         logger.info("replica %s serves %s", name, model.name)
 
-    async def process_input(self, request: GenerateRequest) -> AsyncIterator[Reply]:
+    async def process_input(self, request: Request) -> AsyncIterator[Reply]:
         """One input through the engine: deltas of its answer, or the failure that ends it."""
         started = False
         try:
-            prompt, protected = await self._encode(request)
-            params = await self._in_encoder(self._params, request, prompt, protected)
-            answer = self._async_engine.generate(request.request_id, prompt, params)
-            async with aclosing(answer) as deltas:
+            async with aclosing(await self._answer(request)) as deltas:
                 started = self._async_engine.running
                 async for delta in deltas:
                     yield delta
         except EngineError as error:
             yield _failure(error, request, started)
+
+    async def _answer(self, request: Request) -> AsyncGenerator[Delta, None]:
+        if isinstance(request, EmbedRequest):
+            ids = await self._tokens(request.prompt)
+            return self._async_engine.embed(request.request_id, ids, request.adapter)
+        prompt, protected = await self._encode(request)
+        params = await self._in_encoder(self._params, request, prompt, protected)
+        return self._async_engine.generate(request.request_id, prompt, params)
 
     async def _encode(self, request: GenerateRequest) -> tuple[list[int], int]:
         """Token ids, and how many of the first ones stay for ever."""
@@ -74,9 +87,12 @@ class Replica:
                 raise RequestError(
                     "messages", f"{len(request.messages)} messages", str(error)
                 ) from error
-        if isinstance(request.prompt, str):
-            return await self._in_encoder(self._engine.encode, request.prompt), 0
-        return request.prompt or [], 0
+        return await self._tokens(request.prompt or []), 0
+
+    async def _tokens(self, prompt: str | list[int]) -> list[int]:
+        if isinstance(prompt, str):
+            return await self._in_encoder(self._engine.encode, prompt)
+        return prompt
 
     async def _in_encoder(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()
@@ -142,7 +158,7 @@ class Replica:
         self._encoder.shutdown()
 
 
-def _failure(error: EngineError, request: GenerateRequest, started: bool) -> Failure:
+def _failure(error: EngineError, request: Request, started: bool) -> Failure:
     if isinstance(error, RequestError):
         return Failure(kind="invalid", message=str(error), field=_field(error, request))
     if isinstance(error, QueueFullError):
@@ -150,8 +166,10 @@ def _failure(error: EngineError, request: GenerateRequest, started: bool) -> Fai
     return Failure(kind="failed" if started else "unavailable", message=str(error))
 
 
-def _field(error: RequestError, request: GenerateRequest) -> str:
+def _field(error: RequestError, request: Request) -> str:
     """The client's name for the field that is wrong."""
+    if isinstance(request, EmbedRequest):
+        return "input" if error.field == "prompt" else error.field
     if error.field in ("prompt", "protected") and request.messages is not None:
         return "messages"
     if error.field == "grammar" and request.grammar is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import struct
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -115,7 +117,10 @@ Format = ChatFormat | CompletionFormat
 
 
 def usage_of(usage: Usage | None) -> CompletionUsage | None:
-    """OpenAI's counts; `llamahome` adds what the KV budget kept, evicted and saved."""
+    """OpenAI's counts; `llamahome` adds what the KV budget kept, evicted and saved.
+
+    Tokens that a prefix snapshot brought are where OpenAI's API has them.
+    """
     if usage is None:
         return None
     return CompletionUsage.model_validate(
@@ -123,9 +128,11 @@ def usage_of(usage: Usage | None) -> CompletionUsage | None:
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,
             "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
             "llamahome": {
                 "kept_tokens": usage.kept_tokens,
                 "evicted_tokens": usage.evicted_tokens,
+                "peak_tokens": usage.peak_tokens,
                 "kv_bytes": usage.kv_bytes,
                 "kv_bytes_dense": usage.kv_bytes_dense,
             },
@@ -156,3 +163,27 @@ def _completion_choice(index: int, delta: Delta) -> CompletionChoice:
 def event(data: BaseModel) -> str:
     """One server-sent event; null fields that were set stay, as clients expect `finish_reason`."""
     return f"data: {data.to_json(indent=None)}\n\n"
+
+
+def embeddings_of(deltas: Sequence[Delta], model: str, encoding: str) -> dict[str, Any]:
+    """POST /v1/embeddings; a plain dict, since OpenAI's type does not foresee base64."""
+    tokens = sum(delta.usage.prompt_tokens for delta in deltas if delta.usage is not None)
+    return {
+        "object": "list",
+        "data": [
+            {
+                "object": "embedding",
+                "index": index,
+                "embedding": _encoded(delta.embedding or b"", encoding),
+            }
+            for index, delta in enumerate(deltas)
+        ],
+        "model": model,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+
+
+def _encoded(embedding: bytes, encoding: str) -> str | list[float]:
+    if encoding == "base64":
+        return base64.b64encode(embedding).decode()
+    return list(struct.unpack(f"<{len(embedding) // 4}f", embedding))

@@ -57,6 +57,18 @@ class GenerateRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EmbedRequest:
+    """One text, or its token ids, to be embedded; its answer is one delta with `embedding`."""
+
+    request_id: str
+    prompt: str | list[int]
+    adapter: str | None = None
+
+
+Request = GenerateRequest | EmbedRequest
+
+
+@dataclass(frozen=True, kw_only=True)
 class Usage:
     """What a finished request took; fields as in `llamahome.engine.Usage`."""
 
@@ -64,6 +76,8 @@ class Usage:
     completion_tokens: int
     kept_tokens: int
     evicted_tokens: int
+    peak_tokens: int
+    cached_tokens: int
     kv_bytes: int
     kv_bytes_dense: int
 
@@ -90,12 +104,14 @@ class Token:
 class Delta:
     """Text added to one answer. `finish_reason` and `usage` are set on the last.
 
-    `tokens` are those of the text, where log-probabilities are asked for.
+    `tokens` are those of the text, where log-probabilities are asked for. `embedding` is float32,
+    little-endian, of a text that was to be embedded.
     """
 
     text: str
     token_count: int
     tokens: tuple[Token, ...] = ()
+    embedding: bytes | None = None
     finish_reason: Literal["stop", "length"] | None = None
     usage: Usage | None = None
 

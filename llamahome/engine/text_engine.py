@@ -16,8 +16,8 @@ from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
 from llamahome.config.policy import CARRIED
 from llamahome.engine.answer import Answer, TokenText
 from llamahome.engine.engine import Engine
-from llamahome.engine.outputs import EngineStats, FinishReason, TokenDelta
 from llamahome.engine.grammar import Vocabulary
+from llamahome.engine.outputs import EngineStats, FinishReason, TokenDelta
 from llamahome.engine.params import RequestError, SamplingParams, Usage
 from llamahome.engine.text import TextError
 from llamahome.models import ModelManager, attach_adapters, load_model
@@ -30,13 +30,15 @@ class TextDelta:
     """Text that one step added to one answer. `finish_reason` and `usage` are set on its last.
 
     `tokens` are those whose text has been given, where log-probabilities are asked for; text that
-    may begin a stop text is held back, and its tokens with it.
+    may begin a stop text is held back, and its tokens with it. `embedding` is the one of a text
+    that was submitted for it.
     """
 
     request_id: str
     text: str
     token_count: int
     tokens: tuple[TokenText, ...] = ()
+    embedding: Sequence[float] | None = None
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     error: str | None = None
@@ -152,12 +154,22 @@ class TextEngine:
             self.tokenizer.backend_tokenizer, self._vocabulary, prompt, params
         )
 
+    def submit_embedding(
+        self, request_id: str, prompt: list[int], *, adapter: str | None = None
+    ) -> None:
+        """Queue a text to be embedded; raises as `Engine.submit_embedding` does."""
+        self._engine.submit_embedding(request_id, prompt, adapter=adapter)
+
     def step(self) -> list[TextDelta]:
         """One engine step, as text."""
-        return [self._to_text(delta) for delta in self._engine.step()]
+        return [
+            self._to_text(delta, self._answers[delta.request_id])
+            if delta.request_id in self._answers
+            else _to_embedding(delta)
+            for delta in self._engine.step()
+        ]
 
-    def _to_text(self, delta: TokenDelta) -> TextDelta:
-        answer = self._answers[delta.request_id]
+    def _to_text(self, delta: TokenDelta, answer: Answer) -> TextDelta:
         text = ""
         tokens: tuple[TokenText, ...] = ()
         reason, usage, error = delta.finish_reason, delta.usage, delta.error
@@ -187,8 +199,24 @@ class TextEngine:
         self._engine.cancel(request_id)
         self._answers.pop(request_id, None)
 
+    def close(self) -> None:
+        """Keep what the next start can use; nothing may be asked of it any more."""
+        self._engine.close()
+
     def stats(self) -> EngineStats:
         return self._engine.stats()
+
+
+def _to_embedding(delta: TokenDelta) -> TextDelta:
+    return TextDelta(
+        request_id=delta.request_id,
+        text="",
+        token_count=0,
+        embedding=None if delta.embedding is None else delta.embedding.tolist(),
+        finish_reason=delta.finish_reason,
+        usage=delta.usage,
+        error=delta.error,
+    )
 
 
 def choose_policy(wanted: PolicyConfig, carried: PolicyConfig | None) -> PolicyConfig:
@@ -226,7 +254,9 @@ def _within_context(
     return replace(config, max_length=limit)
 
 
-def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Collection[int]:
+def _eos_token_ids(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerFast
+) -> Collection[int]:
     eos = model.generation_config.eos_token_id
     ids = [eos] if isinstance(eos, int) else list(eos or [])
     own = tokenizer.eos_token_id

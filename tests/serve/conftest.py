@@ -51,6 +51,8 @@ class FakeEngine:
     requests: dict[str, tuple[list[int], SamplingParams]] = field(default_factory=dict)
     cancelled: list[str] = field(default_factory=list)
     prepared: list[SamplingParams] = field(default_factory=list)
+    embedding: dict[str, list[int]] = field(default_factory=dict)
+    closed: bool = False
 
     @property
     def has_work(self) -> bool:
@@ -83,6 +85,17 @@ class FakeEngine:
         self.requests[request_id] = (prompt, params)
         self.waiting.append(request_id)
 
+    def submit_embedding(
+        self, request_id: str, prompt: list[int], *, adapter: str | None = None
+    ) -> None:
+        if not prompt:
+            raise RequestError("prompt", "", "it must hold at least one token")
+        self.embedding[request_id] = prompt
+        self.submit(request_id, prompt, SamplingParams(max_tokens=1, adapter=adapter))
+
+    def close(self) -> None:
+        self.closed = True
+
     def step(self) -> list[TextDelta]:
         time.sleep(self.step_s)
         while self.waiting and len(self.running) < self.slots:
@@ -102,10 +115,12 @@ class FakeEngine:
         if reason:
             del self.running[request_id]
             self.finished += 1
+        embedding = self.embedding.get(request_id)
         return TextDelta(
             request_id=request_id,
-            text=f"{tokens[-1]} ",
-            token_count=1,
+            text="" if embedding else f"{tokens[-1]} ",
+            token_count=0 if embedding else 1,
+            embedding=embedding,
             finish_reason=reason,
             error=error,
             usage=EngineUsage(**vars(usage(len(prompt), len(tokens)))) if reason else None,
@@ -133,6 +148,8 @@ def usage(prompt: int, completion: int) -> Usage:
         completion_tokens=completion,
         kept_tokens=3,
         evicted_tokens=2,
+        peak_tokens=4,
+        cached_tokens=1,
         kv_bytes=100,
         kv_bytes_dense=400,
     )
@@ -190,6 +207,11 @@ def make_engine() -> type[FakeEngine]:
 @pytest.fixture
 def make_stats() -> Callable[..., ReplicaStats]:
     return replica_stats
+
+
+@pytest.fixture
+def make_usage() -> Callable[..., Usage]:
+    return usage
 
 
 @pytest.fixture

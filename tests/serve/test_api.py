@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
+import struct
 from typing import Any
 
 import pytest
@@ -32,9 +34,11 @@ async def test_a_chat_answer_in_one_piece(connect, backend):
     assert body["usage"]["llamahome"] == {
         "kept_tokens": 3,
         "evicted_tokens": 2,
+        "peak_tokens": 4,
         "kv_bytes": 100,
         "kv_bytes_dense": 400,
     }
+    assert body["usage"]["prompt_tokens_details"]["cached_tokens"] == 1
     assert body["id"] == backend.requests[0].request_id
 
 
@@ -160,6 +164,45 @@ async def test_two_grammars_are_refused_by_field(connect):
     async with connect() as client:
         response = await client.post("/v1/chat/completions", json=asked)
     assert (response.status_code, response.json()["error"]["param"]) == (400, "guided_choice")
+
+
+VECTOR = (0.5, -0.25, 0.125)
+
+
+@pytest.mark.parametrize("encoding", [None, "float", "base64"])
+async def test_embeddings_in_both_encodings(connect, backend, make_usage, encoding):
+    data = struct.pack("<3f", *VECTOR)
+    backend.script = [
+        Delta(
+            text="", token_count=0, embedding=data, finish_reason="length", usage=make_usage(5, 0)
+        )
+    ]
+    asked = {"model": "tiny", "input": ["a"] * 11, "encoding_format": encoding}
+    async with connect() as client:
+        body = (await client.post("/v1/embeddings", json=asked)).json()
+    assert [item["index"] for item in body["data"]] == list(range(11))
+    expected = base64.b64encode(data).decode() if encoding == "base64" else list(VECTOR)
+    assert [item["embedding"] for item in body["data"]] == [expected] * 11
+    assert body["usage"] == {"prompt_tokens": 55, "total_tokens": 55}
+    assert (body["object"], body["model"], body["data"][0]["object"]) == (
+        "list",
+        "tiny",
+        "embedding",
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"input": None}, "input.0.str"),
+        ({"input": "a", "dimensions": 5}, "dimensions"),
+        ({}, "input"),
+    ],
+)
+async def test_embeddings_name_what_is_wrong(connect, fields, param):
+    async with connect() as client:
+        response = await client.post("/v1/embeddings", json={"model": "tiny", **fields})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
 
 
 async def test_models_are_listed_and_found(connect):

@@ -16,6 +16,8 @@ def usage(prompt: int, completion: int) -> Usage:
         completion_tokens=completion,
         kept_tokens=1,
         evicted_tokens=2,
+        peak_tokens=1,
+        cached_tokens=0,
         kv_bytes=10,
         kv_bytes_dense=20,
     )

@@ -195,3 +195,42 @@ async def test_min_tokens_and_stop_tokens(client):
     assert longer.usage.completion_tokens == 5
     whole = await client.completions.create(**asked, extra_body={"ignore_eos": True})
     assert whole.usage.completion_tokens == 30
+
+
+async def test_echoed_prompts_have_logprobs_of_their_own(client):
+    """As scoring tools ask: the prompt alone, no answer."""
+    scored = await client.completions.create(
+        model="tiny", prompt="Once upon", max_tokens=0, echo=True, logprobs=1
+    )
+    columns = scored.choices[0].logprobs
+    assert scored.choices[0].text == "Once upon"
+    assert "".join(columns.tokens) == "Once upon"
+    assert columns.text_offset == list(range(9))
+    assert columns.token_logprobs[0] is None
+    assert all(logprob < 0 for logprob in columns.token_logprobs[1:])
+    answered = await client.completions.create(
+        model="tiny", prompt="Once upon", max_tokens=3, echo=True, logprobs=1, temperature=0
+    )
+    assert answered.choices[0].logprobs.token_logprobs[1:9] == pytest.approx(
+        columns.token_logprobs[1:], abs=1e-4
+    )
+    assert len(answered.choices[0].logprobs.tokens) == 12
+
+
+async def test_embeddings_are_of_length_one_and_follow_the_text(client):
+    answer = await client.embeddings.create(model="tiny", input=["a cat", "a cat", "13 + 8"])
+    first, again, other = (item.embedding for item in answer.data)
+    assert sum(x * x for x in first) == pytest.approx(1, abs=1e-4)
+    assert first == pytest.approx(again, abs=1e-4)
+    assert first != pytest.approx(other, abs=1e-2)
+    floats = await client.embeddings.create(model="tiny", input="a cat", encoding_format="float")
+    assert floats.data[0].embedding == pytest.approx(first, abs=1e-4)
+    assert floats.usage.prompt_tokens == 5
+
+
+async def test_a_budget_of_its_own(client):
+    asked = {"model": "tiny", "prompt": "x" * 200, "max_tokens": 2}
+    usual = await client.completions.create(**asked)
+    smaller = await client.completions.create(**asked, extra_body={"kv_budget": 32})
+    kept = [answer.usage.llamahome["kept_tokens"] for answer in (usual, smaller)]
+    assert kept[0] >= 64 > kept[1]

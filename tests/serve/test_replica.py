@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
 from llamahome.engine import Grammar as EngineGrammar
 from serve.async_engine import EngineStoppedError
 from serve.replica import Replica
-from serve.wire import GenerateRequest, Grammar
+from serve.wire import EmbedRequest, GenerateRequest, Grammar
 
 
 @pytest.fixture
@@ -110,6 +111,26 @@ async def test_a_wrong_grammar_has_the_clients_name_for_it(make_replica):
     grammar = Grammar("regex", "(", "structured_outputs.regex")
     (failure,) = await replies(make_replica(), prompt="a", grammar=grammar)
     assert (failure.kind, failure.field) == ("invalid", "structured_outputs.regex")
+
+
+@pytest.mark.parametrize("prompt", ["ab", [97, 98]], ids=["text", "token ids"])
+async def test_an_embedding_is_one_delta_of_float32(make_replica, prompt):
+    request = EmbedRequest(request_id="a", prompt=prompt)
+    (delta,) = [reply async for reply in make_replica().process_input(request)]
+    assert struct.unpack("<2f", delta.embedding) == (97.0, 98.0)
+    assert (delta.text, delta.token_count, delta.usage.prompt_tokens) == ("", 0, 2)
+
+
+async def test_what_cannot_be_embedded_is_the_input(make_replica):
+    request = EmbedRequest(request_id="a", prompt=[])
+    (failure,) = [reply async for reply in make_replica().process_input(request)]
+    assert (failure.kind, failure.field) == ("invalid", "input")
+
+
+async def test_closing_closes_the_engine(make_engine):
+    engine = make_engine()
+    Replica(ModelConfig(), PolicyConfig(), EngineConfig(), engine_factory=lambda *_: engine).close()
+    assert engine.closed
 
 
 async def test_a_system_prompt_reaches_the_engine_as_protected(make_engine):
