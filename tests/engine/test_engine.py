@@ -161,6 +161,30 @@ def test_logprobs_are_those_of_the_model_over_the_whole_text(tiny_llama: LlamaFo
     assert likeliest == expected.topk(2).indices.tolist()
 
 
+@pytest.mark.parametrize("length", [1, 2, 16, 53])
+def test_prompt_logprobs_are_those_of_the_model(tiny_llama: LlamaForCausalLM, length: int) -> None:
+    prompt = _prompt(length)
+    engine = _engine(tiny_llama, FULL)
+    params = {"prompt_logprobs": 2, "temperature": 1.0, "seed": 0}
+    engine.submit("scored", prompt, SamplingParams(max_tokens=0, **params))
+    engine.submit("answered", prompt, SamplingParams(max_tokens=3, **params))
+    deltas = _drain(engine)
+    (scored,), (first, *later) = deltas["scored"], deltas["answered"]
+    assert (scored.token, scored.finish_reason) == (None, "length")
+    assert all(delta.prompt_logprobs == () for delta in later)
+    tiny_llama.set_attn_implementation("eager")
+    with torch.no_grad():
+        logits = tiny_llama(torch.tensor([prompt])).logits[0, :-1]
+    expected = logits.double().log_softmax(dim=-1)
+    own = expected[torch.arange(length - 1), torch.tensor(prompt[1:], dtype=torch.int64)]
+    for delta in (scored, first):
+        nothing, *found = delta.prompt_logprobs
+        assert nothing == (None, ())
+        assert [logprob for logprob, _ in found] == pytest.approx(own.tolist(), abs=1e-4)
+        likeliest = [[token for token, _ in top] for _, top in found]
+        assert likeliest == expected.topk(2).indices.tolist()
+
+
 def test_usage_counts_what_was_kept_and_evicted(tiny_llama: LlamaForCausalLM) -> None:
     engine = _engine(tiny_llama)
     engine.submit("one", _prompt(100), SamplingParams(max_tokens=21))
