@@ -137,7 +137,10 @@ def test_a_chat_answers_the_same_streamed_or_not(endpoint):
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert text == whole.choices[0].message.content
     assert whole.choices[0].finish_reason == chunks[-2].choices[0].finish_reason == "length"
-    assert whole.usage == chunks[-1].usage
+    assert whole.usage.llamahome == chunks[-1].usage.llamahome
+    assert whole.usage.total_tokens == chunks[-1].usage.total_tokens
+    assert whole.usage.prompt_tokens_details.cached_tokens == 0
+    assert chunks[-1].usage.prompt_tokens_details.cached_tokens > 0
     assert whole.usage.completion_tokens == 60
     assert whole.usage.llamahome["evicted_tokens"] > 0
 
@@ -147,6 +150,25 @@ def test_a_completion_of_text_and_of_token_ids(endpoint):
         answer = endpoint.client.completions.create(model="tiny", prompt=prompt, max_tokens=4)
         assert answer.usage.completion_tokens <= 4
         assert answer.object == "text_completion"
+
+
+def test_choices_with_logprobs_and_a_grammar_travel_through_ray(endpoint):
+    answer = endpoint.client.chat.completions.create(
+        model="tiny",
+        messages=MESSAGES,
+        n=2,
+        logprobs=True,
+        top_logprobs=2,
+        extra_body={"guided_regex": "[a-z]{5}"},
+    )
+    for choice in answer.choices:
+        assert "".join(token.token for token in choice.logprobs.content) == choice.message.content
+        assert [len(token.top_logprobs) for token in choice.logprobs.content] == [2] * 5
+
+
+def test_embeddings(endpoint):
+    answer = endpoint.client.embeddings.create(model="tiny", input=["a cat", [5, 6]])
+    assert [len(item.embedding) for item in answer.data] == [32, 32]
 
 
 def test_models(endpoint):
