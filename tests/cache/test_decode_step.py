@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import LlamaForCausalLM
 
 from llamahome.attention import HybridAttention, Policy, build_policy
@@ -165,38 +166,41 @@ def test_slots_may_be_narrower_than_the_model(tiny_llama: LlamaForCausalLM) -> N
     torch.testing.assert_close(outputs[39], outputs[19], rtol=0, atol=0.05)
 
 
-class _NothingForTheHost(TorchDispatchMode):
-    """Refuses what would end the capture of a CUDA graph: values on the host, shapes from them."""
+class _OneDevice(TorchDispatchMode):
+    """Refuses what would end the capture of a CUDA graph: tensors of the host beside the GPU's.
+
+    Values on the host, and shapes that depend on them, are what the `meta` device refuses by
+    itself.
+    """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        assert name not in ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "item")
-        if name in ("index", "index_put_", "index_put"):
-            kinds = [index.dtype for index in args[1] if index is not None]
-            assert torch.bool not in kinds
-        # What is made from Python's numbers would be copied from the host.
-        assert name != "lift_fresh"
-        return func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
+        assert {x.device.type for x in tensors} <= {"meta"}, func
+        return out
 
 
-@pytest.mark.parametrize("name", ["h2o", "h2o_three_budgets", "full", "random"])
+@pytest.mark.parametrize("name", ["h2o", "h2o_three_budgets", "h2o_max", "full", "random"])
 def test_a_step_never_asks_the_host(tiny_llama: LlamaForCausalLM, name: str) -> None:
-    slots = _slots(tiny_llama, build_policy(POLICIES[name]))
-    _prefill(tiny_llama, slots, 1, _ids(15))
+    slots = _slots(tiny_llama.to("meta"), build_policy(POLICIES[name]))
     step = DecodeStep(slots, 2, counted(slots, [1]), implementation="torch")
     step.load([1])
-    ids = torch.tensor([[5], [0]])
-    mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool)
-    with torch.no_grad(), _NothingForTheHost():
-        tiny_llama.base_model(
-            input_ids=ids,
-            position_ids=step.position_ids,
-            attention_mask=mask,
-            use_cache=False,
-            hybrid=step,
-        )
-    with pytest.raises(AssertionError), torch.no_grad(), _NothingForTheHost():
-        slots.begin([1], [1])
+
+    def run(hybrid: Any, mask: Tensor | None) -> None:
+        ids = torch.zeros(2, 1, dtype=torch.int64, device="meta")
+        with torch.no_grad(), _OneDevice():
+            tiny_llama.base_model(
+                input_ids=ids,
+                position_ids=step.position_ids,
+                attention_mask=mask,
+                use_cache=False,
+                hybrid=hybrid,
+            )
+
+    run(step, torch.zeros(1, 1, 1, 1, dtype=torch.bool, device="meta"))
+    # What this test would catch: transformers, left to make a mask, looks at the positions.
+    with pytest.raises((RuntimeError, NotImplementedError, AssertionError)):
+        run(step, None)
 
 
 def test_what_cannot_be_a_step_is_refused(tiny_llama: LlamaForCausalLM) -> None:

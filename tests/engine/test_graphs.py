@@ -12,7 +12,6 @@ from llamahome.engine.graphs import GraphRunner
 from llamahome.engine.runner import RowInput, TorchRunner
 from tests.policies import policy_case
 
-
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 

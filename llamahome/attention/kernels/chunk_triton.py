@@ -240,6 +240,7 @@ def chunk_attend_triton(
         heads,
         queries,
         BLOCK_M=lanes,
+        num_stages=2,  # a third would not fit the 99 KiB of shared memory of smaller GPUs
         **shape,
     )
     if mass is not None:

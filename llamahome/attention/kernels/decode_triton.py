@@ -25,7 +25,7 @@ from llamahome.attention.kernels.implementation import (
 )
 
 LOG2E = 1.4426950408889634
-PROGRAMS = 512  # enough to fill a GPU of 132 multiprocessors some times over
+FILLING = 512  # programs: enough to fill a GPU of 132 multiprocessors some times over
 
 
 @triton.jit
@@ -144,45 +144,40 @@ def _merge_splits(
     PADDED_D: tl.constexpr,
     BLOCK_S: tl.constexpr,
     SPLITS: tl.constexpr,
+    PROGRAMS: tl.constexpr,
     WITH_MASS: tl.constexpr,
     GROUP_MAX: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     split = tl.program_id(2)
-    in_group = tl.arange(0, PADDED_R)
     splits = tl.arange(0, SPLITS)
-    real_head = in_group < R
-    query_heads = row * H + head * R + in_group
-    at = query_heads[:, None] * SPLITS + splits[None, :]
-    tops = tl.load(top_ptr + at, mask=real_head[:, None], other=0.0)  # (R, N)
-    totals = tl.load(total_ptr + at, mask=real_head[:, None], other=1.0)
-    top = tl.max(tops, 1)
-    shares = tl.exp2(tops - top[:, None])
-    total = tl.sum(shares * totals, 1)
-
-    if split == 0:
-        dims = tl.arange(0, PADDED_D)
-        real = real_head[:, None] & (dims < D)[None, :]
-        merged = tl.zeros([PADDED_R, PADDED_D], tl.float32)
-        for other in range(SPLITS):
-            share = tl.exp2(
-                tl.load(top_ptr + query_heads * SPLITS + other, mask=real_head, other=0.0) - top
-            )
-            partial = tl.load(
-                partial_ptr + (query_heads[:, None] * SPLITS + other) * D + dims[None, :],
-                mask=real,
-                other=0.0,
-            )
-            merged += share[:, None] * partial
-        merged = merged / total[:, None]
+    dims = tl.arange(0, PADDED_D)
+    for one in range(split, R, PROGRAMS):  # the heads of the group are shared out
+        query_head = row * H + head * R + one
+        one_tops = tl.load(top_ptr + query_head * SPLITS + splits)
+        one_shares = tl.exp2(one_tops - tl.max(one_tops, 0))
+        one_total = tl.sum(one_shares * tl.load(total_ptr + query_head * SPLITS + splits), 0)
+        partials = tl.load(
+            partial_ptr + (query_head * SPLITS + splits[:, None]) * D + dims[None, :],
+            mask=(dims < D)[None, :],
+            other=0.0,
+        )
+        merged = tl.sum(partials * one_shares[:, None], 0) / one_total
         tl.store(
-            out_ptr + query_heads[:, None] * D + dims[None, :],
-            merged.to(out_ptr.dtype.element_ty),
-            mask=real,
+            out_ptr + query_head * D + dims, merged.to(out_ptr.dtype.element_ty), mask=dims < D
         )
 
     if WITH_MASS:
+        in_group = tl.arange(0, PADDED_R)
+        real_head = in_group < R
+        query_heads = row * H + head * R + in_group
+        at = query_heads[:, None] * SPLITS + splits[None, :]
+        tops = tl.load(top_ptr + at, mask=real_head[:, None], other=0.0)  # (R, N)
+        totals = tl.load(total_ptr + at, mask=real_head[:, None], other=1.0)
+        top = tl.max(tops, 1)
+        shares = tl.exp2(tops - top[:, None])
+        total = tl.sum(shares * totals, 1)
         slot = tl.load(rows_ptr + row)
         count = tl.load(counts_ptr + row).to(tl.int32)
         weight = tl.load(weights_ptr + row)
@@ -261,7 +256,8 @@ def decode_attend_triton(
         M=max(16, triton.next_power_of_2(per_group)),  # a tensor core's least number of rows
         **shape,
     )
-    _merge_splits[(batch, groups, splits if mass is not None else 1)](
+    programs = splits if mass is not None else min(splits, per_group)
+    _merge_splits[(batch, groups, programs)](
         out,
         rows,
         counts,
@@ -275,6 +271,7 @@ def decode_attend_triton(
         groups,
         capacity,
         PADDED_R=triton.next_power_of_2(per_group),
+        PROGRAMS=programs,
         GROUP_MAX=group_max,
         **shape,
     )
@@ -283,5 +280,5 @@ def decode_attend_triton(
 
 def _num_splits(programs: int, blocks: int) -> int:
     """A power of 2: enough splits to fill a GPU, at most one for each block of keys."""
-    wanted = max(1, PROGRAMS // programs)
+    wanted = max(1, FILLING // programs)
     return int(min(64, triton.next_power_of_2(min(wanted, blocks))))

@@ -19,11 +19,12 @@ def _decode(
     model: LlamaForCausalLM, case: str, implementation: Implementation
 ) -> tuple[Tensor, Slots]:
     HybridAttention.attach(model)
-    slots = Slots.for_model(model, build_policy(policy_case(case)), num_slots=3, max_length=32)
+    policy = build_policy(policy_case(case, budget=6, sink=1, recent=4, interval=2))
+    slots = Slots.for_model(model, policy, num_slots=3, max_length=32)
     step = DecodeStep(slots, 3, counted(slots, [0]), implementation=implementation)
     ids = torch.arange(3, 6, device=model.device)[:, None]
     outputs: list[Tensor] = []
-    for rows in [*[[1]] * 9, *[[2, 1]] * 6]:
+    for rows in [*[[1]] * 8, [2, 1], [2, 1]]:
         step.load(rows)
         with torch.no_grad():
             logits = model(
@@ -38,7 +39,7 @@ def _decode(
     return torch.cat(outputs), slots
 
 
-@pytest.mark.parametrize("case", ["h2o_decay", "h2o_max", "h2o_pattern", "h2o_pattern_rolling"])
+@pytest.mark.parametrize("case", ["h2o_max", "h2o_pattern", "h2o_pattern_rolling"])
 def test_a_step_of_kernels(tiny_llama: LlamaForCausalLM, device: str, case: str) -> None:
     tiny_llama.to(device)
     expected, plain = _decode(tiny_llama, case, "torch")

@@ -1,0 +1,124 @@
+"""The kernels against torch, on a device, at sizes that the tests are too small for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from llamahome.attention.kernels import Implementation, chunk_attend, compact, decode_attend
+
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+DIMS = (64, 80, 96, 128)
+PER_GROUP = (1, 3, 8)
+
+
+def check_kernels(
+    device: str,
+    *,
+    implementation: Implementation = "triton",
+    capacity: int = 1000,
+    compactions: int = 100,
+) -> dict[str, float]:
+    """The largest difference of each kernel from torch in float32, over all shapes and dtypes.
+
+    Raises:
+        AssertionError: for one beyond the tolerance of its dtype.
+    """
+    worst = {"decode": 0.0, "decode_mass": 0.0, "chunk": 0.0, "chunk_mass": 0.0, "compact": 0.0}
+    for dtype, tolerance in TOLERANCE.items():
+        for dim in DIMS:
+            for per_group in PER_GROUP:
+                for name, difference in _attention(
+                    device, implementation, capacity, dtype, dim, per_group
+                ).items():
+                    assert difference <= tolerance, (name, dtype, dim, per_group, difference)
+                    worst[name] = max(worst[name], difference)
+    for seed in range(compactions):
+        # Moving in place is exact or a race; a race shows once in a while.
+        difference = _compaction(device, implementation, capacity, DIMS[seed % 4], seed)
+        assert difference == 0, ("compact", seed, difference)
+    return worst
+
+
+def _attention(
+    device: str,
+    implementation: Implementation,
+    capacity: int,
+    dtype: torch.dtype,
+    dim: int,
+    per_group: int,
+) -> dict[str, float]:
+    groups, queries, slots = 2, 64, 4
+    generator = torch.Generator(device).manual_seed(dim + per_group)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=device).to(dtype)
+
+    keys, values = (normal(slots, groups, capacity, dim) for _ in range(2))
+    rows = torch.tensor([2, 0], device=device)
+    held = torch.tensor([capacity - queries, 17], device=device)
+    differences = {}
+    for name, length in (("decode", 1), ("chunk", queries)):
+        query = normal(2, length, groups * per_group, dim).transpose(1, 2)
+        weights = torch.rand(2, length, generator=generator, device=device)
+        outputs = []
+        for exact in (False, True):
+            mass = torch.zeros(slots, groups, capacity, device=device)
+            q, k, v = (t.float() if exact else t for t in (query, keys, values))
+            chosen: Implementation = "torch" if exact else implementation
+            if name == "decode":
+                out = decode_attend(
+                    q,
+                    k,
+                    v,
+                    rows,
+                    held,
+                    dim**-0.5,
+                    mass=mass,
+                    weights=weights[:, 0].contiguous(),
+                    group="max",
+                    implementation=chosen,
+                )
+            else:
+                out = chunk_attend(
+                    q,
+                    k,
+                    v,
+                    rows,
+                    held,
+                    torch.full_like(held, length),
+                    dim**-0.5,
+                    mass=mass,
+                    weights=weights,
+                    implementation=chosen,
+                )
+            outputs.append((out.float(), mass))
+        (out, mass), (expected, expected_mass) = outputs
+        differences[name] = float((out - expected).abs().max())
+        differences[f"{name}_mass"] = float((mass - expected_mass).abs().max())
+    return differences
+
+
+def _compaction(
+    device: str, implementation: Implementation, capacity: int, dim: int, seed: int
+) -> float:
+    generator = torch.Generator(device).manual_seed(seed)
+    kept = capacity - 64 if capacity > 64 else capacity // 2
+    rows = torch.tensor([1, 3], device=device)
+    drawn = torch.rand(2, 8, capacity, generator=generator, device=device)
+    index = drawn.argsort(dim=-1)[..., :kept].sort(dim=-1).values
+    shape = (4, 8, capacity)
+    keys, values = (
+        torch.randn(*shape, dim, generator=generator, device=device).bfloat16() for _ in range(2)
+    )
+    mass = torch.rand(shape, generator=generator, device=device)
+    positions = torch.arange(capacity, device=device).expand(shape).clone()
+    worst = 0.0
+    copies = [t.clone() for t in (keys, values, mass, positions)]
+    compact(keys, values, mass, positions, rows, index, carry=0.5, implementation=implementation)
+    k, v, m, p = copies
+    compact(k, v, m, p, rows, index, carry=0.5, implementation="torch")
+    for moved, same in zip((keys, values, mass, positions), copies, strict=True):
+        difference = moved[:, :, :kept].double() - same[:, :, :kept].double()
+        worst = max(worst, float(difference.abs().max()))
+    return worst

@@ -1,0 +1,276 @@
+"""Decode on a GPU: the kernels checked against torch, then timed against the memory's bandwidth.
+
+    python -m benchmarks.gpu_decode [--model llama-1b] [--batch 8] [--held 4096]
+
+Needs torch, transformers, triton and a GPU; no Ray. A decode step must at least read every weight,
+and every key and value that its queries see, and read and write their mass: those bytes over the
+bandwidth that a large copy reaches, in the same run, are the bound. Slots are filled at random,
+since what they hold does not change the time. The last line is one JSON object. Without a GPU it
+says so and exits with 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from benchmarks.gpu_checks import check_kernels
+from llamahome.attention import build_policy
+from llamahome.attention.kernels import decode_attend
+from llamahome.cache.plane import PlaneSlots
+from llamahome.config import ModelConfig, PolicyConfig
+from llamahome.engine.graphs import GraphRunner
+from llamahome.engine.runner import RowInput, TorchRunner
+from llamahome.models import load_model
+
+# hidden, intermediate, layers, heads, KV heads of Llama 3.2 1B and Llama 3.1 8B; weights at random.
+SHAPES = {"llama-1b": (2048, 8192, 16, 32, 8), "llama-8b": (4096, 14336, 32, 32, 8)}
+INTERVAL = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Of one way to decode.
+
+    Attributes:
+        arm: which.
+        milliseconds: a step, the median; one in `INTERVAL` steps compacts, its share included.
+        tokens_per_second: of all rows.
+        gigabytes_per_second: the bytes of the bound over the time.
+        of_bound: the same, as a share of what a copy reaches.
+    """
+
+    arm: str
+    milliseconds: float
+    tokens_per_second: float
+    gigabytes_per_second: float
+    of_bound: float
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="llama-1b", help=f"{', '.join(SHAPES)}, or a name")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--held", type=int, default=4096, help="entries kept per KV head")
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("benchmarks.gpu_decode: no GPU here; it measures nothing on a CPU", file=sys.stderr)
+        return 2
+    bandwidth = copy_bandwidth()
+    checks = check_kernels("cuda")
+    attention = time_attention(options.batch, options.held, bandwidth)
+    model = build_model(options.model)
+    decode = time_decode(model, options.batch, options.held, options.repeats, bandwidth)
+    show([*attention, *decode], bandwidth)
+    result = {
+        "benchmark": "gpu_decode",
+        "gpu": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "model": options.model,
+        "batch": options.batch,
+        "held": options.held,
+        "copy_gigabytes_per_second": bandwidth / 1e9,
+        "checks": checks,
+        "timings": [asdict(timing) for timing in (*attention, *decode)],
+        "decode_of_bound": decode[-1].of_bound,
+    }
+    print(json.dumps(result))
+    return 0
+
+
+def seconds_of(work: Callable[[], object], repeats: int = 20) -> float:
+    """The median time of one call on the GPU."""
+    work()
+    torch.cuda.synchronize()
+    times: list[float] = []
+    for _ in range(repeats):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        work()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) / 1e3)
+    return statistics.median(times)
+
+
+def copy_bandwidth() -> float:
+    """Bytes a second, read and written, of a copy of 1 GiB."""
+    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    moved: int = source.nbytes + target.nbytes
+    seconds = seconds_of(lambda: target.copy_(source))
+    return moved / seconds
+
+
+def build_model(name: str) -> PreTrainedModel:
+    """A model in bfloat16 on the GPU."""
+    if name not in SHAPES:
+        return load_model(ModelConfig(name=name, dtype="bfloat16"), device="cuda").model
+    hidden, intermediate, layers, heads, kv_heads = SHAPES[name]
+    config = LlamaConfig(
+        vocab_size=128256,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=131072,
+        tie_word_embeddings=True,
+        dtype="bfloat16",
+    )
+    with torch.device("cuda"):
+        model = LlamaForCausalLM(config)
+    model.to(torch.bfloat16)  # type: ignore[arg-type]  # transformers' decorator hides `self`
+    ready: PreTrainedModel = model.eval()
+    return ready
+
+
+def time_attention(batch: int, held: int, bandwidth: float) -> list[Timing]:
+    """Decode attention alone, of a layer of 8 KV heads of 128 and groups of 4."""
+    groups, dim = 8, 128
+    query = torch.randn(batch, 4 * groups, 1, dim, dtype=torch.bfloat16, device="cuda")
+    keys = torch.randn(batch, groups, held, dim, dtype=torch.bfloat16, device="cuda")
+    values, mass = torch.randn_like(keys), torch.zeros(batch, groups, held, device="cuda")
+    rows = torch.arange(batch, device="cuda")
+    counts, weights = torch.full_like(rows, held), torch.ones(batch, device="cuda")
+
+    def attend(counted: bool) -> object:
+        return decode_attend(
+            query,
+            keys,
+            values,
+            rows,
+            counts,
+            dim**-0.5,
+            mass=mass if counted else None,
+            weights=weights,
+            implementation="triton",
+        )
+
+    kv_bytes = keys.nbytes + values.nbytes
+    return [
+        timing(
+            "attention kernel, with mass",
+            seconds_of(lambda: attend(True)),
+            batch,
+            kv_bytes + 2 * mass.nbytes,
+            bandwidth,
+        ),
+        timing(
+            "attention kernel, no mass",
+            seconds_of(lambda: attend(False)),
+            batch,
+            kv_bytes,
+            bandwidth,
+        ),
+    ]
+
+
+def time_decode(
+    model: PreTrainedModel, batch: int, held: int, repeats: int, bandwidth: float
+) -> list[Timing]:
+    """Whole steps, a chunk at a time; the arms take turns. The last arm is the fast path."""
+    policy = build_policy(
+        PolicyConfig(budget=held, sink=4, recent=held // 2, interval=INTERVAL, decay=256)
+    )
+    runner = TorchRunner(model, policy, num_slots=batch, max_length=16 * held)
+    slots = runner.slots
+    fill(runner, held)
+    rows, tokens = list(range(batch)), [1] * batch
+    inputs = [RowInput(slot=row, tokens=[1]) for row in rows]
+    arms: dict[str, Callable[[], object]] = {"eager, torch": lambda: runner.forward(inputs)}
+    for implementation, captures in (("triton", False), ("torch", True), ("triton", True)):
+        graphs = GraphRunner(
+            model,
+            slots,
+            implementation="triton" if implementation == "triton" else "torch",
+            capture=captures,
+        )
+        name = f"{'graph' if captures else 'static'}, {implementation}"
+        arms[name] = lambda graphs=graphs: graphs.decode(rows, tokens)  # type: ignore[misc]
+    times: dict[str, list[float]] = {arm: [] for arm in arms}
+    for _ in range(repeats + 1):
+        for arm, decode in arms.items():
+            slots.lengths[:] = [4 * held] * batch
+            times[arm].append(chunk_seconds(decode))
+    moved = step_bytes(model, [p for p in slots.planes if isinstance(p, PlaneSlots)], batch, held)
+    return [
+        timing(arm, statistics.median(seconds[1:]), batch, moved, bandwidth)  # the first warms up
+        for arm, seconds in times.items()
+    ]
+
+
+def fill(runner: TorchRunner, held: int) -> None:
+    """Entries at random, as if each slot had seen four budgets of tokens."""
+    for plane in runner.slots.planes:
+        assert isinstance(plane, PlaneSlots)
+        plane.keys.normal_()
+        plane.values.normal_()
+        plane.mass.uniform_()
+        plane.positions.copy_(torch.arange(plane.shape.capacity, device="cuda") + 3 * held)
+
+
+def chunk_seconds(decode: Callable[[], object]) -> float:
+    """A step's share of a whole chunk, its compaction included."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(INTERVAL):
+        decode()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - start) / INTERVAL
+
+
+def step_bytes(model: PreTrainedModel, planes: list[PlaneSlots], batch: int, held: int) -> int:
+    """Bytes that a step cannot do without: weights once, then what each row sees."""
+    tied = model.config.tie_word_embeddings
+    moved = 0
+    for name, parameter in model.named_parameters():
+        looked_up = "embed_tokens" in name and not tied
+        moved += 0 if looked_up else parameter.numel() * parameter.element_size()
+    seen = held + INTERVAL // 2
+    for plane in planes:
+        size = 2 * plane.shape.head_dim * plane.keys.element_size() + 2 * plane.mass.element_size()
+        moved += batch * len(plane.heads) * seen * size
+    return moved
+
+
+def timing(arm: str, seconds: float, batch: int, moved: int, bandwidth: float) -> Timing:
+    return Timing(
+        arm=arm,
+        milliseconds=seconds * 1e3,
+        tokens_per_second=batch / seconds,
+        gigabytes_per_second=moved / seconds / 1e9,
+        of_bound=moved / seconds / bandwidth,
+    )
+
+
+def show(timings: list[Timing], bandwidth: float) -> None:
+    table = Table(title=f"{torch.cuda.get_device_name()}, copy {bandwidth / 1e9:.0f} GB/s")
+    for column in ("", "ms", "tokens/s", "GB/s", "of the bound"):
+        table.add_column(column, justify="left" if not column else "right")
+    for each in timings:
+        table.add_row(
+            each.arm,
+            f"{each.milliseconds:.3f}",
+            f"{each.tokens_per_second:.0f}",
+            f"{each.gigabytes_per_second:.0f}",
+            f"{each.of_bound:.0%}",
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
