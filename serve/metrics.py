@@ -62,6 +62,10 @@ class ServeMetrics:
                 ("slots_used", "Slots that hold a request"),
                 ("queued", "Requests that wait for a slot"),
                 ("kv_bytes", "Bytes allocated for keys and values"),
+                ("prefix_hits", "Prompts that began from a prefix snapshot"),
+                ("prefix_misses", "Prompts that no prefix snapshot served"),
+                ("prefix_hit_tokens", "Prompt tokens that prefix snapshots spared"),
+                ("prefix_bytes", "Bytes of prefix snapshots in memory"),
             )
         }
 

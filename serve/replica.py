@@ -146,6 +146,10 @@ class Replica:
             slots_used=stats.slots_used,
             queued=stats.queued,
             kv_bytes=stats.kv_bytes,
+            prefix_hits=stats.prefix_hits,
+            prefix_misses=stats.prefix_misses,
+            prefix_hit_tokens=stats.prefix_hit_tokens,
+            prefix_bytes=stats.prefix_bytes,
         )
 
     async def check_health(self) -> None:

@@ -142,3 +142,7 @@ class ReplicaStats:
     slots_used: int
     queued: int
     kv_bytes: int
+    prefix_hits: int
+    prefix_misses: int
+    prefix_hit_tokens: int
+    prefix_bytes: int

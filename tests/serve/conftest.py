@@ -157,7 +157,16 @@ def usage(prompt: int, completion: int) -> Usage:
 
 def replica_stats(name: str = "r1", *, running: bool = True) -> ReplicaStats:
     return ReplicaStats(
-        replica=name, running=running, slots=2, slots_used=1, queued=0, kv_bytes=1024
+        replica=name,
+        running=running,
+        slots=2,
+        slots_used=1,
+        queued=0,
+        kv_bytes=1024,
+        prefix_hits=3,
+        prefix_misses=1,
+        prefix_hit_tokens=96,
+        prefix_bytes=512,
     )
 
 
