@@ -24,7 +24,8 @@ class LogitsProcessor(Protocol):
 class Penalties:
     """Repetition as transformers has it, presence and frequency as OpenAI's API does.
 
-    Counts live in vectors of V, so a step costs the same however long the answer is.
+    Works on the tokens that have occurred, of which each has a place: a step in Python costs the
+    same however long the answer is.
     """
 
     def __init__(
@@ -33,22 +34,22 @@ class Penalties:
         self._repetition = params.repetition_penalty
         self._presence = params.presence_penalty
         self._frequency = params.frequency_penalty
-        self._seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
-        self._seen[torch.tensor(prompt, device=device)] = True
-        self._counts = torch.zeros(vocab_size, device=device)
+        self._places = {token: place for place, token in enumerate(dict.fromkeys(prompt))}
+        self._ids = torch.zeros(vocab_size, dtype=torch.int64, device=device)
+        self._ids[: len(self._places)] = torch.tensor(list(self._places), device=device)
+        self._counts = torch.zeros(vocab_size, device=device)  # in the answer
 
     def apply(self, row: Tensor) -> None:
+        ids, counts = self._ids[: len(self._places)], self._counts[: len(self._places)]
+        logits = row[ids]
         if self._repetition != 1:
-            penalised = torch.where(row > 0, row / self._repetition, row * self._repetition)
-            row.copy_(torch.where(self._seen, penalised, row))
-        if self._frequency:
-            row.sub_(self._counts, alpha=self._frequency)
-        if self._presence:
-            row.sub_(self._counts.clamp(max=1), alpha=self._presence)
+            logits = torch.where(logits > 0, logits / self._repetition, logits * self._repetition)
+        row[ids] = logits - self._frequency * counts - self._presence * counts.clamp(max=1)
 
     def advance(self, token: int) -> None:
-        self._seen[token] = True
-        self._counts[token] += 1
+        place = self._places.setdefault(token, len(self._places))
+        self._ids[place] = token
+        self._counts[place] += 1
 
 
 class LogitBias:

@@ -26,11 +26,17 @@ Ids = NDArray[np.int64]
 
 def best(logits: Tensor) -> tuple[list[int], list[float]]:
     """Of each row of (B, V) the likeliest token and its logit, which is NaN if any is."""
-    if logits.device.type == "cpu":
-        # numpy's argmax is vectorised, torch's is not: 0.02 ms against 0.2 ms at 8 x 49152.
-        rows = logits.numpy()
-        ids = rows.argmax(axis=1)
-        return ids.tolist(), np.take_along_axis(rows, ids[:, None], axis=1)[:, 0].tolist()
+    return best_numpy(logits) if logits.device.type == "cpu" else best_torch(logits)
+
+
+def best_numpy(logits: Tensor) -> tuple[list[int], list[float]]:
+    # numpy's argmax is vectorised, torch's is not: 0.02 ms against 0.2 ms at 8 x 49152.
+    rows = logits.numpy()
+    ids = rows.argmax(axis=1)
+    return ids.tolist(), np.take_along_axis(rows, ids[:, None], axis=1)[:, 0].tolist()
+
+
+def best_torch(logits: Tensor) -> tuple[list[int], list[float]]:
     values, index = logits.max(dim=1)
     return index.tolist(), values.tolist()
 
@@ -38,10 +44,16 @@ def best(logits: Tensor) -> tuple[list[int], list[float]]:
 def top(logits: Tensor, count: int) -> tuple[Floats, Ids]:
     """The `count` highest logits of each row of (B, V), falling, and their tokens: (B, K) each."""
     count = min(count, logits.shape[1])
-    if logits.device.type == "cpu":
-        # A partition and a sort of its end, vectorised: a quarter of what torch.topk takes here.
-        rows = [_top_row(row, count) for row in logits.numpy()]
-        return np.stack([values for values, _ in rows]), np.stack([ids for _, ids in rows])
+    return top_numpy(logits, count) if logits.device.type == "cpu" else top_torch(logits, count)
+
+
+def top_numpy(logits: Tensor, count: int) -> tuple[Floats, Ids]:
+    # A partition and a sort of its end, vectorised: a quarter of what torch.topk takes here.
+    rows = [_top_row(row, count) for row in logits.numpy()]
+    return np.stack([values for values, _ in rows]), np.stack([ids for _, ids in rows])
+
+
+def top_torch(logits: Tensor, count: int) -> tuple[Floats, Ids]:
     values, index = logits.topk(count, dim=1)
     return values.double().cpu().numpy(), index.cpu().numpy()
 
