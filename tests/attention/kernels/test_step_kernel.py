@@ -19,12 +19,12 @@ def _decode(
     model: LlamaForCausalLM, case: str, implementation: Implementation
 ) -> tuple[Tensor, Slots]:
     HybridAttention.attach(model)
-    policy = build_policy(policy_case(case, budget=6, sink=1, recent=4, interval=2))
+    policy = build_policy(policy_case(case, budget=4, sink=1, recent=2, interval=2))
     slots = Slots.for_model(model, policy, num_slots=3, max_length=32)
     step = DecodeStep(slots, 3, counted(slots, [0]), implementation=implementation)
     ids = torch.arange(3, 6, device=model.device)[:, None]
     outputs: list[Tensor] = []
-    for rows in [*[[1]] * 8, [2, 1], [2, 1]]:
+    for rows in [*[[1]] * 6, [2, 1]]:
         step.load(rows)
         with torch.no_grad():
             logits = model(
