@@ -89,15 +89,21 @@ def _source(grammar: Grammar) -> str:
     """The grammar in llguidance's own format."""
     if grammar.kind == "regex":
         return LLMatcher.grammar_from_regex(grammar.text)
-    if grammar.kind == "choice":
-        texts = [re.escape(text) for text in json.loads(grammar.text)]
-        return LLMatcher.grammar_from_regex("|".join(texts))
     try:
+        if grammar.kind == "choice":
+            return LLMatcher.grammar_from_regex(_alternatives(json.loads(grammar.text)))
         return LLMatcher.grammar_from_json_schema(
             grammar.text, overrides={"whitespace_pattern": WHITESPACE}
         )
     except ValueError as error:
-        raise RequestError("grammar", grammar.text, f"no valid json: {error}") from error
+        reason = f"no valid {grammar.kind}: {error}"
+        raise RequestError("grammar", grammar.text, reason) from error
+
+
+def _alternatives(texts: object) -> str:
+    if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
+        raise ValueError("it must be a list of texts")
+    return "|".join(re.escape(text) for text in texts)
 
 
 def _reason(error: str) -> str:

@@ -76,6 +76,9 @@ def test_it_accepts_what_the_grammar_says(
         (Grammar("regex", "[0-9]{3"), "unclosed"),
         (Grammar("json", '{"type": "objekt"}'), "objekt"),
         (Grammar("json", "{"), "no valid json"),
+        (Grammar("choice", "yes, no"), "no valid choice"),
+        (Grammar("choice", '["yes", 5]'), "list of texts"),
+        (Grammar("choice", "[]"), "list of texts"),
     ],
 )
 def test_a_wrong_grammar_is_refused_with_the_reason(
