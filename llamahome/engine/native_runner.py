@@ -23,6 +23,7 @@ from llamahome.native import weights as pack
 
 # Rotary embeddings whose angles depend on the position alone.
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
+MAX_GROUP = 24  # kMaxQueries of csrc/kernels.h
 
 
 def unsupported(model: PreTrainedModel, policy: Policy) -> str | None:
@@ -41,8 +42,18 @@ def unsupported(model: PreTrainedModel, policy: Policy) -> str | None:
         return f"rope_type={rope!r} depends on the length of the text"
     if policy.rolling:
         return "policy.positions='rolling' rotates keys at every step"
+    return _unsupported_shape(model)
+
+
+def _unsupported_shape(model: PreTrainedModel) -> str | None:
+    config = model.config
     if _head_dim(model) % 16:
         return f"head_dim={_head_dim(model)} is no multiple of 16"
+    if config.hidden_size % 32:
+        return f"hidden_size={config.hidden_size} is no multiple of 32"
+    group = config.num_attention_heads // config.num_key_value_heads
+    if group > MAX_GROUP:
+        return f"{group} query heads share a KV head, more than {MAX_GROUP}"
     return None
 
 
@@ -112,7 +123,9 @@ class NativeRunner:
         )
         self._budgets = list(budgets)
         kv_name = str(kv_dtype).removeprefix("torch.")
-        self.name = f"native {self._model.isa()}, {'int8' if int8 else 'float32'} weights, {kv_name} KV"
+        self.name = (
+            f"native {self._model.isa()}, {'int8' if int8 else 'float32'} weights, {kv_name} KV"
+        )
 
     def _allocate(
         self, shape: PlaneShape, dtype: torch.dtype, budgets: dict[int | None, int]
