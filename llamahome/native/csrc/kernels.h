@@ -57,9 +57,10 @@ struct Kernels {
   // One token to int8 in groups of 64; `padded` >= size is a multiple of 64.
   void (*quantize)(const float* x, int size, int padded, int8_t* q, float* scales,
                    int32_t* offsets);
-  // Outputs [first, first + 32 * pairs) of a linear layer for M tokens.
+  // Outputs [32 * first_pair, 32 * (first_pair + pairs)) of a linear layer for M tokens. `after` is
+  // what will be read next, to be fetched ahead; null for the pairs that follow.
   void (*linear)(const LinearData& linear, const Activations& in, int tokens, int first_pair,
-                 int pairs, Epilogue epilogue, float* out, int out_stride);
+                 int pairs, Epilogue epilogue, float* out, int out_stride, const void* after);
   void (*dots)(const float* rows, const float* x, int count, int size, float* out);
   // Rotates halves of one head in place, times `factor`.
   void (*rotate)(float* x, const float* cos, const float* sin, int dim, float factor);

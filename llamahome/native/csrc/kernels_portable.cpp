@@ -7,8 +7,7 @@
 namespace llamahome {
 namespace {
 
-typedef float vf __attribute__((vector_size(64)));
-typedef int32_t vi __attribute__((vector_size(64)));
+#include "vectors.inc"
 
 // IEEE half precision without hardware for it: 2^112 moves the exponent to where a float has it.
 inline float half_to_float(uint16_t h) {

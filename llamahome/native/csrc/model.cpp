@@ -70,6 +70,12 @@ struct Linear : torch::CustomClassHolder {
   LinearData data;
   std::vector<AdapterData> adapters;
   int inputs() const { return static_cast<int>(inputs_); }
+  int pairs() const { return data.outputs / (2 * kLanes); }
+  const void* pair(int index) const {
+    const size_t size = static_cast<size_t>(data.inputs) * 2 * kLanes;
+    if (int8()) return data.int8_weight + index * size;
+    return data.float_weight + index * size;
+  }
   bool int8() const { return data.int8_weight != nullptr; }
 
  private:
@@ -355,13 +361,14 @@ class Model : public torch::CustomClassHolder {
   // Norms (if given) and quantises what `linear` reads. Few tokens: by every thread for itself.
   const Activations& prepare(const Linear& linear, const float* from, int stride, const Norm* norm,
                              int tokens, const int64_t* adapters, int id) {
-    Quantized& to = few_ ? own_[id] : shared_[0];
+    const bool alone = tokens <= kAlone;
+    Quantized& to = alone ? own_[id] : shared_[0];
     const int inputs = linear.inputs(), padded = linear.data.inputs;
-    if (few_ || id == 0) allocate(to, linear, tokens, adapters);
-    if (!few_) team_.barrier();
+    if (alone || id == 0) allocate(to, linear, tokens, adapters);
+    if (!alone) team_.barrier();
     float* values = to.values.data.get();
-    const int step = few_ ? 1 : team_.size();
-    for (int m = few_ ? 0 : id; m < tokens; m += step) {
+    const int step = alone ? 1 : team_.size();
+    for (int m = alone ? 0 : id; m < tokens; m += step) {
       const float* x = from + static_cast<size_t>(m) * stride;
       float* kept = values + static_cast<size_t>(m) * inputs;
       if (norm != nullptr) {
@@ -381,7 +388,7 @@ class Model : public torch::CustomClassHolder {
                        const_cast<float*>(to.low_of[m]));
       }
     }
-    if (!few_) team_.barrier();
+    if (!alone) team_.barrier();
     return to.view;
   }
 
@@ -411,16 +418,28 @@ class Model : public torch::CustomClassHolder {
     to.view.adapters = to.adapter_of.data();
   }
 
+  // Few tokens: each thread has its part of the outputs, the first of which it fetches while it
+  // computes the last of the layer before. Many: parts as threads become free.
   void multiply(const Linear& linear, const Activations& in, int tokens, Epilogue epilogue,
-                float* out, int stride, int phase) {
+                float* out, int stride, int phase, const Linear* next, int id) {
     const int pairs = linear.data.outputs / (2 * kLanes);
-    const int chunk = std::max(1, pairs / (team_.size() * 8));
-    for (int first = take(phase, chunk); first < pairs; first = take(phase, chunk)) {
-      kernels_->linear(linear.data, in, tokens, first, std::min(chunk, pairs - first), epilogue,
-                       out, stride);
+    if (few_) {
+      const int first = share(pairs, id), last = share(pairs, id + 1);
+      const void* after = next == nullptr ? nullptr : next->pair(share(next->pairs(), id));
+      if (last > first) {
+        kernels_->linear(linear.data, in, tokens, first, last - first, epilogue, out, stride, after);
+      }
+    } else {
+      const int chunk = std::max(1, pairs / (team_.size() * 8));
+      for (int first = take(phase, chunk); first < pairs; first = take(phase, chunk)) {
+        kernels_->linear(linear.data, in, tokens, first, std::min(chunk, pairs - first), epilogue,
+                         out, stride, nullptr);
+      }
     }
     team_.barrier();
   }
+
+  int share(int count, int id) const { return count * id / team_.size(); }
 
   int take(int phase, int count) {
     return counters_[phase].fetch_add(count, std::memory_order_relaxed);
@@ -432,9 +451,10 @@ class Model : public torch::CustomClassHolder {
     const int width = layer.gate_up->data.outputs / 2;
     const Activations& in =
         prepare(*layer.gate_up, x_, shape_.hidden, &layer.mlp_norm, tokens_, adapters_, id);
-    multiply(*layer.gate_up, in, tokens_, Epilogue::kSiluMul, mlp_, width, phase);
+    multiply(*layer.gate_up, in, tokens_, Epilogue::kSiluMul, mlp_, width, phase, layer.down.get(), id);
     const Activations& act = prepare(*layer.down, mlp_, width, nullptr, tokens_, adapters_, id);
-    multiply(*layer.down, act, tokens_, Epilogue::kAdd, x_, shape_.hidden, phase + 1);
+    const Linear* next = index + 1 < layers_.size() ? layers_[index + 1].qkv.get() : head_.get();
+    multiply(*layer.down, act, tokens_, Epilogue::kAdd, x_, shape_.hidden, phase + 1, next, id);
   }
 
   void finish(const Tensor& wanted, Tensor& hidden, Tensor& logits, bool with_logits, int id) {
@@ -452,7 +472,7 @@ class Model : public torch::CustomClassHolder {
     team_.barrier();
     const Activations& in = prepare(*head_, to, shape_.hidden, nullptr, count, nullptr, id);
     multiply(*head_, in, count, Epilogue::kStore, logits.data_ptr<float>(), head_->data.outputs,
-             static_cast<int>(layers_.size()) * 7);
+             static_cast<int>(layers_.size()) * 7, layers_[0].qkv.get(), id);
   }
 
   // ---- attention -------------------------------------------------------------------------------
@@ -553,7 +573,7 @@ class Model : public torch::CustomClassHolder {
     const int stride = layer.qkv->data.outputs;
     const Activations& in =
         prepare(*layer.qkv, x_, shape_.hidden, &layer.attention_norm, tokens_, adapters_, id);
-    multiply(*layer.qkv, in, tokens_, Epilogue::kStore, qkv_, stride, phase);
+    multiply(*layer.qkv, in, tokens_, Epilogue::kStore, qkv_, stride, phase, layer.out.get(), id);
     const Plan& plan = plans_[plan_of_[index]].second;
     const int heads = num_rows_ * shape_.kv_heads;
     for (int at = take(phase + 1, 1); at < heads; at = take(phase + 1, 1)) {
@@ -571,7 +591,8 @@ class Model : public torch::CustomClassHolder {
     team_.barrier();
     const Activations& out =
         prepare(*layer.out, attended_, shape_.attention(), nullptr, tokens_, adapters_, id);
-    multiply(*layer.out, out, tokens_, Epilogue::kAdd, x_, shape_.hidden, phase + 4);
+    multiply(*layer.out, out, tokens_, Epilogue::kAdd, x_, shape_.hidden, phase + 4,
+             layer.gate_up.get(), id);
   }
 
   // Rotates a row's queries and keys of one KV head, and writes its keys and values.
@@ -795,7 +816,8 @@ class Model : public torch::CustomClassHolder {
                 sizeof(T) * dim);
   }
 
-  static constexpr int kFew = 8;  // tokens that each thread quantises for itself
+  static constexpr int kAlone = 4;  // tokens that each thread quantises for itself
+  static constexpr int kFew = 8;  // tokens of a step that is bound by reading weights
 
   const Shape shape_;
   const Kernels* kernels_;
