@@ -61,14 +61,19 @@ class Latency:
 
 
 def poisson_load(engine: Engine, prompts: Sequence[list[int]], shape: LoadShape) -> Latency:
-    """All at once, to learn what the engine can do; then at a share of that rate."""
-    burst = replay(engine, prompts, [0.0] * len(prompts), shape.answer)
-    capacity = len(prompts) / max(own.tokens[-1] for own in burst)
+    """The first half at once, to learn what the engine can do; the others at a share of that rate.
+
+    No prompt comes twice, for its beginning would be known.
+    """
+    half = len(prompts) // 2
+    burst = replay(engine, prompts[:half], [0.0] * half, shape.answer)
+    capacity = half / max(own.tokens[-1] for own in burst)
     rate = shape.utilisation * capacity
-    own = replay(engine, prompts, arrivals(len(prompts), rate, shape.seed), shape.answer)
+    times = arrivals(len(prompts) - half, rate, shape.seed)
+    own = replay(engine, prompts[half:], times, shape.answer)
     ttft, tpot = [t.ttft for t in own], [t.tpot for t in own]
     return Latency(
-        requests=len(prompts),
+        requests=len(own),
         capacity=capacity,
         rate=rate,
         ttft_p50=percentile(ttft, 50),

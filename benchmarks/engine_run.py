@@ -169,10 +169,9 @@ class Run:
     def load(self, arm: Arm) -> None:
         shape = LoadShape()
         drawn = random.Random(shape.seed)
-        prompts = [
-            cut(self.ids, drawn.randint(64, shape.longest), number)
-            for number in range(self.form.requests)
-        ]
+        lengths = [drawn.randint(64, shape.longest) for _ in range(self.form.requests)]
+        # Twice the same lengths: once to learn the rate, once under it.
+        prompts = [cut(self.ids, length, n) for n, length in enumerate(2 * lengths)]
         reply = arm.ask("load", "load_test", prompts=prompts, shape=asdict(shape))
         if reply is not None:
             self.results.load[arm.name] = Latency(**reply["latency"])

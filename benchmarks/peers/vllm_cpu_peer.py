@@ -2,6 +2,7 @@
 
 Every request has a prompt of its own, so that no two share blocks of the cache; the prompts are
 read first, and found again by prefix caching, so that all requests begin to decode together.
+Eager, since compiling took 100 s and gave no decoding speed and 3 % in prefill where it was tried.
 """
 
 from __future__ import annotations

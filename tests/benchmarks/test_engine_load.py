@@ -14,7 +14,7 @@ PROMPTS = [[5 + n, 6, 7, 8] * (n + 1) for n in range(6)]
 
 
 def _engine(model: LlamaForCausalLM) -> Engine:
-    return Engine(model, build_policy(DENSE), EngineConfig(slots=2, max_length=64))
+    return Engine(model, build_policy(DENSE), EngineConfig(slots=2, max_length=64, runner="torch"))
 
 
 def test_every_request_gets_its_tokens_after_it_arrived(tiny_llama: LlamaForCausalLM) -> None:
@@ -27,6 +27,7 @@ def test_every_request_gets_its_tokens_after_it_arrived(tiny_llama: LlamaForCaus
 
 def test_load_is_at_the_asked_share_of_what_is_possible(tiny_llama: LlamaForCausalLM) -> None:
     own = poisson_load(_engine(tiny_llama), PROMPTS, LoadShape(answer=4, utilisation=0.5))
+    assert own.requests == 3
     assert own.rate == own.capacity * 0.5
     assert own.ttft_p50 <= own.ttft_p99
     assert own.tpot_p50 <= own.tpot_p99
