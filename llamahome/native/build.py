@@ -40,9 +40,9 @@ def load_native() -> None:
     Raises:
         NativeUnavailableError: without a C++ compiler, or when the build fails.
     """
-    folder = _cache_folder()
-    library, complete = folder / f"{NAME}.so", folder / "complete"
     try:
+        folder = _cache_folder()
+        library, complete = folder / f"{NAME}.so", folder / "complete"
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "build.lock"):
             if complete.is_file():
@@ -52,7 +52,9 @@ def load_native() -> None:
             _build(folder)
             complete.touch()
     except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
-        raise NativeUnavailableError(f"the CPU kernels cannot be built or loaded: {error}") from error
+        raise NativeUnavailableError(
+            f"the CPU kernels cannot be built or loaded: {error}"
+        ) from error
 
 
 def _cache_folder() -> Path:

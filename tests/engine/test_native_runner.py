@@ -14,7 +14,7 @@ from llamahome.cache import Slots
 from llamahome.cache.plane import PlaneSlots
 from llamahome.cache.tiled import TiledPlane
 from llamahome.config import PolicyConfig
-from llamahome.engine.native_runner import unsupported
+from llamahome.engine.native_model import unsupported
 from llamahome.engine.runner import RowInput, Runner, TorchRunner
 from tests.engine.random_models import (
     mixed_steps,
