@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import cast
 
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
 from transformers import PreTrainedModel
 
 from llamahome.models.errors import ModelError
@@ -39,13 +41,17 @@ def attach_adapters(base: PreTrainedModel, folders: Mapping[str, Path]) -> PeftM
     """`base` with these adapters beside its weights, each to be chosen by name.
 
     Raises:
-        ModelError: for a folder that holds no adapter of this model.
+        ModelError: for a folder that holds no adapter of this model, or one that rows of a batch
+            cannot choose: besides norms and low-rank parts of the layers' linear maps, requests
+            share all weights.
     """
     model: PeftModel | None = None
     for name, folder in folders.items():
         if not is_adapter(folder):
             raise ModelError(f"{folder} holds no LoRA adapter ({ADAPTER_CONFIG} is missing)")
+        _check_name(name)
         _check_weights(folder)
+        _check_kind(folder)
         try:
             if model is None:
                 model = PeftModel.from_pretrained(base, str(folder), adapter_name=name)
@@ -53,6 +59,7 @@ def attach_adapters(base: PreTrainedModel, folders: Mapping[str, Path]) -> PeftM
                 model.load_adapter(str(folder), adapter_name=name)
         except (RuntimeError, ValueError) as error:
             raise ModelError(f"the adapter {name!r} in {folder} does not fit: {error}") from error
+        _check_targets(name, base)
     if model is None:
         raise ModelError("there is no adapter to attach")
     return model.eval()
@@ -65,6 +72,39 @@ def merge_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     merged = cast(PreTrainedModel, adapted.merge_and_unload())
     # PEFT froze the base; after the merge it is a model like any other, which can be trained.
     return merged.requires_grad_(True)
+
+
+def _check_name(name: str) -> None:
+    """PEFT's modules are called so."""
+    if not name or "." in name or name == "__base__":
+        raise ModelError(f"engine.adapters names one {name!r}; use letters, digits, - and _")
+
+
+def _check_kind(folder: Path) -> None:
+    config = json.loads((folder / ADAPTER_CONFIG).read_text())
+    for field, plain in (
+        ("peft_type", "LORA"),
+        ("use_dora", False),
+        ("lora_bias", False),
+        ("bias", "none"),
+    ):
+        value = config.get(field, plain)
+        if value != plain:
+            raise ModelError(
+                f"{folder / ADAPTER_CONFIG}: {field}={value!r}, where requests can choose only "
+                f"{plain!r}; merge the adapter instead: name its folder as the model"
+            )
+
+
+def _check_targets(name: str, base: PreTrainedModel) -> None:
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    for path, module in base.named_modules():
+        whole = isinstance(module, ModulesToSaveWrapper) and not path.endswith("norm")
+        if whole or (isinstance(module, LoraLayer | ModulesToSaveWrapper) and module in ends):
+            raise ModelError(
+                f"the adapter {name!r} changes {path}, which requests share; merge it instead: "
+                "name its folder as the model"
+            )
 
 
 def _check_weights(folder: Path) -> None:

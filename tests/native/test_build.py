@@ -30,7 +30,8 @@ def test_without_a_compiler_torch_decodes_and_one_line_says_why(tmp_path: Path) 
     assert "the CPU kernels cannot be built or loaded" in cannot_start
     assert "'false'" in cannot_start
     assert missing == (
-        "there is no C++ compiler: 'no-such-g++' is not on PATH; install g++ 11 or later, or set CXX"
+        "there is no C++ compiler: 'no-such-g++' is not on PATH; install g++ 11 or later, or "
+        "set CXX"
     )
     assert found["runner"].startswith("torch, float32 weights")
     assert found["tokens"] == 3
