@@ -69,7 +69,10 @@ def tiny_engine() -> Engine:
         max_position_embeddings=2 * LONGEST,
     )
     policy = PolicyConfig(budget=32, recent=16, interval=16)
-    slots = EngineConfig(slots=SLOTS, max_length=2 * LONGEST, max_queued=SLOTS)
+    # Snapshots grow to their bound and stay: a small one is full when the first sample is taken.
+    slots = EngineConfig(
+        slots=SLOTS, max_length=2 * LONGEST, max_queued=SLOTS, snapshot_bytes=2**18
+    )
     return Engine(LlamaForCausalLM(config).eval(), build_policy(policy), slots)
 
 

@@ -72,7 +72,7 @@ class Policy:
         )
 
     def within(self, room: int | None, cap: int | None = None) -> Policy:
-        """What this policy does in a head with slots for a budget of `room`, at most `cap` of it."""
+        """What this policy does in a head with a budget of `room`, at most `cap` of it."""
         if self.score is None:
             return self
         return self._of_budget(min((b for b in (room, cap) if b is not None), default=None))

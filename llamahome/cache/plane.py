@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from llamahome.attention import Entries, Policy
+from llamahome.attention.kernels import compact, fastest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,11 @@ class Plane(Protocol):
     def positions(self) -> Tensor: ...
 
     @property
+    def heads(self) -> tuple[int, ...]: ...
+    @property
+    def policy(self) -> Policy: ...
+
+    @property
     def nbytes(self) -> int:
         """Bytes allocated."""
 
@@ -52,6 +58,9 @@ class Plane(Protocol):
         self, rows: Tensor, count: int, policy: Policy, lengths: Tensor, sinks: Tensor
     ) -> None:
         """Of `count` entries of each of these slots, keep those that `policy` selects."""
+
+    def wipe(self, row: int) -> None:
+        """Make a slot's entries 0."""
 
     def save(self, row: int, count: int) -> dict[str, Tensor]:
         """A copy on the CPU of a slot's first `count` entries."""
@@ -114,13 +123,13 @@ class PlaneSlots:
     def compact(
         self, rows: Tensor, count: int, policy: Policy, lengths: Tensor, sinks: Tensor
     ) -> None:
-        held = self.entries(rows, count)
-        kept = held.take(policy.select(held, lengths, sinks))
-        count = kept.positions.shape[2]
-        self.keys[rows, :, :count] = kept.keys
-        self.values[rows, :, :count] = kept.values
-        self.mass[rows, :, :count] = kept.mass
-        self.positions[rows, :, :count] = kept.positions
+        stay = policy.select(self.entries(rows, count), lengths, sinks)
+        stored = (self.keys, self.values, self.mass, self.positions)
+        compact(*stored, rows, stay, implementation=fastest(self.keys.device))
+
+    def wipe(self, row: int) -> None:
+        for stored in (self.keys, self.values, self.mass):
+            stored[row] = 0
 
     def save(self, row: int, count: int) -> dict[str, Tensor]:
         return {

@@ -99,11 +99,9 @@ class Slots:
             )
             for layer_idx in range(num_layers)
         ]
-        budgets = {plane.shape.policy.config.budget for plane in self.planes}
+        budgets = {plane.policy.config.budget for plane in self.planes}
         self.budgets = sorted(budgets, key=lambda budget: (budget is None, budget))
-        self._default = {
-            plane.shape.policy.config.budget: plane.shape.policy for plane in self.planes
-        }
+        self._default = {plane.policy.config.budget: plane.policy for plane in self.planes}
         self._of_row = [self._default] * num_slots
         self.max_sink = self.max_sink_under(self._default)
         self.lengths = [0] * num_slots
@@ -160,14 +158,13 @@ class Slots:
         """Entries that a slot holds, as the mean over all layers and KV heads."""
         length = self.lengths[row]
         total = sum(
-            len(plane.shape.heads) * self.policy_of(row, plane).held(length)
-            for plane in self.planes
+            len(plane.heads) * self.policy_of(row, plane).held(length) for plane in self.planes
         )
         return total // (self.num_kv_heads * len(self.layers))
 
     def policy_of(self, row: int, plane: Plane) -> Policy:
         """Under which a slot's request lives in a plane."""
-        return self._of_row[row][plane.shape.policy.config.budget]
+        return self._of_row[row][plane.policy.config.budget]
 
     def policies_of(self, row: int) -> dict[int | None, Policy]:
         """The same by the plane's own budget."""
@@ -184,8 +181,7 @@ class Slots:
         """Entries that a slot's request has held at most, as the mean over layers and KV heads."""
         length = self.lengths[row]
         total = sum(
-            len(plane.shape.heads) * self.policy_of(row, plane).capacity(length)
-            for plane in self.planes
+            len(plane.heads) * self.policy_of(row, plane).capacity(length) for plane in self.planes
         )
         return total // (self.num_kv_heads * len(self.layers))
 
@@ -235,6 +231,11 @@ class Slots:
             if policy.config.budget is not None
         ]
         return min(room, default=None)
+
+    def wipe(self, row: int) -> None:
+        """Forget what a slot holds for good: a NaN in it would reach who shares a step with it."""
+        for plane in self.planes:
+            plane.wipe(row)
 
     def save(self, row: int) -> SlotState:
         """A copy of what a slot holds, to start another request from."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from llamahome.attention import Policy, attend
+from llamahome.attention.kernels import chunk_attend, fastest
 from llamahome.cache.plane import Plane, PlaneSlots
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class SlotStep:
         grouped = query.unflatten(1, (key.shape[1], -1))  # (B, G, R, T, D)
         out = torch.empty_like(grouped)
         for plane in planes:
-            heads = list(plane.shape.heads)
+            heads = list(plane.heads)
             step = self._step_of(plane)
             own = grouped[:, heads].flatten(1, 2)
             attended = step.attend(plane, own, key[:, heads], value[:, heads], scaling)
@@ -58,7 +59,7 @@ class SlotStep:
 
     def _step_of(self, plane: Plane) -> _PlaneStep:
         """Where the step's tokens go and what they see is alike in all planes of a budget."""
-        budget = plane.shape.policy.config.budget
+        budget = plane.policy.config.budget
         if budget not in self._of_budget:
             self._of_budget[budget] = _PlaneStep(
                 self, [self.slots.policies_of(row)[budget] for row in self.rows]
@@ -104,6 +105,8 @@ class _PlaneStep:
     ) -> Tensor:
         assert isinstance(plane, PlaneSlots)  # tiles are the kernels' business
         self._write(plane, key, value)
+        if query.is_cuda and self._rotary is None:
+            return self._attend_on_gpu(plane, query, scaling)
         keys = self._rows_of(plane.keys)
         if self._rotary is not None:
             query = self._rotary(query, self._places)
@@ -120,6 +123,22 @@ class _PlaneStep:
         if mass is not None:
             plane.mass[:, :, : self._read].index_add_(0, self._step.index, mass)
         return out
+
+    def _attend_on_gpu(self, plane: PlaneSlots, query: Tensor, scaling: float) -> Tensor:
+        step = self._step
+        return chunk_attend(
+            query,
+            plane.keys,
+            plane.values,
+            step.index,
+            self._places[:, 0],
+            step.real.sum(dim=1),
+            scaling,
+            mass=None if self._counted is None else plane.mass,
+            weights=self._counted,
+            group=step.policy.config.group,
+            implementation=fastest(query.device),
+        )
 
     def _write(self, plane: PlaneSlots, key: Tensor, value: Tensor) -> None:
         row_of, token_of = self._source

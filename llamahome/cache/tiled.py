@@ -77,6 +77,14 @@ class TiledPlane:
         return plane
 
     @property
+    def heads(self) -> tuple[int, ...]:
+        return self.shape.heads
+
+    @property
+    def policy(self) -> Policy:
+        return self.shape.policy
+
+    @property
     def _tensors(self) -> dict[str, Tensor]:
         """By name; all but keys have entries along axis 2."""
         tensors = {
@@ -96,7 +104,8 @@ class TiledPlane:
     def compact(
         self, rows: Tensor, count: int, policy: Policy, lengths: Tensor, sinks: Tensor
     ) -> None:
-        assert policy.score is not None and policy.config.budget is not None
+        assert policy.score is not None
+        assert policy.config.budget is not None
         entries = _TiledEntries(self, rows, count)
         scores = policy.score(entries, policy.config).double()
         self.model.compact(
@@ -110,6 +119,10 @@ class TiledPlane:
             lengths,
             sinks,
         )
+
+    def wipe(self, row: int) -> None:
+        for stored in self._tensors.values():
+            stored[row] = 0
 
     def save(self, row: int, count: int) -> dict[str, Tensor]:
         tiles = -(-count // TILE)
@@ -134,7 +147,7 @@ class _TiledEntries(Entries):
             ("mass", plane.mass[rows, :, :count]),
             ("positions", plane.positions[rows, :, :count]),
             ("layer_idx", plane.shape.layer_idx),
-            ("heads", plane.shape.heads),
+            ("heads", plane.heads),
         ):
             object.__setattr__(self, name, value)
 
@@ -143,13 +156,13 @@ class _TiledEntries(Entries):
     _count: int
 
     @cached_property
-    def keys(self) -> Tensor:  # type: ignore[override]
+    def keys(self) -> Tensor:
         """(B, G, S, D) float32."""
         tiles = self._plane.keys[self._rows].transpose(-1, -2).flatten(2, 3)  # (B, G, C, D)
         return self._scaled(tiles, self._plane.key_scales)
 
     @cached_property
-    def values(self) -> Tensor:  # type: ignore[override]
+    def values(self) -> Tensor:
         """(B, G, S, D) float32."""
         return self._scaled(self._plane.values[self._rows], self._plane.value_scales)
 

@@ -1,4 +1,4 @@
-"""Whether a request can be run as asked, and under which policy. Everything else is refused here."""
+"""Whether a request can be run as asked, and under which policy; what cannot is refused here."""
 
 from __future__ import annotations
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from llamahome.engine.outputs import TokenDelta
 from llamahome.engine.grammar import Vocabulary
 from llamahome.engine.logprobs import Logprob, TopLogprobs
+from llamahome.engine.outputs import TokenDelta
 from llamahome.engine.params import SamplingParams
 from llamahome.engine.text import TextStream
 

@@ -229,6 +229,8 @@ class Engine:
 
     def _finish(self, request: Request, choice: Choice, reason: FinishReason) -> TokenDelta:
         delta, usage = self._delta(request, choice), self.usage(request)
+        if reason == "error" and request.slot is not None:
+            self._runner.slots.wipe(request.slot)
         self._forget(request, keep=reason != "error")
         if reason == "error":
             self._stats.requests_failed += 1

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from peft import PeftModel
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from llamahome.attention import HybridAttention, Policy
 from llamahome.cache import Slots, SlotStep
+from llamahome.engine.graphs import GraphRunner
 
 # What a row is asked for beside the logits after its last token: nothing, or of each of its tokens
 # the logits (a prompt's logprobs) or the last hidden state (an embedding).
@@ -65,6 +68,13 @@ class Runner(Protocol):
         """One step; the rows' slots advance."""
 
 
+def plain_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The model that PEFT has put adapters into, or the model itself."""
+    if isinstance(model, PeftModel):
+        return cast(PreTrainedModel, model.get_base_model())
+    return model
+
+
 class TorchRunner:
     """The plain path: Hugging Face's own model code, on any device."""
 
@@ -77,29 +87,46 @@ class TorchRunner:
         max_length: int,
         kv_dtype: torch.dtype | None = None,
     ) -> None:
-        adapted = isinstance(model, PeftModel)
-        plain: PreTrainedModel = model.get_base_model() if adapted else model  # type: ignore[assignment, operator]
+        plain = plain_model(model)
         HybridAttention.attach(plain)
         self.model = model.eval()
         self._plain = plain
-        self._adapted = adapted
+        self._adapted = isinstance(model, PeftModel)
+        # PEFT mixes low-rank adapters in a batch, but not what else an adapter trained: norms.
+        self._mixes = not any(isinstance(m, ModulesToSaveWrapper) for m in plain.modules())
         self.slots = Slots.for_model(
             plain, policy, num_slots=num_slots, max_length=max_length, dtype=kv_dtype
         )
         self.name = f"torch, {plain.dtype} weights, {self.slots.dtype} KV".replace("torch.", "")
+        self._graphs: GraphRunner | None = None
+        if plain.device.type == "cuda" and not self._adapted:
+            self._graphs = GraphRunner(plain, self.slots)
+            self._graphs.warm_up()
+            self.name += ", CUDA graphs"
 
     @torch.inference_mode()
     def forward(self, rows: Sequence[RowInput]) -> StepOutput:
         """Rows of one token and longer ones go apart: padding one to a chunk costs a chunk."""
         logits: list[Tensor | None] = [None] * len(rows)
         every: dict[int, Tensor] = {}
-        for alike in (
-            [i for i, row in enumerate(rows) if len(row.tokens) == 1],
-            [i for i, row in enumerate(rows) if len(row.tokens) > 1],
-        ):
-            if alike:
-                self._run(rows, alike, logits, every)
+        single = [i for i, row in enumerate(rows) if len(row.tokens) == 1]
+        longer = [i for i, row in enumerate(rows) if len(row.tokens) > 1]
+        if self._graphs is not None and single and not any(rows[i].every for i in single):
+            tokens = [rows[i].tokens[0] for i in single]
+            decoded = self._graphs.decode([rows[i].slot for i in single], tokens)
+            for i, outcome in zip(single, decoded, strict=True):
+                logits[i] = outcome
+            single = []
+        for alike in (*self._alike(rows, single), *self._alike(rows, longer)):
+            self._run(rows, alike, logits, every)
         return StepOutput(logits=torch.stack([x for x in logits if x is not None]), every=every)
+
+    def _alike(self, rows: Sequence[RowInput], chosen: list[int]) -> Iterable[list[int]]:
+        """Those of `chosen` that one forward can take together."""
+        by_adapter: dict[str | None, list[int]] = defaultdict(list)
+        for i in chosen:
+            by_adapter[None if self._mixes else rows[i].adapter].append(i)
+        return by_adapter.values()
 
     def _run(
         self,
@@ -131,9 +158,17 @@ class TorchRunner:
             plain: Tensor = self._plain.base_model(input_ids=ids, **call).last_hidden_state
             return plain
         # PEFT chooses adapters by row in the whole model's forward only.
-        names = [row.adapter or "__base__" for row in rows]
-        output = self.model(
-            input_ids=ids, adapter_names=names, output_hidden_states=True, logits_to_keep=1, **call
-        )
-        last: Tensor = output.hidden_states[-1]
+        call |= {"input_ids": ids, "output_hidden_states": True, "logits_to_keep": 1}
+        last: Tensor = self._adapted_forward(rows, call).hidden_states[-1]
         return last
+
+    def _adapted_forward(self, rows: Sequence[RowInput], call: dict[str, Any]) -> Any:
+        assert isinstance(self.model, PeftModel)
+        if self._mixes:
+            return self.model(adapter_names=[row.adapter or "__base__" for row in rows], **call)
+        name = rows[0].adapter  # of all of them
+        if name is None:
+            with self.model.disable_adapter():
+                return self.model(**call)
+        self.model.set_adapter(name, inference_mode=True)
+        return self.model(**call)

@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 
 from llamahome.attention import Policy
 from llamahome.config import ConfigError, EngineConfig
-from llamahome.engine.native_runner import NativeRunner, unsupported
-from llamahome.engine.runner import Runner, TorchRunner
+from llamahome.engine.native_model import unsupported
+from llamahome.engine.native_runner import NativeRunner
+from llamahome.engine.runner import Runner, TorchRunner, plain_model
 from llamahome.native import NativeUnavailableError
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ def build_runner(
     Raises:
         ConfigError: when `engine.runner=native` cannot be, or a KV dtype is not the runner's.
     """
-    plain: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore[assignment, operator]
+    plain = plain_model(model)
     if config.runner != "torch":
         reason = unsupported(plain, policy)
         if reason is None:
@@ -62,9 +63,7 @@ def _native(
     )
 
 
-def _torch(
-    model: PreTrainedModel | PeftModel, policy: Policy, config: EngineConfig
-) -> TorchRunner:
+def _torch(model: PreTrainedModel | PeftModel, policy: Policy, config: EngineConfig) -> TorchRunner:
     if config.kv_dtype == "int8":
         raise ConfigError(
             "engine.kv_dtype='int8' needs engine.runner=native; here use fp16, bf16, fp32 or auto"

@@ -47,14 +47,15 @@ def _rows(count: int, interleave: bool, device: torch.device) -> Tensor:
 
 
 def _take_rows(tensor: Tensor, rows: Tensor) -> Tensor:
-    taken = tensor[rows.clamp(min=0)]
+    taken: Tensor = tensor[rows.clamp(min=0)]
     taken[rows < 0] = 0
     return taken
 
 
 def _panels(weight: Tensor) -> Tensor:
     """(N, K) to (N / 16, K, 16)."""
-    return weight.unflatten(0, (-1, LANES)).transpose(1, 2).contiguous()
+    panels: Tensor = weight.unflatten(0, (-1, LANES))
+    return panels.transpose(1, 2).contiguous()
 
 
 def _quantized(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -153,15 +153,15 @@ def test_memory_stays_flat_over_eight_budgets(tiny_llama: LlamaForCausalLM, name
     slots = _slots(policy, num_slots=1, max_length=1024)
     HybridAttention.attach(tiny_llama)
     before = slots.nbytes
-    addresses = [plane.keys.data_ptr() for plane in slots.planes]
+    addresses = [plane.positions.data_ptr() for plane in slots.planes]
     ids = _ids(8 * 40 + 16)
     held = []
     for t in range(ids.shape[1]):
         _advance(tiny_llama, slots, [0], ids[:, t : t + 1])
         held.append(slots.held(0))
-    assert max(held) <= slots.planes[0].keys.shape[2] == 40 + 16
+    assert max(held) <= slots.planes[0].positions.shape[2] == 40 + 16
     assert slots.nbytes == before
-    assert [plane.keys.data_ptr() for plane in slots.planes] == addresses
+    assert [plane.positions.data_ptr() for plane in slots.planes] == addresses
     assert before < slots.dense_nbytes(ids.shape[1])
 
 
@@ -188,7 +188,8 @@ def test_a_step_must_not_exceed_the_longest_sequence() -> None:
 def test_heads_of_a_budget_share_a_plane() -> None:
     slots = _slots(build_policy(POLICIES["h2o_pattern"]))
     shapes = [
-        [(plane.heads, plane.keys.shape[2]) for plane in layer.planes] for layer in slots.layers
+        [(plane.heads, plane.positions.shape[2]) for plane in layer.planes]
+        for layer in slots.layers
     ]
     assert shapes == [[((0,), 56), ((1,), 128)], [((0,), 40), ((1,), 46)]]
     entries = 3 * (56 + 128 + 40 + 46)

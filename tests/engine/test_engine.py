@@ -330,3 +330,14 @@ def test_a_protected_prompt_that_does_not_fit_is_refused(tiny_llama: LlamaForCau
     dense = _engine(tiny_llama, FULL)
     dense.submit("one", _prompt(60), SamplingParams(max_tokens=1, protected=50))
     assert len(_drain(dense)["one"]) == 1
+
+
+def test_a_slot_that_held_nan_serves_the_next_request(tiny_llama: LlamaForCausalLM) -> None:
+    with torch.no_grad():
+        tiny_llama.model.embed_tokens.weight[7] = float("nan")
+    engine = _engine(tiny_llama, slots=2)
+    engine.submit("poisoned", [9] * 30 + [7], SamplingParams(max_tokens=4))
+    assert _drain(engine)["poisoned"][-1].finish_reason == "error"
+    engine.submit("short", [5, 6], SamplingParams(max_tokens=4))
+    engine.submit("long", [9] * 48, SamplingParams(max_tokens=4))
+    assert {d[-1].finish_reason for d in _drain(engine).values()} == {"length"}

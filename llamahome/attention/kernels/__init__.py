@@ -7,6 +7,6 @@ from llamahome.attention.kernels.append import append
 from llamahome.attention.kernels.chunk import chunk_attend
 from llamahome.attention.kernels.compact import compact
 from llamahome.attention.kernels.decode import decode_attend
-from llamahome.attention.kernels.implementation import Implementation
+from llamahome.attention.kernels.implementation import Implementation, fastest
 
-__all__ = ["Implementation", "append", "chunk_attend", "compact", "decode_attend"]
+__all__ = ["Implementation", "append", "chunk_attend", "compact", "decode_attend", "fastest"]

@@ -10,6 +10,11 @@ from torch import Tensor
 Implementation = Literal["torch", "triton"]
 
 
+def fastest(device: torch.device) -> Implementation:
+    """The one for tensors on this device."""
+    return "triton" if device.type == "cuda" else "torch"
+
+
 def check_heads(query: Tensor, keys: Tensor) -> None:
     """Raise `ValueError` unless `query` (B, H, T, D) fits `keys` (slots, G, C, D)."""
     heads, groups = query.shape[1], keys.shape[1]
