@@ -100,7 +100,7 @@ def _settings_of(
     if peer == "transformers":
         return [(peer, {**folder, **threads}, {}, True)]
     if peer == "kvpress":
-        name = f"kvpress {KVPRESS_SHARE:.0%}"
+        name = f"kvpress {100 * KVPRESS_SHARE:.0f} %"
         return [(name, {**folder, **threads, "share": KVPRESS_SHARE}, {}, False)]
     if peer == "vllm_cpu":
         return [(peer, {**folder, "dtype": _vllm_dtype()}, _vllm_env(python), True)]

@@ -79,8 +79,10 @@ def requests_table(results: Results) -> Table:
 
 
 def load_table(results: Results) -> Table:
-    columns = ("requests", "arriving/s", "possible/s", "TTFT p50 ms", "p99", "TPOT p50 ms", "p99")
-    table = _table("Poisson load", "", *columns)
+    columns = ("requests", "a second", "at most", "TTFT p50", "p99", "TPOT p50", "p99")
+    table = _table(
+        "Poisson load: requests, ms to the first token and per token after it", "", *columns
+    )
     for arm, own in results.load.items():
         table.add_row(
             arm,
@@ -114,7 +116,7 @@ def plot(results: Results, file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (speed, bars) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure, (speed, bars) = pyplot.subplots(1, 2, figsize=(13, 4.5), layout="constrained")
     for arm in results.arms():
         own = _speeds(results, arm)
         style = "-" if arm in OURS else "--"
@@ -126,7 +128,10 @@ def plot(results: Results, file: Path) -> None:
         ylabel="tokens/s",
         title=f"decode, {results.many} requests",
     )
-    speed.legend(fontsize=8)
+    contexts = sorted({d.context for d in results.decode})
+    speed.set_xticks(contexts, [f"{n:,}" for n in contexts])
+    speed.minorticks_off()
+    speed.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     _bars(results, bars)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=120)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from rich.console import Console
 
 from benchmarks.engine_load import arrivals, percentile
-from benchmarks.engine_report import show
+from benchmarks.engine_report import plot, show
 from benchmarks.engine_results import DENSE, TENTH, Decode, Prefill, Results, ratios
 
 
@@ -75,3 +77,8 @@ def test_arrivals_are_those_of_the_seed_and_of_the_rate() -> None:
     assert times == arrivals(4000, rate=20.0, seed=1)
     assert times == sorted(times)
     assert times[-1] == pytest.approx(200.0, rel=0.05)
+
+
+def test_the_plot_is_drawn_without_the_engines_that_are_missing(tmp_path: Path) -> None:
+    plot(_results(), tmp_path / "images" / "engine.png")
+    assert (tmp_path / "images" / "engine.png").stat().st_size > 1000
