@@ -109,10 +109,10 @@ def test_an_adapter_of_another_model_is_refused(
         )
     )
     folder = _saved(wider, tmp_path / "wider")
-    with pytest.raises(ModelError, match="(?s)'wider' in .* does not fit: .*size mismatch"):
+    with pytest.raises(ModelError, match=r"(?s)'wider' in .* does not fit: .*size mismatch"):
         attach_adapters(copy.deepcopy(tiny_llama), {"wider": folder})
     config = json.loads((folder / ADAPTER_CONFIG).read_text())
     config["target_modules"] = ["no_such_proj"]
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="does not fit: .*no_such_proj"):
+    with pytest.raises(ModelError, match=r"does not fit: .*no_such_proj"):
         attach_adapters(copy.deepcopy(tiny_llama), {"wider": folder})
