@@ -30,6 +30,7 @@ from benchmarks.engine_peers import PEERS
 from benchmarks.engine_report import plot, show
 from benchmarks.engine_results import Results, ratios
 from benchmarks.engine_run import FULL, QUICK, Run
+from llamahome.config import EngineConfig
 from llamahome.evaluation.text import load_text
 from llamahome.models import EMBEDDED_MODEL, ModelManager
 from llamahome.models.embedded import embedded_gguf
@@ -54,14 +55,13 @@ def setting_of(options: argparse.Namespace, folder: Path, ids: list[int]) -> Set
 
 def machine() -> dict[str, object]:
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    pairs = (line.partition(":") for line in cpuinfo.read_text().splitlines())
+    said = {key.strip(): value.strip() for key, _, value in pairs}
+    flags = said.get("flags", "").split()
     return {
-        "processor": next(
-            (line for line in lines if line.startswith("model name")), platform.machine()
-        ),
+        "processor": said.get("model name", platform.machine()),
         "cores": os.cpu_count(),
-        "avx512": sorted(flag for flag in flags if flag.startswith(("avx512", "amx"))),
+        "instructions": sorted(flag for flag in flags if flag.startswith(("avx", "amx"))),
     }
 
 
@@ -74,7 +74,7 @@ def keep(results: Results, found: dict[str, object], form: str, setting: Setting
         "form": form,
         "machine": machine(),
         "threads": setting.threads,
-        "engine": setting.engine,
+        "engine": asdict(EngineConfig(**setting.engine)),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "peers": {peer.name: list(peer.packages) for peer in PEERS},
@@ -117,6 +117,7 @@ def main() -> None:
     arms = [*our_arms(setting), *peer_arms(setting, pythons)]
     results = Run(form, arms, setting, ids, minutes=options.minutes, say=say).all()
     results.missing |= missing
+    results.missing |= {p.name: "left out by --peers" for p in PEERS if p not in wanted}
     found = ratios(results, COMPARED)
     show(results, console)
     if not options.quick:

@@ -97,7 +97,8 @@ class Ours:
 
     def slot_bytes(self, context: int) -> Reply:
         """Bytes of one request of `context` tokens, as allocated, mass and positions included."""
-        return {"slot_bytes": self._open(1, context, context).stats().kv_bytes}
+        stats = self._open(1, context, context).stats()
+        return {"slot_bytes": stats.kv_bytes, "runner": stats.runner}
 
     def load_test(self, prompts: list[list[int]], shape: dict[str, Any]) -> Reply:
         """Latencies under Poisson arrivals, see benchmarks/engine_load.py."""

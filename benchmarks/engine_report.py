@@ -30,6 +30,7 @@ def show(results: Results, console: Console) -> None:
     for context, seconds in results.flat.items():
         console.print(f"at one budget after {context:,} tokens: {1e3 * seconds:.3f} ms per token")
     for line in (
+        *(f"{arm}: {runner}" for arm, runner in results.runners.items()),
         *(f"missing: {name}: {why}" for name, why in results.missing.items()),
         *(f"failed: {line}" for line in results.failures),
         *(f"no time for: {line}" for line in results.skipped),

@@ -56,6 +56,7 @@ class Results:
         headline: context of the ratios at a budget and of prefill.
         dense_context: of the ratios of the same work.
         slot_bytes: of one request of a context, by arm; mass and positions included.
+        runners: how ours computed, by arm.
         flat: seconds per token at a fixed budget, by context.
         load: by arm.
         missing: engines that gave nothing, and why.
@@ -70,6 +71,7 @@ class Results:
     prefill: list[Prefill] = field(default_factory=list)
     slot_bytes: dict[int, dict[str, int]] = field(default_factory=dict)
     dense_fp16_bytes: dict[int, int] = field(default_factory=dict)
+    runners: dict[str, str] = field(default_factory=dict)
     flat: dict[int, float] = field(default_factory=dict)
     load: dict[str, Latency] = field(default_factory=dict)
     int8_ppl_ratio: float | None = None

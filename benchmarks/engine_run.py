@@ -156,6 +156,7 @@ class Run:
         }
         found = {name: reply["slot_bytes"] for name, reply in replies.items() if reply}
         self.results.slot_bytes[context] = found
+        self.results.runners |= {n: reply["runner"] for n, reply in replies.items() if reply}
         self.results.dense_fp16_bytes[context] = context * fp16_bytes(self.setting.folder)
 
     def int8(self, arm: Arm) -> float | None:
