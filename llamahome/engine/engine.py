@@ -57,7 +57,9 @@ class Engine:
         slots = self._runner.slots
         self._admission = Admission(slots, vocab_size=self.vocab_size, adapters=self.adapters)
         store = open_snapshots(config)
-        self._prefixes = None if store is None else PrefixCache(store, slots, fingerprint(model))
+        # Every runner lays entries out in its own way, and rounds in its own.
+        identity = "" if store is None else f"{self._runner.name} {fingerprint(model)}"
+        self._prefixes = None if store is None else PrefixCache(store, slots, identity)
         self._scheduler = Scheduler(
             config.slots,
             max_queued=config.max_queued,
