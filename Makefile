@@ -28,6 +28,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	$(FIND_LINKS) $(BIN)/uv pip install --python $(BIN)/python \
 		--compile-bytecode -c constraints.txt -e '.[train,serve,eval,harness,dev]'
+	$(BIN)/python -m llamahome.native
 	@touch $@
 
 .PHONY: quickstart

@@ -15,7 +15,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from rich.progress import track
 
-from llamahome.attention import build_policy
+from llamahome.attention import HybridAttention, build_policy
 from llamahome.cache import Slots
 from llamahome.cli import options
 from llamahome.config import ConfigError, EngineConfig, ModelConfig
@@ -69,8 +69,10 @@ class LlamaHomeLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
             max_length=self.max_length,
             max_queued=1_000_000,
             max_queued_tokens=1_000_000 * self.max_length,
+            weights="fp32",  # scores are those of the model as it is
         )
         self._engine = TextEngine(self.model, self.tokenizer, chosen, config)
+        HybridAttention.attach(self.model)
         self._slots = Slots.for_model(
             self.model, build_policy(chosen), num_slots=1, max_length=self.max_length
         )

@@ -31,7 +31,7 @@ Recent = Annotated[
 Interval = Annotated[
     int | None, typer.Option(help="Tokens between compactions [default: 64, at most recent].")
 ]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Dtype = Annotated[str, typer.Option(help="auto (8 bits on a CPU), float32, bfloat16 or float16.")]
 MaxTokens = Annotated[int, typer.Option(help="Generated at most.")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
 TopP = Annotated[float, typer.Option(help="Nucleus sampling.")]

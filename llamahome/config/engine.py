@@ -25,7 +25,8 @@ class EngineConfig:
         snapshot_disk_bytes: of that folder.
         adapters: LoRA adapters that a request may name, and their folders or model names.
         runner: `native` (C++ kernels on the CPU), `torch`, or `auto`: native where it can be.
-        weights: of the native runner: `int8` (symmetric, groups of 64), or `fp32`.
+        weights: of the native runner: `int8` (symmetric, groups of 64), `fp32`, or `auto`: int8
+            unless `model.dtype` asks for a precision.
         kv_dtype: of keys and values: `fp32`, `fp16`, `bf16` (torch), `int8` (native) or `auto`:
             16 bits beside int8 weights and on a GPU, else float32.
         device: `auto` (a GPU when there is one), `cpu`, `cuda`, `cuda:1`, ...
@@ -43,7 +44,7 @@ class EngineConfig:
     snapshot_disk_bytes: int = 2**32
     adapters: dict[str, str] = field(default_factory=dict)
     runner: str = "auto"
-    weights: str = "int8"
+    weights: str = "auto"
     kv_dtype: str = "auto"
     device: str = "auto"
     num_threads: int = 0
@@ -57,7 +58,7 @@ class EngineConfig:
         at_least("engine.snapshot_bytes", self.snapshot_bytes, 0)
         at_least("engine.snapshot_disk_bytes", self.snapshot_disk_bytes, 1)
         one_of("engine.runner", self.runner, ("auto", "native", "torch"))
-        one_of("engine.weights", self.weights, ("int8", "fp32"))
+        one_of("engine.weights", self.weights, ("auto", "int8", "fp32"))
         one_of("engine.kv_dtype", self.kv_dtype, ("auto", "fp32", "fp16", "bf16", "int8"))
         require(
             self.snapshot_dir is None or (self.snapshot_dir != "" and self.snapshot_bytes > 0),

@@ -61,6 +61,8 @@ class Admission:
         value = name if budget is None else budget
         try:
             if name == "full":
+                if budget is not None:
+                    raise RequestError(field, budget, "full keeps everything: name a kv_policy, too")
                 return build_policy(PolicyConfig(name=name, budget=None, interval=engine.interval))
             room = engine.budget if budget is None else budget
             if room is None:

@@ -182,7 +182,7 @@ class Engine:
             if request.request_id in self._pooled:
                 deltas.append(self._embed(request))
             elif request.params.max_tokens == 0:
-                deltas.append(self._finish(request, Choice(), "length"))
+                deltas.append(self._score(request, output.logits[row]))
             else:
                 answering.append(row)
         if answering:
@@ -199,6 +199,12 @@ class Engine:
             return self._finish(request, Choice(error=NOT_FINITE), "error")
         delta = self._finish(request, Choice(), "length")
         return replace(delta, embedding=mean / mean.norm().clamp(min=1e-12))
+
+    def _score(self, request: Request, logits: Tensor) -> TokenDelta:
+        """The end of a request for the log-probabilities of its prompt alone."""
+        if not bool(torch.isfinite(logits).all()):
+            return self._finish(request, Choice(error=NOT_FINITE), "error")
+        return self._finish(request, Choice(), "length")
 
     def _take(self, request: Request, state: SamplingState, choice: Choice) -> TokenDelta:
         token = choice.token
@@ -231,8 +237,6 @@ class Engine:
 
     def _finish(self, request: Request, choice: Choice, reason: FinishReason) -> TokenDelta:
         delta, usage = self._delta(request, choice), self.usage(request)
-        if reason == "error" and request.slot is not None:
-            self._runner.slots.wipe(request.slot)
         self._forget(request, keep=reason != "error")
         if reason == "error":
             self._stats.requests_failed += 1
@@ -260,6 +264,8 @@ class Engine:
         self._stats.evicted_tokens += usage.evicted_tokens
         if self._prefixes is not None:
             self._prefixes.end(request, keep=keep)
+        if not keep and request.slot is not None:
+            self._runner.slots.wipe(request.slot)
         self._scheduler.remove(request)
         self._sampling.pop(request.request_id, None)
         self._pooled.pop(request.request_id, None)

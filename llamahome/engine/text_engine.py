@@ -80,6 +80,8 @@ class TextEngine:
         manager = manager or ModelManager()
         loaded = load_model(model, device=_device(config.device), manager=manager)
         chosen = choose_policy(policy, loaded.policy)
+        if config.weights == "auto" and model.dtype != "auto":
+            config = replace(config, weights="fp32")  # 8 bits are not what was asked for
         folders = {name: manager.resolve(source) for name, source in config.adapters.items()}
         return cls(
             attach_adapters(loaded.model, folders) if folders else loaded.model,
