@@ -62,7 +62,9 @@ class Admission:
         try:
             if name == "full":
                 if budget is not None:
-                    raise RequestError(field, budget, "full keeps everything: name a kv_policy, too")
+                    raise RequestError(
+                        field, budget, "full keeps everything; name another kv_policy"
+                    )
                 return build_policy(PolicyConfig(name=name, budget=None, interval=engine.interval))
             room = engine.budget if budget is None else budget
             if room is None:
