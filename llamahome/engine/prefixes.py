@@ -84,7 +84,8 @@ class PrefixCache:
         if path is None or not keep or request.slot is None:
             return
         tokens = request.tokens[: request.computed]
-        digests = chain(path.root, tokens, self._interval, path.digests)
+        known = path.digests[: len(tokens) // self._interval]
+        digests = chain(path.root, tokens, self._interval, known)
         self._store.see(digests)
         begin = len(digests) * self._interval
         tail = len(tokens) - begin

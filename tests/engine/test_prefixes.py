@@ -245,6 +245,22 @@ def test_who_is_cancelled_or_fails_leaves_no_end(
     assert _cached(engine, prompt + answer) == 24
 
 
+def test_who_is_stopped_while_its_prompt_is_read_leaves_what_was_read(
+    tiny_llama: LlamaForCausalLM, runner: str
+) -> None:
+    engine = _engine(tiny_llama, runner, prefill_tokens=10)
+    prompt = tokens_of(70, seed=1)
+    engine.submit("waiting", prompt, SamplingParams())
+    assert engine.stop("waiting").cached_tokens == 0
+    engine.submit("reading", prompt, SamplingParams())
+    for _ in range(3):
+        engine.step()
+    engine.stop("reading")
+    assert not engine.has_work
+    # 10, then the 6 that fill a chunk, then 10 of the next.
+    assert _cached(engine, prompt) == 26
+
+
 def test_a_request_that_breaks_leaves_nothing_that_others_read(
     tiny_llama: LlamaForCausalLM, runner: str
 ) -> None:
