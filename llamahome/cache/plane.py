@@ -30,6 +30,32 @@ class PlaneShape:
     head_dim: int
 
 
+def plane_shapes(
+    policy: Policy,
+    num_layers: int,
+    num_kv_heads: int,
+    num_slots: int,
+    *,
+    max_length: int,
+    head_dim: int,
+) -> list[list[PlaneShape]]:
+    """Layer by layer, a plane for each budget that some of its KV heads have."""
+    return [
+        [
+            PlaneShape(
+                layer_idx=layer_idx,
+                heads=plane.heads,
+                policy=plane.policy,
+                slots=num_slots,
+                capacity=plane.policy.capacity(max_length),
+                head_dim=head_dim,
+            )
+            for plane in policy.planes(layer_idx, num_layers, num_kv_heads)
+        ]
+        for layer_idx in range(num_layers)
+    ]
+
+
 class Plane(Protocol):
     """Entries of some KV heads of a layer, of every slot.
 

@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedModel
 
 from llamahome.attention import Policy, Rotary
-from llamahome.cache.plane import LayerSlots, Plane, PlaneShape, PlaneSlots
+from llamahome.cache.plane import LayerSlots, Plane, PlaneShape, PlaneSlots, plane_shapes
 from llamahome.cache.state import SlotState
 from llamahome.cache.step import SlotStep
 
@@ -81,24 +81,10 @@ class Slots:
         self.dtype = dtype
         self.head_dim = head_dim
         place = allocate or (lambda shape: PlaneSlots.allocate(shape, dtype, device))
-        self.layers = [
-            LayerSlots(
-                tuple(
-                    place(
-                        PlaneShape(
-                            layer_idx=layer_idx,
-                            heads=plane.heads,
-                            policy=plane.policy,
-                            slots=num_slots,
-                            capacity=plane.policy.capacity(max_length),
-                            head_dim=head_dim,
-                        )
-                    )
-                    for plane in policy.planes(layer_idx, num_layers, num_kv_heads)
-                )
-            )
-            for layer_idx in range(num_layers)
-        ]
+        shapes = plane_shapes(
+            policy, num_layers, num_kv_heads, num_slots, max_length=max_length, head_dim=head_dim
+        )
+        self.layers = [LayerSlots(tuple(place(shape) for shape in layer)) for layer in shapes]
         budgets = {plane.policy.config.budget for plane in self.planes}
         self.budgets = sorted(budgets, key=lambda budget: (budget is None, budget))
         self._default = {plane.policy.config.budget: plane.policy for plane in self.planes}

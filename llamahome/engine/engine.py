@@ -16,7 +16,7 @@ from llamahome.cache import open_snapshots
 from llamahome.config import EngineConfig
 from llamahome.engine.admission import Admission
 from llamahome.engine.grammar import GrammarMask
-from llamahome.engine.outputs import EngineStats, FinishReason, TokenDelta
+from llamahome.engine.outputs import EngineStats, FinishReason, TokenDelta, usage_of
 from llamahome.engine.params import RequestError, SamplingParams, Usage
 from llamahome.engine.prefixes import PrefixCache
 from llamahome.engine.runner import Every, RowInput, StepOutput
@@ -236,7 +236,7 @@ class Engine:
         )
 
     def _finish(self, request: Request, choice: Choice, reason: FinishReason) -> TokenDelta:
-        delta, usage = self._delta(request, choice), self.usage(request)
+        delta, usage = self._delta(request, choice), usage_of(request, self._runner.slots)
         self._forget(request, keep=reason != "error")
         if reason == "error":
             self._stats.requests_failed += 1
@@ -244,22 +244,8 @@ class Engine:
             self._stats.requests_finished += 1
         return replace(delta, finish_reason=reason, usage=usage)
 
-    def usage(self, request: Request) -> Usage:
-        slots = self._runner.slots
-        held = 0 if request.slot is None else slots.held(request.slot)
-        return Usage(
-            prompt_tokens=request.prompt_length,
-            completion_tokens=request.generated,
-            kept_tokens=held,
-            evicted_tokens=request.computed - held,
-            peak_tokens=0 if request.slot is None else slots.peak(request.slot),
-            cached_tokens=request.restored,
-            kv_bytes=slots.slot_nbytes,
-            kv_bytes_dense=slots.dense_nbytes(len(request.tokens)),
-        )
-
     def _forget(self, request: Request, *, keep: bool) -> None:
-        usage = self.usage(request)
+        usage = usage_of(request, self._runner.slots)
         self._stats.prompt_tokens += min(request.computed, request.prompt_length)
         self._stats.evicted_tokens += usage.evicted_tokens
         if self._prefixes is not None:
@@ -286,7 +272,7 @@ class Engine:
         request = self._scheduler.find(request_id)
         if request is None:
             raise KeyError(f"no request {request_id!r} is running")
-        usage = self.usage(request)
+        usage = usage_of(request, self._runner.slots)
         self._forget(request, keep=keep)
         return usage
 
@@ -307,10 +293,5 @@ class Engine:
         self._stats.slots_used = len(self._scheduler.running)
         self._stats.queued = len(self._scheduler.waiting)
         if self._prefixes is not None:
-            prefixes = self._prefixes.stats()
-            self._stats.prefix_hits = prefixes.hits
-            self._stats.prefix_misses = prefixes.misses
-            self._stats.prefix_hit_tokens = prefixes.hit_tokens
-            self._stats.prefix_bytes = prefixes.bytes
-            self._stats.prefix_disk_bytes = prefixes.disk_bytes
+            self._stats.note_prefixes(self._prefixes.stats())
         return self._stats

@@ -7,8 +7,10 @@ from typing import Literal
 
 from torch import Tensor
 
+from llamahome.cache import Slots, SnapshotStats
 from llamahome.engine.logprobs import Logprob, TopLogprobs
 from llamahome.engine.params import Usage
+from llamahome.engine.scheduler import Request
 
 FinishReason = Literal["stop", "length", "error"]
 
@@ -60,3 +62,25 @@ class EngineStats:
     prefix_hit_tokens: int = 0
     prefix_bytes: int = 0
     prefix_disk_bytes: int = 0
+
+    def note_prefixes(self, stats: SnapshotStats) -> None:
+        self.prefix_hits = stats.hits
+        self.prefix_misses = stats.misses
+        self.prefix_hit_tokens = stats.hit_tokens
+        self.prefix_bytes = stats.bytes
+        self.prefix_disk_bytes = stats.disk_bytes
+
+
+def usage_of(request: Request, slots: Slots) -> Usage:
+    """What a request, waiting or running, has taken so far."""
+    held = 0 if request.slot is None else slots.held(request.slot)
+    return Usage(
+        prompt_tokens=request.prompt_length,
+        completion_tokens=request.generated,
+        kept_tokens=held,
+        evicted_tokens=request.computed - held,
+        peak_tokens=0 if request.slot is None else slots.peak(request.slot),
+        cached_tokens=request.restored,
+        kv_bytes=slots.slot_nbytes,
+        kv_bytes_dense=slots.dense_nbytes(len(request.tokens)),
+    )

@@ -287,9 +287,12 @@ class Model : public torch::CustomClassHolder {
     const int64_t* length = lengths.data_ptr<int64_t>();
     const int64_t* sink = sinks.data_ptr<int64_t>();
     TORCH_CHECK(scores.scalar_type() == at::kDouble && scores.stride(2) == 1);
-    std::vector<int> order(count);
-    for (int64_t row = 0; row < slots.size(0); ++row) {
-      for (int head = 0; head < plane.heads; ++head) {
+    const int items = static_cast<int>(slots.size(0)) * plane.heads;
+    std::atomic<int> next{0};
+    const std::function<void(int)> task = [&](int) {
+      std::vector<int> order(count);
+      for (int item = next.fetch_add(1); item < items; item = next.fetch_add(1)) {
+        const int row = item / plane.heads, head = item % plane.heads;
         const double* score =
             scores.data_ptr<double>() + row * scores.stride(0) + head * scores.stride(1);
         const int64_t* position = plane.positions_of(slot[row], head);
@@ -305,7 +308,8 @@ class Model : public torch::CustomClassHolder {
         std::sort(order.begin(), order.begin() + budget);
         for (int to = 0; to < budget; ++to) move(plane, slot[row], head, order[to], to);
       }
-    }
+    };
+    team_.run(task);
   }
 
  private:
