@@ -1,0 +1,76 @@
+"""Four kinds of prompts out of texts that ship, and what the engine says to them greedily."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from benchmarks.engine_measure import cut
+from benchmarks.engine_ours import DENSE, evicting
+from benchmarks.speculation_lookup import Answer
+from llamahome.attention import build_policy
+from llamahome.config import EngineConfig, PolicyConfig
+from llamahome.engine import Engine, SamplingParams
+from llamahome.evaluation.text import load_text
+
+QUESTIONS = Path(__file__).parents[1] / "train" / "datasets" / "wordnet_eval.jsonl"
+SHARE, LEAST = 0.2, 128  # of the context that is kept; no less than two chunks
+Prompts = dict[str, list[list[int]]]
+
+
+def make_prompts(tokenizer: PreTrainedTokenizerFast, number: int, passage: int) -> Prompts:
+    """`number` of each kind, out of texts that ship; the long ones are `passage` tokens of one."""
+    novel = load_text("persuasion")
+    ids: list[int] = tokenizer.encode(novel, add_special_tokens=False, verbose=False)
+    passages = [cut(ids, passage, 7 * i + 1) for i in range(number)]
+    blocks = [" ".join(block.split()) for block in novel.split("\n\n")]
+    paragraphs = [block for block in blocks if 100 <= len(block.split()) <= 130][:number]
+    chats = [json.loads(line)["messages"] for line in QUESTIONS.read_text().splitlines()]
+    first = [messages[0]["content"] for messages in chats]
+    questions = [text for text in first if text.startswith("What does")][:number]
+
+    def chat(text: str) -> list[int]:
+        said = [{"role": "user", "content": text}]
+        whole = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+        return list(tokenizer.encode(str(whole), add_special_tokens=False))
+
+    listing = "List the names of all people in this text, and say what each of them does:\n\n"
+    return {
+        "chat": [chat(f"{text} Explain it in a few paragraphs.") for text in questions],
+        "novel": passages,
+        "copy": [chat(f"Repeat this paragraph exactly:\n\n{text}") for text in paragraphs],
+        "names": [chat(listing + str(tokenizer.decode(part))) for part in passages],
+    }
+
+
+def policy_of(name: str, context: int) -> PolicyConfig:
+    return DENSE if name == "dense" else evicting(max(LEAST, int(SHARE * context)))
+
+
+def answer(
+    model: PreTrainedModel, eos: int, prompts: Prompts, policy: str, tokens: int, threads: int
+) -> dict[str, list[Answer]]:
+    """What the engine says to each prompt, all of them at once."""
+    longest = max(len(ids) for own in prompts.values() for ids in own) + tokens
+    config = EngineConfig(max_length=longest, runner="native", weights="int8", num_threads=threads)
+    largest = build_policy(policy_of(policy, longest))
+    engine = Engine(model, largest, config, eos_token_ids={eos})
+    said: dict[str, list[int]] = {}
+    for kind, own in prompts.items():
+        for number, ids in enumerate(own):
+            budget = policy_of(policy, len(ids) + tokens).budget
+            params = SamplingParams(max_tokens=tokens, kv_budget=budget)
+            engine.submit(f"{kind} {number}", ids, params)
+            said[f"{kind} {number}"] = []
+    while engine.has_work:
+        for delta in engine.step():
+            token = eos if delta.finish_reason == "stop" else delta.token
+            if token is None:
+                raise RuntimeError(f"{delta.request_id}: {delta.error}")
+            said[delta.request_id].append(token)
+    return {
+        kind: [Answer(prompt=ids, tokens=said[f"{kind} {n}"]) for n, ids in enumerate(own)]
+        for kind, own in prompts.items()
+    }
