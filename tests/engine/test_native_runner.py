@@ -158,7 +158,7 @@ def test_sizes_that_do_not_fill_panels(vocab_size: int, intermediate_size: int) 
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": 64,
         },
-        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024},
     ],
     ids=lambda rope: rope["rope_type"],
 )
