@@ -10,6 +10,9 @@ from llamahome.config import ConfigError, PolicyConfig
 from llamahome.engine.params import RequestError, SamplingParams
 
 
+MAX_POLICIES = 256  # remembered; they are cheap to build again
+
+
 class Admission:
     """The door of an engine.
 
@@ -48,6 +51,8 @@ class Admission:
         name = params.kv_policy or engine.name
         key = (name, params.kv_budget)
         if key not in self._policies:
+            if len(self._policies) >= MAX_POLICIES:
+                self._policies.clear()
             self._policies[key] = self._build(name, params.kv_budget)
         return self._policies[key]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -116,7 +117,8 @@ class NativeRunner:
             torch.tensor(wanted),
             True,
         )
-        slots.commit(_Committed(used, counts))
+        with _one_torch_thread():
+            slots.commit(_Committed(used, counts))
         logits = logits[:, : self.vocab_size]
         every = {
             i: (hidden if rows[i].every == "hidden" else logits)[first:end]
@@ -139,6 +141,17 @@ class NativeRunner:
         for row, n in zip(rows, counts, strict=True):
             indices += [-1 if row.adapter is None else self.adapters.index(row.adapter)] * n
         return indices
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Small operations, done sooner than torch's threads could get a core from the kernels'."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _wanted(

@@ -298,7 +298,8 @@ class Model : public torch::CustomClassHolder {
         const int64_t* position = plane.positions_of(slot[row], head);
         const auto rank = [&](int i) {
           const bool stays = position[i] < sink[row] || position[i] >= length[row] - recent;
-          return stays ? std::numeric_limits<double>::infinity() : score[i];
+          constexpr double kMost = std::numeric_limits<double>::infinity();
+          return stays ? kMost : std::isnan(score[i]) ? -kMost : score[i];
         };
         for (int i = 0; i < count; ++i) order[i] = i;
         std::nth_element(order.begin(), order.begin() + budget - 1, order.end(), [&](int a, int b) {
@@ -344,6 +345,34 @@ class Model : public torch::CustomClassHolder {
     for (auto& counter : counters_) counter.store(0, std::memory_order_relaxed);
     plan_of_.clear();
     plans_.clear();
+    plan();
+    reserve();
+  }
+
+  // Everything that threads will need, here where running out of memory can still be an error.
+  void reserve() {
+    int inputs = 0, rank = 0;
+    const auto look = [&](const Linear& linear) {
+      inputs = std::max(inputs, std::max(linear.inputs(), linear.data.inputs));
+      for (const AdapterData& adapter : linear.adapters) rank = std::max(rank, adapter.rank);
+    };
+    for (const Layer& layer : layers_) {
+      for (const auto* linear : {&layer.qkv, &layer.out, &layer.gate_up, &layer.down}) look(**linear);
+    }
+    look(*head_);
+    const auto grow = [&](Quantized& to, size_t tokens) {
+      to.values.get(tokens * inputs);
+      to.bytes.get(tokens * inputs / 4 + 1);
+      to.scales.get(tokens * (inputs / kGroup + 1));
+      to.offsets.get(tokens * (inputs / kGroup + 1));
+      to.low.get(tokens * rank);
+    };
+    grow(shared_[0], tokens_);
+    for (int id = 0; id < team_.size(); ++id) {
+      grow(own_[id], kAlone);
+      scratch_[id].get(static_cast<size_t>(kMaxQueries) * widest_ * kLanes);
+      queries_[id].get(static_cast<size_t>(kMaxQueries) * shape_.head_dim * 2);
+    }
   }
 
   void embed(int id) {
@@ -357,7 +386,6 @@ class Model : public torch::CustomClassHolder {
         for (int i = 0; i < shape_.hidden; ++i) to[i] = from[i];
       }
     }
-    if (id == 0) plan();
   }
 
   // ---- linear layers ---------------------------------------------------------------------------
@@ -495,19 +523,20 @@ class Model : public torch::CustomClassHolder {
 
   void plan() {
     size_t parts = 0, probs = 0;
+    widest_ = 1;
     for (const Layer& layer : layers_) {
       std::vector<int> key;
       for (const auto& [plane, head] : layer.head) key.push_back(layer.planes[plane].budget_index);
       size_t at = 0;
       while (at < plans_.size() && plans_[at].first != key) ++at;
-      if (at == plans_.size()) plans_.emplace_back(key, make_plan(layer, &parts, &probs));
+      if (at == plans_.size()) plans_.emplace_back(key, make_plan(layer, &parts, &probs, &widest_));
       plan_of_.push_back(at);
     }
     parts_ = parts_buffer_.get(parts);
     probs_ = probs_buffer_.get(probs);
   }
 
-  Plan make_plan(const Layer& layer, size_t* parts, size_t* probs) const {
+  Plan make_plan(const Layer& layer, size_t* parts, size_t* probs, int* widest) const {
     Plan plan;
     size_t part_size = 0, probs_size = 0;
     int64_t work = 0;
@@ -522,6 +551,7 @@ class Model : public torch::CustomClassHolder {
         const Plane& plane = layer.planes[layer.head[g].first];
         const int keys = held(plane, b) + rows_[b].tokens;
         const int tiles = round_up(keys, kLanes) / kLanes;
+        *widest = std::max(*widest, tiles);
         const size_t first = plan.items.size();
         if (rows_[b].tokens == 1) {
           split_keys(plan, b, g, tiles, share);
@@ -583,6 +613,7 @@ class Model : public torch::CustomClassHolder {
     for (int at = take(phase + 1, 1); at < heads; at = take(phase + 1, 1)) {
       append(layer, at / shape_.kv_heads, at % shape_.kv_heads, stride);
     }
+    if (few_) fetch_keys(layer, plan, id);
     team_.barrier();
     const int items = static_cast<int>(plan.items.size());
     for (int at = take(phase + 2, 1); at < items; at = take(phase + 2, 1)) {
@@ -627,6 +658,21 @@ class Model : public torch::CustomClassHolder {
     }
   }
 
+  // Streams are fetched ahead once they run; their beginnings are asked for here, before they do.
+  static void fetch(const void* from, size_t bytes) {
+    const char* line = static_cast<const char*>(from);
+    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(line + i, 0, 2);
+  }
+
+  void fetch_keys(const Layer& layer, const Plan& plan, int at) const {
+    if (at >= static_cast<int>(plan.items.size())) return;
+    const Item& item = plan.items[at];
+    const Plane& plane = layer.planes[layer.head[item.head].first];
+    const KvView kv = plane.view(rows_[item.row].slot, layer.head[item.head].second);
+    const size_t tile = static_cast<size_t>(shape_.head_dim) * kLanes * plane.keys.element_size();
+    fetch(static_cast<const char*>(kv.keys) + item.first_tile * tile, 2 * kFetched);
+  }
+
   void attend(const Layer& layer, const Plan& plan, int at, int stride, int id) {
     const Item& item = plan.items[at];
     const Row& row = rows_[item.row];
@@ -652,9 +698,13 @@ class Model : public torch::CustomClassHolder {
     // Rows of probabilities are indexed by key: shift them so that key `first` lies at their start.
     float* shifted = probs - first;
     const KvView kv = plane.view(row.slot, head);
+    const size_t value_bytes = static_cast<size_t>(dim) * plane.values.element_size();
+    fetch(static_cast<const char*>(kv.values) + first * value_bytes, kFetched);
+    fetch(plane.mass_of(row.slot, head) + first, sizeof(float) * (last - first));
     const float* query =
         qkv_ + static_cast<size_t>(row.first) * stride + static_cast<size_t>(item.head) * group * dim;
     kernels_->logits(plane.type, kv, query, group, dim, item.first_tile, item.last_tile, shifted, width);
+    fetch_keys(layer, plan, at + team_.size());
     float max[kMaxQueries], sum[kMaxQueries], factor[kMaxQueries];
     for (int r = 0; r < group; ++r) {
       sum[r] = kernels_->exponentials(probs + static_cast<size_t>(r) * width, last - first, width, &max[r]);
@@ -820,6 +870,7 @@ class Model : public torch::CustomClassHolder {
                 sizeof(T) * dim);
   }
 
+  static constexpr size_t kFetched = 4096;  // bytes of a stream before it fetches for itself
   static constexpr int kAlone = 4;  // tokens that each thread quantises for itself
   static constexpr int kFew = 8;  // tokens of a step that is bound by reading weights
 
@@ -833,6 +884,7 @@ class Model : public torch::CustomClassHolder {
 
   // Of the step under way.
   int tokens_ = 0, num_rows_ = 0;
+  int widest_ = 1;  // tiles of the slot that is read furthest
   bool few_ = false;
   const int64_t* ids_ = nullptr;
   const int64_t* adapters_ = nullptr;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <functional>
 #include <mutex>
@@ -74,14 +75,17 @@ class Team {
 
  private:
   static constexpr int kBarrierSpins = 2000;  // some tens of microseconds
-  static constexpr int kIdleSpins = 8000;     // the gap between two steps of a busy engine
+  // The gap between two steps of a busy engine: to be woken takes longer than to wait.
+  static constexpr std::chrono::microseconds kIdle{1500};
 
   void work(int id) {
     unsigned seen = 0;
     while (true) {
-      for (int spins = 0; spins < kIdleSpins; ++spins) {
-        if (epoch_.load(std::memory_order_acquire) != seen) break;
-        pause_cpu();
+      const auto tired = std::chrono::steady_clock::now() + kIdle;
+      while (epoch_.load(std::memory_order_acquire) == seen &&
+             std::chrono::steady_clock::now() < tired) {
+        for (int spins = 0; spins < 32; ++spins) pause_cpu();
+        std::this_thread::yield();  // who has work may have the core
       }
       if (epoch_.load(std::memory_order_acquire) == seen) {
         std::unique_lock<std::mutex> lock(mutex_);
