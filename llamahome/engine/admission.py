@@ -9,7 +9,6 @@ from llamahome.cache import Slots
 from llamahome.config import ConfigError, PolicyConfig
 from llamahome.engine.params import RequestError, SamplingParams
 
-
 MAX_POLICIES = 256  # remembered; they are cheap to build again
 
 
