@@ -108,12 +108,14 @@ def ratios(results: Results, engines: Sequence[str]) -> dict[str, object]:
     dense = results.dense_context
     prefill = best(results.prefilled(arm, headline) for arm in results.peers())
     slots = results.slot_bytes.get(headline, {})
+    longest = results.slot_bytes.get(max(results.slot_bytes, default=headline), {})
     return {
         "decode_ratio": {peer: decode(TENTH, peer, many, headline) for peer in engines},
         "dense_ratio_llama_cpp_b1": decode(DENSE, "llama_cpp", 1, dense),
         "dense_ratio_llama_cpp_b8": decode(DENSE, "llama_cpp", many, dense),
         "prefill_ratio_best_peer": over(results.prefilled(TENTH, headline), prefill),
-        "requests_ratio_dense": over(slots.get(DENSE), slots.get(TENTH)),
+        "requests_ratio_dense": over(longest.get(DENSE), longest.get(TENTH)),
+        "requests_ratio_dense_headline": over(slots.get(DENSE), slots.get(TENTH)),
         "requests_ratio_dense_fp16": over(results.dense_fp16_bytes.get(headline), slots.get(TENTH)),
         "flatness": over(results.flat.get(8000), results.flat.get(1000)),
         "int8_ppl_ratio": results.int8_ppl_ratio,
