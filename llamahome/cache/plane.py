@@ -17,12 +17,14 @@ class PlaneShape:
     """What a plane has room for.
 
     Attributes:
+        layer_idx, index: of its layer, and among that layer's planes.
         heads: which of the layer's KV heads, G of them.
         policy: of their budget.
         slots, capacity, head_dim: how many, of how many entries, of what size.
     """
 
     layer_idx: int
+    index: int
     heads: tuple[int, ...]
     policy: Policy
     slots: int
@@ -44,13 +46,14 @@ def plane_shapes(
         [
             PlaneShape(
                 layer_idx=layer_idx,
+                index=index,
                 heads=plane.heads,
                 policy=plane.policy,
                 slots=num_slots,
                 capacity=plane.policy.capacity(max_length),
                 head_dim=head_dim,
             )
-            for plane in policy.planes(layer_idx, num_layers, num_kv_heads)
+            for index, plane in enumerate(policy.planes(layer_idx, num_layers, num_kv_heads))
         ]
         for layer_idx in range(num_layers)
     ]

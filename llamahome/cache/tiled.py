@@ -29,7 +29,7 @@ class TiledPlane:
             its int8 times its entry's scale.
         mass: (slots, G, C) float32.
         positions: (slots, G, C) int64.
-        model, index: whose plane this is, and which of its layer.
+        model: whose plane this is.
     """
 
     shape: PlaneShape
@@ -40,29 +40,27 @@ class TiledPlane:
     mass: Tensor
     positions: Tensor
     model: Any
-    index: int
 
     @classmethod
     def allocate(
-        cls, shape: PlaneShape, dtype: torch.dtype, model: Any, index: int, budget_index: int
+        cls, shape: PlaneShape, dtype: torch.dtype, model: Any, budget_index: int
     ) -> TiledPlane:
+        """A plane of zeros that `model` knows; `budget_index` says where a step tells how much of
+        it is held."""
         capacity = -(-shape.capacity // TILE) * TILE
         size = (shape.slots, len(shape.heads), capacity)
         tiles = (*size[:2], capacity // TILE, shape.head_dim, TILE)
         scaled = dtype == torch.int8
         plane = cls(
             shape=shape,
-            keys=torch.zeros(tiles, dtype=dtype),
-            values=torch.zeros(*size, shape.head_dim, dtype=dtype),
+            keys=_zeros(tiles, dtype),
+            values=_zeros((*size, shape.head_dim), dtype),
             key_scales=torch.zeros(size) if scaled else None,
             value_scales=torch.zeros(size) if scaled else None,
             mass=torch.zeros(size),
             positions=torch.zeros(size, dtype=torch.int64),
             model=model,
-            index=index,
         )
-        torch.ops.llamahome.advise_huge_pages(plane.keys)
-        torch.ops.llamahome.advise_huge_pages(plane.values)
         model.add_plane(
             shape.layer_idx,
             list(shape.heads),
@@ -110,7 +108,7 @@ class TiledPlane:
         scores = policy.score(entries, policy.config).double()
         self.model.compact(
             self.shape.layer_idx,
-            self.index,
+            self.shape.index,
             rows,
             scores.contiguous(),
             count,
@@ -134,6 +132,13 @@ class TiledPlane:
     def restore(self, row: int, saved: dict[str, Tensor]) -> None:
         for name, tensor in saved.items():
             self._tensors[name][row, :, : tensor.shape[1]] = tensor
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros in huge pages, which must be asked for before memory is touched."""
+    tensor = torch.empty(shape, dtype=dtype)
+    torch.ops.llamahome.advise_huge_pages(tensor)
+    return tensor.zero_()
 
 
 class _TiledEntries(Entries):

@@ -79,21 +79,22 @@ def build_model(
         threads,
         isa,
     )
+    arena = pack.Arena()
     for layer in decoder.layers:
         attention, mlp = layer.self_attn, layer.mlp
         native.add_layer(
             _norm(layer.input_layernorm),
-            _linear([attention.q_proj, attention.k_proj, attention.v_proj], adapters, int8),
-            _linear([attention.o_proj], adapters, int8),
+            _linear([attention.q_proj, attention.k_proj, attention.v_proj], adapters, int8, arena),
+            _linear([attention.o_proj], adapters, int8, arena),
             _norm(layer.post_attention_layernorm),
-            _linear([mlp.gate_proj, mlp.up_proj], adapters, int8, interleave=True),
-            _linear([mlp.down_proj], adapters, int8),
+            _linear([mlp.gate_proj, mlp.up_proj], adapters, int8, arena, interleave=True),
+            _linear([mlp.down_proj], adapters, int8, arena),
         )
     embedding = _modules(model.get_input_embeddings()).weight.detach()
     native.set_ends(
         embedding.half() if int8 else embedding.float(),
         _norm(decoder.norm),
-        _linear([model.get_output_embeddings()], [], int8),
+        _linear([model.get_output_embeddings()], [], int8, arena),
     )
     cos, sin = decoder.rotary_emb(torch.zeros(1, 1), torch.arange(max_length)[None])
     half = cos.shape[-1] // 2
@@ -115,7 +116,12 @@ def _head_dim(model: PreTrainedModel) -> int:
 
 
 def _linear(
-    modules: list[Any], adapters: list[str], int8: bool, *, interleave: bool = False
+    modules: list[Any],
+    adapters: list[str],
+    int8: bool,
+    arena: pack.Arena,
+    *,
+    interleave: bool = False,
 ) -> Any:
     """Linear layers that read the same, as one; with their adapters."""
     plain = [_plain_linear(module) for module in modules]
@@ -128,7 +134,7 @@ def _linear(
                 for module in plain
             ]
         )
-    packed = pack.linear(weight, bias, int8=int8, interleave=interleave)
+    packed = pack.linear(weight, bias, int8=int8, interleave=interleave, arena=arena)
     for index, name in enumerate(adapters):
         low_rank = _low_rank(modules, name)
         if low_rank is not None:

@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 
 from llamahome.attention import Policy
 from llamahome.cache import Slots
-from llamahome.cache.plane import PlaneShape
 from llamahome.cache.tiled import TiledPlane
 from llamahome.engine.native_model import build_model
 from llamahome.engine.runner import RowInput, StepOutput, plain_model
@@ -54,7 +53,6 @@ class NativeRunner:
         isa: str = "auto",
     ) -> None:
         load_native()
-        self._planes_of_layer = 0
         plain = plain_model(model)
         self.adapters = list(model.peft_config) if isinstance(model, PeftModel) else []
         self.vocab_size: int = plain.config.vocab_size
@@ -73,22 +71,17 @@ class NativeRunner:
             num_slots=num_slots,
             max_length=max_length,
             dtype=kv_dtype,
-            allocate=lambda shape: self._allocate(shape, kv_dtype, budgets),
+            allocate=lambda shape: TiledPlane.allocate(
+                shape,
+                kv_dtype,
+                self._model,
+                budgets.setdefault(shape.policy.config.budget, len(budgets)),
+            ),
         )
         self._budgets = list(budgets)
         kv_name = str(kv_dtype).removeprefix("torch.")
         self.name = (
             f"native {self._model.isa()}, {'int8' if int8 else 'float32'} weights, {kv_name} KV"
-        )
-
-    def _allocate(
-        self, shape: PlaneShape, dtype: torch.dtype, budgets: dict[int | None, int]
-    ) -> TiledPlane:
-        budget = shape.policy.config.budget
-        index = 0 if shape.heads[0] == 0 else self._planes_of_layer
-        self._planes_of_layer = index + 1
-        return TiledPlane.allocate(
-            shape, dtype, self._model, index, budgets.setdefault(budget, len(budgets))
         )
 
     def forward(self, rows: Sequence[RowInput]) -> StepOutput:

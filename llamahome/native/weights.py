@@ -10,9 +10,38 @@ from torch import Tensor
 
 LANES = 16  # outputs of a panel; two panels are computed together
 GROUP = 64  # inputs that share a scale
+ALIGNMENT = 64  # bytes of a cache line
 
 
-def linear(weight: Tensor, bias: Tensor | None, *, int8: bool, interleave: bool = False) -> Any:
+class Arena:
+    """Memory for weights in huge pages, side by side: most layers are smaller than one page."""
+
+    CHUNK = 2**26
+
+    def __init__(self) -> None:
+        self._chunk = torch.empty(0, dtype=torch.uint8)
+        self._used = 0
+
+    def place(self, tensor: Tensor) -> Tensor:
+        """A copy of `tensor` in the arena, which lives as long as any of its tensors."""
+        size = -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+        if self._used + size > len(self._chunk):
+            self._chunk = torch.empty(max(size, self.CHUNK), dtype=torch.uint8)
+            torch.ops.llamahome.advise_huge_pages(self._chunk)
+            self._used = 0
+        taken = self._chunk[self._used : self._used + tensor.nbytes]
+        self._used += size
+        return taken.view(tensor.dtype).view(tensor.shape).copy_(tensor)
+
+
+def linear(
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    int8: bool,
+    interleave: bool = False,
+    arena: Arena | None = None,
+) -> Any:
     """A linear layer for the kernels.
 
     Args:
@@ -22,12 +51,16 @@ def linear(weight: Tensor, bias: Tensor | None, *, int8: bool, interleave: bool 
             rounded to nearest); otherwise float32.
         interleave: rows are a gate's and then as many of an up projection: put their panels in
             turns, so that a pair of panels holds what SwiGLU multiplies.
+        arena: where the weights are to lie; None leaves that to torch.
     """
     rows = _rows(weight.shape[0], interleave, weight.device)
     ordered = _take_rows(weight.detach().float(), rows)
     packed, scales = _quantized(ordered) if int8 else (_panels(ordered), None)
-    placed = None if bias is None else _take_rows(bias.detach().float(), rows)
-    return torch.classes.llamahome.Linear(packed, scales, placed, weight.shape[1])
+    ordered_bias = None if bias is None else _take_rows(bias.detach().float(), rows)
+    if arena is not None:
+        packed = arena.place(packed)
+        scales = None if scales is None else arena.place(scales)
+    return torch.classes.llamahome.Linear(packed, scales, ordered_bias, weight.shape[1])
 
 
 def adapter(down: Tensor, up: Tensor, *, interleave: bool = False) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 #include <torch/custom_class.h>
 #include <torch/library.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/slice.h>
 
 #include <sys/mman.h>
 
@@ -267,7 +268,7 @@ class Model : public torch::CustomClassHolder {
     begin(ids, rows, held, weights, adapters);
     const int64_t count = wanted.size(0);
     Tensor hidden = at::empty({count, shape_.hidden}, at::kFloat);
-    Tensor logits = at::empty({with_logits ? count : 0, head_->data.outputs}, at::kFloat);
+    Tensor logits = logits_for(with_logits ? count : 0);
     const std::function<void(int)> task = [&](int id) {
       embed(id);
       team_.barrier();
@@ -276,6 +277,15 @@ class Model : public torch::CustomClassHolder {
     };
     team_.run(task);
     return {hidden, logits};
+  }
+
+  // Fresh memory costs page faults at every step: the last step's is used again, if nobody has it.
+  Tensor logits_for(int64_t count) {
+    const int64_t outputs = head_->data.outputs;
+    if (!logits_.defined() || logits_.size(0) < count || logits_.storage().use_count() > 1) {
+      logits_ = at::empty({count, outputs}, at::kFloat);
+    }
+    return logits_.slice(0, 0, count);
   }
 
   // Keeps, of `count` entries of each of these slots, the `budget` that are protected or score
@@ -898,6 +908,7 @@ class Model : public torch::CustomClassHolder {
   float *x_ = nullptr, *qkv_ = nullptr, *attended_ = nullptr, *mlp_ = nullptr;
   float *parts_ = nullptr, *probs_ = nullptr;
 
+  Tensor logits_;
   Buffer hidden_, qkv_buffer_, attended_buffer_, mlp_buffer_, parts_buffer_, probs_buffer_;
   std::vector<Quantized> shared_;
   std::vector<Quantized> own_;
