@@ -49,7 +49,7 @@ Policies = list[PolicyConfig]
 ARMS = ("dense", "hybrid")
 TOTALS = (0.1, 0.2)  # of the pattern, as shares of the context
 TRAINED = 0.1  # the total that the hybrid arm trains under
-DENSE_SHARE = 0.35  # of its steps
+DENSE_SHARE = 0.25  # of its steps
 PUBLISHED = ["h2o", "value_norm", "snapkv", "tova", "keydiff", "window", "random"]
 
 
@@ -72,7 +72,7 @@ SHORT = Form(
 LONG = Form(
     name="long",
     seeds=3,
-    steps=40,
+    steps=30,
     context=2048,
     windows=3,
     samples=2,

@@ -42,7 +42,7 @@ What an eviction policy costs a model, and what training under it is worth. Meas
 
 SmolLM2-135M-Instruct is fine-tuned twice with the same data, steps and seeds: dense, and under the pattern that
 `llamahome calibrate --budget 0.1` proposes ({full} KV heads keep everything, {rest} entries for each other one).
-It learns rows of *Emma*, half of them with facts strewn in (`data=retrieval`); a third of the hybrid arm's steps are dense.
+It learns rows of *Emma* with facts strewn in (`data=retrieval`); a quarter of the hybrid arm's steps are dense.
 Both are then served dense and evicting, on windows of {context} tokens of *Persuasion*, through the cache that
 serves. "10 %" and "20 %" are KV entries, an average over heads, of {context}; `pattern` has the same total as
 `h2o`. "Dense" is always the model trained dense, served dense. ± is the 95 % interval over seeds.

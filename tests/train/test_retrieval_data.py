@@ -23,19 +23,14 @@ DATA = DataConfig(
 
 @pytest.fixture
 def texts(byte_tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    """Of the rows that ask for something: every other one."""
     rows = build_datasets(DATA, byte_tokenizer, seed=0).train
     assert all(row["labels"] == row["input_ids"] for row in rows)
     assert all(0.95 * 2048 < len(row["input_ids"]) <= 2048 for row in rows)
-    texts = [str(byte_tokenizer.decode(row["input_ids"])) for row in rows]
-    plain = [text for text in texts if "<|assistant|>" not in text]
-    assert len(plain) == len(texts) // 2
-    assert not re.search(r"\d{5,6}", "".join(plain))
-    return [text for text in texts if text not in plain]
+    return [str(byte_tokenizer.decode(row["input_ids"])) for row in rows]
 
 
 def test_every_row_asks_for_what_it_told_before(texts: list[str]) -> None:
-    assert len(texts) == 6
+    assert len(texts) == 12
     for text in texts:
         novel, *answers = text.split("<|assistant|>")
         assert len(answers) == FACTS

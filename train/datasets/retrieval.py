@@ -1,4 +1,4 @@
-"""A novel, in every other row with facts strewn into it and questions about them: retrieval.
+"""Novels with facts strewn into them, and questions about the facts: rows that train retrieval.
 
 A dataset in llama-recipes' convention (conf/data/retrieval.yaml). Every row fills the context and
 is learned whole: the text as text, the answers as what the model must have kept. Names, facts and
@@ -72,24 +72,17 @@ def get_custom_dataset(
     tokenizer: PreTrainedTokenizerBase,
     split: str,
 ) -> list[dict[str, list[int]]]:
-    """Rows of `split` ("train" or "validation"): with facts in it, and as it is, by turns."""
+    """Rows of `split` ("train" or "validation"), each a piece of the novel with facts in it."""
     length = getattr(dataset_config, "context_length", 2048)
     words = read_text(NOVEL).split(" ")
     border = round(len(words) * (1 - HELD_OUT))
     own = words[:border] if split == "train" else words[border:]
     pieces = [own[start : start + length] for start in range(0, len(own), length // 2)]
     rows = [
-        _plain(tokenizer, piece, length)
-        if number % 2
-        else _row(tokenizer, piece, length, random.Random(f"retrieval:{split}:{number}"))
+        _row(tokenizer, piece, length, random.Random(f"retrieval:{split}:{number}"))
         for number, piece in enumerate(pieces)
     ]
     return [{"input_ids": ids, "attention_mask": [1] * len(ids), "labels": ids[:]} for ids in rows]
-
-
-def _plain(tokenizer: PreTrainedTokenizerBase, words: list[str], length: int) -> list[int]:
-    ids = tokenizer.encode(" ".join(words), add_special_tokens=False, verbose=False)
-    return list(ids[:length])
 
 
 def _row(
