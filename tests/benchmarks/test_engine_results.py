@@ -37,7 +37,7 @@ def _results() -> Results:
             Prefill(arm="llama_cpp Q4_1", context=4096, rounds=[300.0], peak_mib=1.0),
         ],
         slot_bytes={4096: {DENSE: 9000, TENTH: 1000}, 8000: {DENSE: 20000, TENTH: 2000}},
-        dense_fp16_bytes={4096: 9500},
+        dense_fp16_bytes={4096: 9500, 8000: 18500},
         flat={1000: 0.001, 8000: 0.00105},
         missing={"vllm_cpu": "no wheel"},
     )
