@@ -73,6 +73,14 @@ class Admission:
             room = engine.budget if budget is None else budget
             if room is None:
                 raise RequestError("kv_policy", name, "the engine's is full: name a kv_budget, too")
+            least = engine.sink + engine.interval
+            if budget is not None and budget < least:
+                raise RequestError(
+                    "kv_budget",
+                    budget,
+                    f"it must hold the {engine.sink} first tokens and a chunk of "
+                    f"{engine.interval}; ask for at least {least}",
+                )
             # A small budget keeps some heavy hitters; recent ones must still fill a chunk.
             recent = min(engine.recent, max(engine.interval, room // 2))
             return build_policy(
