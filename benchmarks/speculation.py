@@ -31,7 +31,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.engine import machine
 from benchmarks.speculation_answers import LEAST, SHARE, answer, make_prompts, policy_of
-from benchmarks.speculation_cost import OthersShare, fill, step_costs
+from benchmarks.speculation_cost import Cost, OthersShare, fill, step_costs
 from benchmarks.speculation_lookup import NGRAMS, Answer, Steps, Widths, draw_steps, simulate
 from llamahome.attention import build_policy
 from llamahome.config import ModelConfig
@@ -69,7 +69,7 @@ class Prediction:
     per_step: float
     drafting: float
     cut: float
-    whole_cost: dict[int, float]
+    whole_cost: dict[int, Cost]
     mean_cost: dict[int, float]
     speedup: dict[int, float]
 
@@ -115,12 +115,14 @@ def predict(
     said: Sequence[Answer],
     runs: Sequence[Steps],
     drawn: Mapping[int, Sequence[Widths]],
-    cost: Mapping[Widths, float],
+    cost: Mapping[Widths, Cost],
 ) -> Prediction:
     """Tokens of a step over its mean cost, the latter from the steps drawn for each batch."""
     steps = sum(len(run.widths) for run in runs)
     tokens = sum(run.tokens for run in runs)
-    mean_cost = {b: statistics.mean(cost[widths] for widths in own) for b, own in drawn.items()}
+    mean_cost = {
+        b: statistics.mean(cost[widths].median for widths in own) for b, own in drawn.items()
+    }
     return Prediction(
         policy=policy,
         kind=kind,
@@ -158,7 +160,8 @@ def verdict(found: Sequence[Prediction]) -> dict[str, float]:
 
 
 def show(found: Sequence[Prediction], console: Console) -> None:
-    table = Table(title="Prompt lookup: tokens and cost of a step, what is gained at best")
+    title = "Prompt lookup: tokens and cost of a step, what is gained at best"
+    table = Table(title=title, padding=0)
     table.add_column("policy, prompt", no_wrap=True)
     columns = ("k", "new", "tokens", "drafts", "cut")
     batched = [f"{what} b{batch}" for what in ("cost", "gain") for batch in BATCHES]
@@ -172,7 +175,7 @@ def show(found: Sequence[Prediction], console: Console) -> None:
             f"{own.per_step:.2f}",
             f"{own.drafting:.0%}",
             f"{own.cut:.0%}",
-            *(f"{own.whole_cost[batch]:.2f}" for batch in BATCHES),
+            *(f"{own.whole_cost[batch].median:.2f}" for batch in BATCHES),
             *(f"{own.speedup[batch]:.2f}" for batch in BATCHES),
         )
     console.print(table)
@@ -183,7 +186,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=3, help="of each kind")
     parser.add_argument("--tokens", type=int, default=200, help="of an answer, at most")
     parser.add_argument("--passage", type=int, default=1500, help="tokens of the novel")
-    parser.add_argument("--rounds", type=int, default=8, help="of every step")
+    parser.add_argument("--rounds", type=int, default=15, help="of every step, two at least")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--output", type=Path, help="in place of the dated result")
     return parser.parse_args()

@@ -6,6 +6,7 @@ import os
 import statistics
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.speculation_lookup import Widths
@@ -26,32 +27,47 @@ def fill(runner: Runner, ids: Sequence[int], length: int, policy: PolicyConfig) 
         slots.restore(slot, state)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Of a step, in steps of one token for as many rows: median and quartiles of the rounds."""
+
+    median: float
+    quartiles: tuple[float, float]
+
+
 def step_costs(
     runner: Runner, steps: Iterable[Widths], ids: Sequence[int], rounds: int
-) -> dict[Widths, float]:
-    """What steps cost in steps of one token for as many rows: the median of the rounds.
+) -> dict[Widths, Cost]:
+    """Each step in each round, a step of one token right before it.
 
-    Every step is measured in every round, from slots that are as long as before. Only the mass of
-    their keys grows, which takes no time of its own.
+    Slots are as long before each as they were filled. Only the mass of their keys grows, which
+    takes no time of its own.
     """
-    lengths = list(runner.slots.lengths)
-    different = set(steps)
-    different |= {(1,) * len(widths) for widths in different}
-    seconds: dict[Widths, list[float]] = {widths: [] for widths in sorted(different)}
+    # By rows, since what many of them leave in the processor's caches slows a single one.
+    different = sorted(set(steps), key=lambda widths: (len(widths), widths))
+    ratios: dict[Widths, list[float]] = {widths: [] for widths in different}
     for turn in range(rounds + 1):
-        for widths, own in seconds.items():
-            rows = [_row(slot, ids[:width]) for slot, width in enumerate(widths)]
-            started = time.perf_counter()
-            runner.forward(rows)
+        for widths, own in ratios.items():
+            one = _seconds(runner, (1,) * len(widths), ids)
+            ratio = _seconds(runner, widths, ids) / one
             if turn > 0:  # the first warms up
-                own.append(time.perf_counter() - started)
-            runner.slots.lengths[:] = lengths
-    return {
-        widths: statistics.median(
-            a / b for a, b in zip(own, seconds[(1,) * len(widths)], strict=True)
-        )
-        for widths, own in seconds.items()
-    }
+                own.append(ratio)
+    return {widths: _cost(own) for widths, own in ratios.items()}
+
+
+def _seconds(runner: Runner, widths: Widths, ids: Sequence[int]) -> float:
+    lengths = list(runner.slots.lengths)
+    rows = [_row(slot, ids[:width]) for slot, width in enumerate(widths)]
+    started = time.perf_counter()
+    runner.forward(rows)
+    seconds = time.perf_counter() - started
+    runner.slots.lengths[:] = lengths
+    return seconds
+
+
+def _cost(ratios: Sequence[float]) -> Cost:
+    low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return Cost(median=median, quartiles=(low, high))
 
 
 def _row(slot: int, tokens: Sequence[int]) -> RowInput:

@@ -21,9 +21,9 @@ def test_steps_take_turns_on_full_slots(tiny_llama: LlamaForCausalLM) -> None:
     assert [runner.slots.held(slot) for slot in (0, 1)] == [32, 32]
     cost = step_costs(runner, [(1, 4), (9, 9), (3,)], ids, rounds=2)
     assert runner.slots.lengths == [64, 64]
-    assert cost[1, 1] == cost[(1,)] == 1
-    assert set(cost) == {(1,), (1, 1), (1, 4), (3,), (9, 9)}
-    assert min(cost.values()) > 0
+    assert set(cost) == {(3,), (1, 4), (9, 9)}
+    for own in cost.values():
+        assert 0 < own.quartiles[0] <= own.median <= own.quartiles[1]
 
 
 def test_others_take_a_share_of_the_machine() -> None:
