@@ -20,7 +20,9 @@ INTERVAL_S = 0.5
 
 def coverage_init(_plugins: Plugins, _options: TConfigurable) -> None:
     if "COVERAGE_PROCESS_CONFIG" in os.environ:  # set by coverage.py's subprocess patch
-        threading.Thread(target=_save_often, name="coverage-flush", daemon=True).start()
+        # No daemon: it is joined before coverage.py saves for the last time, at exit, and two that
+        # save at once disturb each other.
+        threading.Thread(target=_save_often, name="coverage-flush").start()
     else:
         root = str(Path(__file__).parents[1])
         inherited = os.environ.get("PYTHONPATH")
@@ -29,8 +31,11 @@ def coverage_init(_plugins: Plugins, _options: TConfigurable) -> None:
 
 
 def _save_often() -> None:
-    while True:
-        time.sleep(INTERVAL_S)
+    main = threading.main_thread()
+    due = time.monotonic() + INTERVAL_S
+    while main.is_alive():
+        time.sleep(0.02)
         measuring = coverage.Coverage.current()
-        if measuring is not None:
+        if measuring is not None and time.monotonic() >= due:
             measuring.save()
+            due = time.monotonic() + INTERVAL_S
