@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +14,7 @@ from llamahome.cache import Slots
 from llamahome.cache.tiled import TiledPlane
 from llamahome.engine.native_model import build_model
 from llamahome.engine.runner import RowInput, StepOutput, plain_model
+from llamahome.engine.threads import one_torch_thread
 from llamahome.native import load_native
 
 
@@ -28,6 +28,8 @@ class _Committed:
 
 class NativeRunner:
     """Prefill and decode of any mix of rows in one parallel region, without padding.
+
+    It keeps a team of threads of its own.
 
     Args:
         model: a Llama on the CPU, float32 or 16 bits; with adapters, PEFT's model of it.
@@ -79,12 +81,17 @@ class NativeRunner:
             ),
         )
         self._budgets = list(budgets)
+        self._drafted: dict[int, int] = {}  # of the last step: slot -> row
         kv_name = str(kv_dtype).removeprefix("torch.")
         self.name = (
             f"native {self._model.isa()}, {'int8' if int8 else 'float32'} weights, {kv_name} KV"
         )
 
     def forward(self, rows: Sequence[RowInput]) -> StepOutput:
+        with one_torch_thread():
+            return self._forward(rows)
+
+    def _forward(self, rows: Sequence[RowInput]) -> StepOutput:
         slots = self.slots
         counts = [len(row.tokens) for row in rows]
         used = [row.slot for row in rows]
@@ -95,7 +102,13 @@ class NativeRunner:
             torch.tensor(ids),
             torch.tensor(
                 [
-                    [row.slot, n, slots.lengths[row.slot], slots.policy.config.group == "max"]
+                    [
+                        row.slot,
+                        n,
+                        slots.lengths[row.slot],
+                        slots.policy.config.group == "max",
+                        row.drafted,
+                    ]
                     for row, n in zip(rows, counts, strict=True)
                 ]
             ),
@@ -110,8 +123,8 @@ class NativeRunner:
             torch.tensor(wanted),
             True,
         )
-        with _one_torch_thread():
-            slots.commit(_Committed(used, counts))
+        self._drafted = {row.slot: i for i, row in enumerate(rows) if row.drafted}
+        self._commit({row.slot: n for row, n in zip(rows, counts, strict=True) if not row.drafted})
         logits = logits[:, : self.vocab_size]
         every = {
             i: (hidden if rows[i].every == "hidden" else logits)[first:end]
@@ -119,6 +132,14 @@ class NativeRunner:
         }
         whole = len(wanted) == len(rows)
         return StepOutput(logits=logits if whole else logits[last], every=every)
+
+    def settle(self, kept: Mapping[int, int]) -> None:
+        self._model.settle(torch.tensor([[self._drafted[slot], n] for slot, n in kept.items()]))
+        with one_torch_thread():
+            self._commit(kept)
+
+    def _commit(self, tokens: Mapping[int, int]) -> None:
+        self.slots.commit(_Committed(list(tokens), list(tokens.values())))
 
     def _weights(self, used: list[int], counts: list[int]) -> list[float]:
         """Of each token's probabilities in the mass."""
@@ -134,17 +155,6 @@ class NativeRunner:
         for row, n in zip(rows, counts, strict=True):
             indices += [-1 if row.adapter is None else self.adapters.index(row.adapter)] * n
         return indices
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """Small operations, done sooner than torch's threads could get a core from the kernels'."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _wanted(

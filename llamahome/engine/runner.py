@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from peft import PeftModel
@@ -31,12 +31,15 @@ class RowInput:
         tokens: at least one id, at most the room in the slot's chunk.
         adapter: name of a LoRA adapter, None for the model as it is.
         every: what is wanted of each token.
+        drafted: whether its tokens after the first are guesses: the slot does not advance before
+            `DraftRunner.settle` says how many were right.
     """
 
     slot: int
     tokens: Sequence[int]
     adapter: str | None = None
     every: Every = None
+    drafted: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,13 @@ class StepOutput:
 
     logits: Tensor
     every: dict[int, Tensor] = field(default_factory=dict)
+
+    def after(self, rows: Sequence[int], place: int, drafted: Container[int]) -> Tensor:
+        """Logits (len(rows), V) after token `place` of drafted rows and the last of others."""
+        if any(row in drafted for row in rows):
+            own = (self.every[row][place] if row in drafted else self.logits[row] for row in rows)
+            return torch.stack(list(own))
+        return self.logits if len(rows) == len(self.logits) else self.logits[rows]
 
 
 class Runner(Protocol):
@@ -66,6 +76,17 @@ class Runner(Protocol):
 
     def forward(self, rows: Sequence[RowInput]) -> StepOutput:
         """One step; the rows' slots advance."""
+
+
+@runtime_checkable
+class DraftRunner(Runner, Protocol):
+    """A runner whose steps may have drafted rows."""
+
+    def settle(self, kept: Mapping[int, int]) -> None:
+        """After a step: by slot of each drafted row, how many of its tokens stay, at least 1.
+
+        The slot is then as if each of them had been a step of its own.
+        """
 
 
 def plain_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:

@@ -144,6 +144,15 @@ struct Row {
   int slot, first, tokens;  // of the flat list of tokens
   int64_t length;           // tokens before this step
   bool max;                 // mass is the max over a group, not the sum
+  int draft;                // place among the rows whose tokens are guesses; -1 for the others
+};
+
+// What the guesses of a row and KV head would add to the mass, each by itself: (tokens, width).
+struct Draft {
+  float* mass;  // where it goes
+  int before;   // entries ahead of the first guess
+  int width;
+  size_t at;
 };
 
 // Queries of a row, or keys of one, that one thread attends for.
@@ -151,7 +160,7 @@ struct Item {
   int row, head;
   int first_token, tokens;
   int first_tile, last_tile;
-  int part;  // among the items of its row and head
+  int part;  // among the items of its row and head, those of the same keys together
 };
 
 // Buffers that grow to the largest step and stay.
@@ -258,11 +267,11 @@ class Model : public torch::CustomClassHolder {
     to.planes.push_back(std::move(plane));
   }
 
-  // One step. ids (M,) int64; rows int64 (B, 4): slot, tokens, length, mass by max; held int64
-  // (budgets, B): entries in the slot before; weights (budgets', M) float32: of each query in the
-  // mass, one row for all; adapters (M,) int64, -1 for none; wanted (L,) int64: tokens whose
-  // outcome is asked for. Returns the last hidden states (L, hidden), normed, and with
-  // `with_logits` the logits (L, V padded).
+  // One step. ids (M,) int64; rows int64 (B, 5): slot, tokens, length, mass by max, whether its
+  // tokens are guesses that `settle` decides on; held int64 (budgets, B): entries in the slot
+  // before; weights (budgets', M) float32: of each query in the mass, one row for all; adapters
+  // (M,) int64, -1 for none; wanted (L,) int64: tokens whose outcome is asked for. Returns the last
+  // hidden states (L, hidden), normed, and with `with_logits` the logits (L, V padded).
   std::tuple<Tensor, Tensor> forward(Tensor ids, Tensor rows, Tensor held, Tensor weights,
                                      Tensor adapters, Tensor wanted, bool with_logits) {
     begin(ids, rows, held, weights, adapters);
@@ -277,6 +286,23 @@ class Model : public torch::CustomClassHolder {
     };
     team_.run(task);
     return {hidden, logits};
+  }
+
+  // After a step: which of its guesses were right. rows int64 (n, 2): index of a row of guesses, how
+  // many of its tokens stay. Their mass is added as if each had been a step of its own; entries of
+  // the others are written over by the next step.
+  void settle(Tensor rows) {
+    const size_t stride = static_cast<size_t>(drafted_rows_) * shape_.kv_heads;
+    for (int64_t i = 0; i < rows.size(0); ++i) {
+      const Row& row = rows_.at(rows.data_ptr<int64_t>()[2 * i]);
+      const int64_t count = rows.data_ptr<int64_t>()[2 * i + 1];
+      TORCH_CHECK(row.draft >= 0 && count <= row.tokens, "no such guesses");
+      for (size_t layer = 0; layer < layers_.size(); ++layer) {
+        for (int g = 0; g < shape_.kv_heads; ++g) {
+          add_draft(row, drafts_[layer * stride + row.draft * shape_.kv_heads + g], count);
+        }
+      }
+    }
   }
 
   // Fresh memory costs page faults at every step: the last step's is used again, if nobody has it.
@@ -330,16 +356,18 @@ class Model : public torch::CustomClassHolder {
              const Tensor& adapters) {
     tokens_ = static_cast<int>(ids.size(0));
     ids_ = ids.data_ptr<int64_t>();
-    weights_ = weights.data_ptr<float>();
+    weights_.assign(weights.data_ptr<float>(), weights.data_ptr<float>() + tokens_);
     adapters_ = adapters.data_ptr<int64_t>();
     held_ = held.data_ptr<int64_t>();
     num_rows_ = static_cast<int>(rows.size(0));
     rows_.clear();
     position_of_.resize(tokens_);
     int first = 0;
+    drafted_rows_ = 0;
     for (int b = 0; b < num_rows_; ++b) {
-      const int64_t* row = rows.data_ptr<int64_t>() + 4 * b;
-      rows_.push_back({static_cast<int>(row[0]), first, static_cast<int>(row[1]), row[2], row[3] != 0});
+      const int64_t* row = rows.data_ptr<int64_t>() + 5 * b;
+      const int draft = row[4] != 0 ? drafted_rows_++ : -1;
+      rows_.push_back({static_cast<int>(row[0]), first, static_cast<int>(row[1]), row[2], row[3] != 0, draft});
       for (int t = 0; t < row[1]; ++t) position_of_[first + t] = row[2] + t;
       first += static_cast<int>(row[1]);
     }
@@ -356,7 +384,41 @@ class Model : public torch::CustomClassHolder {
     plan_of_.clear();
     plans_.clear();
     plan();
+    plan_drafts();
     reserve();
+  }
+
+  void plan_drafts() {
+    drafts_.clear();
+    if (drafted_rows_ == 0) return;
+    size_t size = 0;
+    for (const Layer& layer : layers_) {
+      for (int b = 0; b < num_rows_; ++b) {
+        if (rows_[b].draft < 0) continue;
+        for (const auto& [index, head] : layer.head) {
+          const Plane& plane = layer.planes[index];
+          const int before = held(plane, b), width = round_up(before + rows_[b].tokens, kLanes);
+          drafts_.push_back({plane.mass_of(rows_[b].slot, head), before, width, size});
+          if (adds_mass(rows_[b])) size += static_cast<size_t>(rows_[b].tokens) * width;
+        }
+      }
+    }
+    draft_mass_ = draft_buffer_.get(size);
+  }
+
+  bool adds_mass(const Row& row) const {
+    const auto first = weights_.begin() + row.first;
+    return std::any_of(first, first + row.tokens, [](float weight) { return weight != 0; });
+  }
+
+  void add_draft(const Row& row, const Draft& draft, int64_t count) const {
+    constexpr float kOnce = 1.0f;
+    for (int t = 0; t < count; ++t) {
+      const float weight = weights_[row.first + t];
+      if (weight == 0) continue;
+      kernels_->add_mass(draft_mass_ + draft.at + static_cast<size_t>(t) * draft.width, &kOnce, 1,
+                         draft.width, 0, draft.before + t + 1, weight, false, draft.mass);
+    }
   }
 
   // Everything that threads will need, here where running out of memory can still be an error.
@@ -523,6 +585,8 @@ class Model : public torch::CustomClassHolder {
   struct Plan {
     std::vector<Item> items;
     std::vector<int> parts;        // (row, head): how many items
+    std::vector<int> key_parts;    // (row, head): how many of them share a query's keys
+    std::vector<size_t> first;     // (row, head): its first item
     std::vector<size_t> part_at;   // (row, head): its first item's place in the scratch of parts
     std::vector<size_t> probs_at;  // (item): probabilities that a second item must rescale
   };
@@ -549,13 +613,6 @@ class Model : public torch::CustomClassHolder {
   Plan make_plan(const Layer& layer, size_t* parts, size_t* probs, int* widest) const {
     Plan plan;
     size_t part_size = 0, probs_size = 0;
-    int64_t work = 0;
-    for (int b = 0; b < num_rows_; ++b) {
-      for (const auto& [plane, head] : layer.head) {
-        work += static_cast<int64_t>(held(layer.planes[plane], b)) + rows_[b].tokens;
-      }
-    }
-    const int share = static_cast<int>(work / (team_.size() * 3)) + 1;
     for (int b = 0; b < num_rows_; ++b) {
       for (int g = 0; g < shape_.kv_heads; ++g) {
         const Plane& plane = layer.planes[layer.head[g].first];
@@ -563,20 +620,19 @@ class Model : public torch::CustomClassHolder {
         const int tiles = round_up(keys, kLanes) / kLanes;
         *widest = std::max(*widest, tiles);
         const size_t first = plan.items.size();
-        if (rows_[b].tokens == 1) {
-          split_keys(plan, b, g, tiles, share);
-        } else {
-          split_queries(plan, b, g, tiles);
-        }
+        plan.first.push_back(first);
+        plan.key_parts.push_back(decodes(rows_[b]) ? split_keys(plan, b, g, tiles)
+                                                   : split_queries(plan, b, g, tiles));
         const int count = static_cast<int>(plan.items.size() - first);
         plan.parts.push_back(count);
         plan.part_at.push_back(part_size);
-        part_size += static_cast<size_t>(count) * part_floats(rows_[b].tokens, tiles);
+        part_size += static_cast<size_t>(count) * part_floats(rows_[b], tiles);
         for (int i = 0; i < count; ++i) {
+          const Item& item = plan.items[first + i];
           plan.probs_at.push_back(probs_size);
-          if (rows_[b].tokens == 1 && count > 1) {
-            probs_size += static_cast<size_t>(shape_.group()) * kLanes *
-                          (plan.items[first + i].last_tile - plan.items[first + i].first_tile);
+          if (plan.key_parts.back() > 1) {
+            probs_size += static_cast<size_t>(item.tokens) * shape_.group() * kLanes *
+                          (item.last_tile - item.first_tile);
           }
         }
       }
@@ -586,29 +642,43 @@ class Model : public torch::CustomClassHolder {
     return plan;
   }
 
-  // A decoding row: its keys in parts, when it has more than a thread's share.
-  void split_keys(Plan& plan, int row, int head, int tiles, int share) const {
-    const int least = 256 / kLanes;
-    const int wanted = std::max(1, std::min((tiles * kLanes + share - 1) / share, tiles / least));
-    for (int part = 0; part < wanted; ++part) {
-      plan.items.push_back({row, head, 0, 1, tiles * part / wanted, tiles * (part + 1) / wanted, part});
+  // Guesses attend as decoded tokens do, to the last bit; a prompt's attend in larger blocks.
+  static bool decodes(const Row& row) { return row.tokens == 1 || row.draft >= 0; }
+
+  // A decoding row: its keys in parts that depend on nothing but their number, so that an outcome
+  // does not on who shares the step. Guesses go in blocks, in two if threads would idle.
+  int split_keys(Plan& plan, int row, int head, int tiles) const {
+    const int parts = (tiles + kPartTiles - 1) / kPartTiles, tokens = rows_[row].tokens;
+    const int most = block(), idle = num_rows_ * shape_.kv_heads * parts < 4 * team_.size();
+    const int blocks = std::max((tokens + most - 1) / most, idle && tokens >= 4 ? 2 : 1);
+    int index = 0;
+    for (int part = 0; part < parts; ++part) {
+      const int first_tile = part * kPartTiles, last_tile = std::min(tiles, first_tile + kPartTiles);
+      for (int b = 0; b < blocks; ++b, ++index) {
+        const int first = tokens * b / blocks, last = tokens * (b + 1) / blocks;
+        plan.items.push_back({row, head, first, last - first, first_tile, last_tile, index});
+      }
     }
+    return parts;
   }
 
   // A prefilling row: its queries in blocks.
-  void split_queries(Plan& plan, int row, int head, int tiles) const {
-    const int block = std::max(1, kMaxQueries / shape_.group());
+  int split_queries(Plan& plan, int row, int head, int tiles) const {
     int part = 0;
-    for (int first = 0; first < rows_[row].tokens; first += block, ++part) {
-      const int count = std::min(block, rows_[row].tokens - first);
+    for (int first = 0; first < rows_[row].tokens; first += block(), ++part) {
+      const int count = std::min(block(), rows_[row].tokens - first);
       plan.items.push_back({row, head, first, count, 0, tiles, part});
     }
+    return 1;
   }
 
+  int block() const { return std::max(1, kMaxQueries / shape_.group()); }
+
   // What an item leaves for the merge: decode: max, sum and output of each query head; prefill: mass.
-  size_t part_floats(int tokens, int tiles) const {
-    if (tokens > 1) return static_cast<size_t>(tiles) * kLanes;
-    return static_cast<size_t>(shape_.group()) * (shape_.head_dim + 2 * kLanes);
+  size_t part_floats(const Row& row, int tiles) const {
+    if (!decodes(row)) return static_cast<size_t>(tiles) * kLanes;
+    return static_cast<size_t>(std::min(row.tokens, block())) * shape_.group() *
+           (shape_.head_dim + 2 * kLanes);
   }
 
   void attention(size_t index, int id) {
@@ -686,7 +756,7 @@ class Model : public torch::CustomClassHolder {
   void attend(const Layer& layer, const Plan& plan, int at, int stride, int id) {
     const Item& item = plan.items[at];
     const Row& row = rows_[item.row];
-    if (row.tokens == 1) {
+    if (decodes(row)) {
       decode(layer, plan, at, stride, id);
     } else {
       prefill(layer, plan, at, stride, id);
@@ -697,42 +767,103 @@ class Model : public torch::CustomClassHolder {
     const Item& item = plan.items[at];
     const Row& row = rows_[item.row];
     const Plane& plane = layer.planes[layer.head[item.head].first];
-    const int head = layer.head[item.head].second, dim = shape_.head_dim, group = shape_.group();
-    const int pair = item.row * shape_.kv_heads + item.head;
+    const int dim = shape_.head_dim, group = shape_.group(), rows = item.tokens * group;
+    const int pair = item.row * shape_.kv_heads + item.head, before = held(plane, item.row);
     const int first = item.first_tile * kLanes;
-    const int last = std::min(item.last_tile * kLanes, held(plane, item.row) + 1);
+    const int last = std::min(item.last_tile * kLanes, before + item.first_token + item.tokens);
     const int width = (item.last_tile - item.first_tile) * kLanes;
-    const bool alone = plan.parts[pair] == 1;
-    float* probs = alone ? scratch_[id].get(static_cast<size_t>(group) * width)
+    const bool alone = plan.key_parts[pair] == 1;
+    float* probs = alone ? scratch_[id].get(static_cast<size_t>(rows) * width)
                          : probs_ + plan.probs_at[at];
     // Rows of probabilities are indexed by key: shift them so that key `first` lies at their start.
     float* shifted = probs - first;
-    const KvView kv = plane.view(row.slot, head);
+    const KvView kv = plane.view(row.slot, layer.head[item.head].second);
     const size_t value_bytes = static_cast<size_t>(dim) * plane.values.element_size();
     fetch(static_cast<const char*>(kv.values) + first * value_bytes, kFetched);
-    fetch(plane.mass_of(row.slot, head) + first, sizeof(float) * (last - first));
-    const float* query =
-        qkv_ + static_cast<size_t>(row.first) * stride + static_cast<size_t>(item.head) * group * dim;
-    kernels_->logits(plane.type, kv, query, group, dim, item.first_tile, item.last_tile, shifted, width);
+    if (row.draft < 0) {
+      fetch(plane.mass_of(row.slot, layer.head[item.head].second) + first, sizeof(float) * (last - first));
+    }
+    float* gathered = queries_[id].get(static_cast<size_t>(kMaxQueries) * dim * 2);
+    const float* query = queries(item, stride, gathered);
+    kernels_->logits(plane.type, kv, query, rows, dim, item.first_tile, item.last_tile, shifted, width);
     fetch_keys(layer, plan, at + team_.size());
     float max[kMaxQueries], sum[kMaxQueries], factor[kMaxQueries];
-    for (int r = 0; r < group; ++r) {
-      sum[r] = kernels_->exponentials(probs + static_cast<size_t>(r) * width, last - first, width, &max[r]);
+    for (int r = 0; r < rows; ++r) {
+      float* line = probs + static_cast<size_t>(r) * width;
+      const int seen = std::min(width, before + item.first_token + r / group + 1 - first);
+      if (seen > 0) {
+        sum[r] = kernels_->exponentials(line, seen, width, &max[r]);
+      } else {  // a guess whose keys end before this part
+        std::fill(line, line + width, 0.0f);
+        max[r] = -std::numeric_limits<float>::infinity();
+        sum[r] = 0;
+      }
       factor[r] = 1.0f / sum[r];
     }
-    float* out = attended_ + static_cast<size_t>(row.first) * shape_.attention() +
-                 static_cast<size_t>(item.head) * group * dim;
+    float* out = item.tokens == 1 ? attended(item, 0) : gathered + static_cast<size_t>(kMaxQueries) * dim;
     if (!alone) {
-      float* part = parts_ + plan.part_at[pair] + static_cast<size_t>(item.part) * part_floats(1, 0);
-      std::memcpy(part, max, sizeof(float) * group);
-      std::memcpy(part + group, sum, sizeof(float) * group);
-      out = part + 2 * kLanes * group;
-    } else if (weights_[row.first] != 0) {
-      kernels_->add_mass(shifted, factor, group, width, first, last, weights_[row.first], row.max,
-                         plane.mass_of(row.slot, head));
+      float* part = parts_ + plan.part_at[pair] +
+                    static_cast<size_t>(item.part) * part_floats(row, item.last_tile);
+      std::memcpy(part, max, sizeof(float) * rows);
+      std::memcpy(part + rows, sum, sizeof(float) * rows);
+      out = part + 2 * kLanes * rows;
+    } else {
+      for (int t = 0; t < item.tokens; ++t) {
+        add_mass(layer, item, t, shifted + static_cast<size_t>(t) * group * width, factor + t * group,
+                 width, first, std::min(last, before + item.first_token + t + 1));
+      }
     }
-    values(plane, kv, shifted, group, first, last, width, out, alone, id);
-    if (alone) scale(out, factor, group);
+    values(plane, kv, shifted, rows, first, last, width, out, alone, id);
+    if (!alone) return;
+    scale(out, factor, rows);
+    if (item.tokens > 1) scatter(item, out);
+  }
+
+  float* attended(const Item& item, int token) {
+    const size_t at = rows_[item.row].first + item.first_token + token;
+    return attended_ + at * shape_.attention() +
+           static_cast<size_t>(item.head) * shape_.group() * shape_.head_dim;
+  }
+
+  // An item's queries (tokens, group, D), side by side; one token's are as they lie.
+  const float* queries(const Item& item, int stride, float* gathered) const {
+    const size_t size = static_cast<size_t>(shape_.group()) * shape_.head_dim;
+    const float* token = qkv_ + item.head * size +
+                         static_cast<size_t>(rows_[item.row].first + item.first_token) * stride;
+    if (item.tokens == 1) return token;
+    for (int t = 0; t < item.tokens; ++t, token += stride) {
+      std::memcpy(gathered + t * size, token, sizeof(float) * size);
+    }
+    return gathered;
+  }
+
+  void scatter(const Item& item, const float* out) {
+    const size_t size = static_cast<size_t>(shape_.group()) * shape_.head_dim;
+    for (int t = 0; t < item.tokens; ++t) {
+      std::memcpy(attended(item, t), out + t * size, sizeof(float) * size);
+    }
+  }
+
+  // A decoded token's share of the mass of keys [first, last): added at once, or if the token is a
+  // guess laid aside, unweighted, so that settling rounds as adding does.
+  void add_mass(const Layer& layer, const Item& item, int token, const float* probs,
+                const float* factor, int width, int first, int last) {
+    const Row& row = rows_[item.row];
+    const int t = item.first_token + token;
+    float weight = weights_[row.first + t];
+    if (weight == 0 || last <= first) return;
+    float* mass;
+    if (row.draft >= 0) {
+      const size_t index = &layer - layers_.data();
+      const Draft& draft = drafts_[(index * drafted_rows_ + row.draft) * shape_.kv_heads + item.head];
+      mass = draft_mass_ + draft.at + static_cast<size_t>(t) * draft.width;
+      std::fill(mass + first, mass + last, 0.0f);
+      weight = 1.0f;
+    } else {
+      const auto& [plane, head] = layer.head[item.head];
+      mass = layer.planes[plane].mass_of(row.slot, head);
+    }
+    kernels_->add_mass(probs, factor, shape_.group(), width, first, last, weight, row.max, mass);
   }
 
   // int8 values scale their probabilities, which a merge still needs: then on a copy.
@@ -760,19 +891,15 @@ class Model : public torch::CustomClassHolder {
     const int rows = item.tokens * group, before = held(plane, item.row);
     const int keys = before + item.first_token + item.tokens;  // the last query's
     const int tiles = round_up(keys, kLanes) / kLanes, width = tiles * kLanes;
-    float* query = queries_[id].get(static_cast<size_t>(kMaxQueries) * dim * 2);
-    float* out = query + static_cast<size_t>(kMaxQueries) * dim;
-    for (int t = 0; t < item.tokens; ++t) {
-      const float* token = qkv_ + static_cast<size_t>(row.first + item.first_token + t) * stride;
-      std::memcpy(query + static_cast<size_t>(t) * group * dim,
-                  token + static_cast<size_t>(item.head) * group * dim, sizeof(float) * group * dim);
-    }
+    float* gathered = queries_[id].get(static_cast<size_t>(kMaxQueries) * dim * 2);
+    float* out = gathered + static_cast<size_t>(kMaxQueries) * dim;
+    const float* query = queries(item, stride, gathered);
     float* probs = scratch_[id].get(static_cast<size_t>(rows) * width);
     const KvView kv = plane.view(row.slot, head);
     kernels_->logits(plane.type, kv, query, rows, dim, 0, tiles, probs, width);
     float max, factor[kMaxQueries];
     float* mass = parts_ + plan.part_at[item.row * shape_.kv_heads + item.head] +
-                  static_cast<size_t>(item.part) * part_floats(row.tokens, item.last_tile);
+                  static_cast<size_t>(item.part) * part_floats(row, item.last_tile);
     std::fill(mass, mass + item.last_tile * kLanes, 0.0f);
     for (int t = 0; t < item.tokens; ++t) {
       const int seen = before + item.first_token + t + 1;
@@ -788,11 +915,7 @@ class Model : public torch::CustomClassHolder {
     }
     values(plane, kv, probs, rows, 0, keys, width, out, true, id);
     scale(out, factor, rows);
-    for (int t = 0; t < item.tokens; ++t) {
-      float* to = attended_ + static_cast<size_t>(row.first + item.first_token + t) * shape_.attention();
-      std::memcpy(to + static_cast<size_t>(item.head) * group * dim,
-                  out + static_cast<size_t>(t) * group * dim, sizeof(float) * group * dim);
-    }
+    scatter(item, out);
   }
 
   // Puts the parts of a row and KV head together: the output of split keys, the mass of all.
@@ -800,50 +923,54 @@ class Model : public torch::CustomClassHolder {
     const int b = pair / shape_.kv_heads, g = pair % shape_.kv_heads;
     const Row& row = rows_[b];
     const Plane& plane = layer.planes[layer.head[g].first];
-    float* mass = plane.mass_of(row.slot, layer.head[g].second);
     const int keys = held(plane, b) + row.tokens;
+    if (decodes(row)) {
+      if (plan.key_parts[pair] == 1) return;
+      const int blocks = plan.parts[pair] / plan.key_parts[pair];
+      for (int block = 0; block < blocks; ++block) merge_keys(layer, plan, pair, block, keys - row.tokens);
+      return;
+    }
+    float* mass = plane.mass_of(row.slot, layer.head[g].second);
     const float* parts = parts_ + plan.part_at[pair];
-    if (row.tokens > 1) {
-      const size_t size = part_floats(row.tokens, round_up(keys, kLanes) / kLanes);
-      for (int part = 0; part < plan.parts[pair]; ++part) {
-        for (int s = 0; s < keys; ++s) mass[s] += parts[part * size + s];
-      }
-    } else if (plan.parts[pair] > 1) {
-      merge_keys(plan, pair, row, keys, mass);
+    const size_t size = part_floats(row, round_up(keys, kLanes) / kLanes);
+    for (int part = 0; part < plan.parts[pair]; ++part) {
+      for (int s = 0; s < keys; ++s) mass[s] += parts[part * size + s];
     }
   }
 
-  void merge_keys(const Plan& plan, int pair, const Row& row, int keys, float* mass) {
-    const int group = shape_.group(), dim = shape_.head_dim, g = pair % shape_.kv_heads;
-    const size_t size = part_floats(1, 0);
-    const float* parts = parts_ + plan.part_at[pair];
-    const int count = plan.parts[pair];
-    size_t first_item = 0;
-    for (int before = 0; before < pair; ++before) first_item += plan.parts[before];
-    float* out = attended_ + static_cast<size_t>(row.first) * shape_.attention() +
-                 static_cast<size_t>(g) * group * dim;
+  // A block of tokens whose keys were read in parts.
+  void merge_keys(const Layer& layer, const Plan& plan, int pair, int block, int before) {
+    const int group = shape_.group(), dim = shape_.head_dim, count = plan.key_parts[pair];
+    const int blocks = plan.parts[pair] / count;
+    const size_t size = part_floats(rows_[pair / shape_.kv_heads], 0);
+    const float* parts = parts_ + plan.part_at[pair] + block * size;
+    const size_t step = blocks * size, first_item = plan.first[pair] + block;
+    const Item& all = plan.items[first_item];
+    const int rows = all.tokens * group;
     float max[kMaxQueries], sum[kMaxQueries], factor[kMaxQueries];
-    for (int r = 0; r < group; ++r) {
+    for (int r = 0; r < rows; ++r) {
       max[r] = parts[r];
-      for (int p = 1; p < count; ++p) max[r] = std::max(max[r], parts[p * size + r]);
+      for (int p = 1; p < count; ++p) max[r] = std::max(max[r], parts[p * step + r]);
       sum[r] = 0;
       for (int p = 0; p < count; ++p) {
-        sum[r] += parts[p * size + group + r] * std::exp(parts[p * size + r] - max[r]);
+        sum[r] += parts[p * step + rows + r] * std::exp(parts[p * step + r] - max[r]);
       }
-      std::fill(out + r * dim, out + (r + 1) * dim, 0.0f);
+      float* out = attended(all, r / group) + (r % group) * dim;
+      std::fill(out, out + dim, 0.0f);
     }
     for (int p = 0; p < count; ++p) {
-      const float* part = parts + p * size;
-      for (int r = 0; r < group; ++r) {
+      const float* part = parts + p * step;
+      const Item& item = plan.items[first_item + static_cast<size_t>(p) * blocks];
+      const int first = item.first_tile * kLanes, width = (item.last_tile - item.first_tile) * kLanes;
+      const float* probs = probs_ + plan.probs_at[first_item + static_cast<size_t>(p) * blocks] - first;
+      for (int r = 0; r < rows; ++r) {
         factor[r] = std::exp(part[r] - max[r]) / sum[r];
-        for (int d = 0; d < dim; ++d) out[r * dim + d] += factor[r] * part[2 * kLanes * group + r * dim + d];
+        float* out = attended(all, r / group) + (r % group) * dim;
+        for (int d = 0; d < dim; ++d) out[d] += factor[r] * part[2 * kLanes * rows + r * dim + d];
       }
-      const Item& item = plan.items[first_item + p];
-      const int first = item.first_tile * kLanes, last = std::min(item.last_tile * kLanes, keys);
-      if (weights_[row.first] != 0) {
-        kernels_->add_mass(probs_ + plan.probs_at[first_item + p] - first, factor, group,
-                           (item.last_tile - item.first_tile) * kLanes, first, last,
-                           weights_[row.first], row.max, mass);
+      for (int t = 0; t < item.tokens; ++t) {
+        add_mass(layer, item, t, probs + static_cast<size_t>(t) * group * width, factor + t * group, width,
+                 first, std::min(first + width, before + item.first_token + t + 1));
       }
     }
   }
@@ -881,6 +1008,7 @@ class Model : public torch::CustomClassHolder {
   }
 
   static constexpr size_t kFetched = 4096;  // bytes of a stream before it fetches for itself
+  static constexpr int kPartTiles = 512 / kLanes;  // keys that one thread reads for a decoded token
   static constexpr int kAlone = 4;  // tokens that each thread quantises for itself
   static constexpr int kFew = 8;  // tokens of a step that is bound by reading weights
 
@@ -899,8 +1027,11 @@ class Model : public torch::CustomClassHolder {
   const int64_t* ids_ = nullptr;
   const int64_t* adapters_ = nullptr;
   const int64_t* held_ = nullptr;
-  const float* weights_ = nullptr;
+  std::vector<float> weights_;
   std::vector<Row> rows_;
+  std::vector<Draft> drafts_;  // (layer, row of guesses, KV head)
+  int drafted_rows_ = 0;
+  float* draft_mass_ = nullptr;
   std::vector<int64_t> position_of_;
   std::vector<std::pair<std::vector<int>, Plan>> plans_;
   std::vector<size_t> plan_of_;
@@ -909,7 +1040,8 @@ class Model : public torch::CustomClassHolder {
   float *parts_ = nullptr, *probs_ = nullptr;
 
   Tensor logits_;
-  Buffer hidden_, qkv_buffer_, attended_buffer_, mlp_buffer_, parts_buffer_, probs_buffer_;
+  Buffer hidden_, qkv_buffer_, attended_buffer_, mlp_buffer_, parts_buffer_, probs_buffer_,
+      draft_buffer_;
   std::vector<Quantized> shared_;
   std::vector<Quantized> own_;
   std::vector<Buffer> scratch_, queries_;
@@ -944,6 +1076,7 @@ TORCH_LIBRARY(llamahome, library) {
       .def("set_adapter_norm", &Model::set_adapter_norm)
       .def("add_plane", &Model::add_plane)
       .def("forward", &Model::forward)
+      .def("settle", &Model::settle)
       .def("compact", &Model::compact);
   library.def("advise_huge_pages(Tensor tensor) -> ()", &llamahome::advise_huge_pages);
 }
