@@ -62,6 +62,8 @@ class ServeMetrics:
                 ("slots_used", "Slots that hold a request"),
                 ("queued", "Requests that wait for a slot"),
                 ("kv_bytes", "Bytes allocated for keys and values"),
+                ("drafted_tokens", "Tokens guessed ahead by prompt lookup"),
+                ("accepted_tokens", "Tokens guessed ahead that were right"),
                 ("prefix_hits", "Prompts that began from a prefix snapshot"),
                 ("prefix_misses", "Prompts that no prefix snapshot served"),
                 ("prefix_hit_tokens", "Prompt tokens that prefix snapshots spared"),

@@ -146,6 +146,8 @@ class Replica:
             slots_used=stats.slots_used,
             queued=stats.queued,
             kv_bytes=stats.kv_bytes,
+            drafted_tokens=stats.drafted_tokens,
+            accepted_tokens=stats.accepted_tokens,
             prefix_hits=stats.prefix_hits,
             prefix_misses=stats.prefix_misses,
             prefix_hit_tokens=stats.prefix_hit_tokens,

@@ -142,6 +142,8 @@ class ReplicaStats:
     slots_used: int
     queued: int
     kv_bytes: int
+    drafted_tokens: int
+    accepted_tokens: int
     prefix_hits: int
     prefix_misses: int
     prefix_hit_tokens: int

@@ -15,6 +15,8 @@ class EngineConfig:
     Attributes:
         slots: requests decoded at once; each slot holds one request's KV entries.
         max_length: prompt plus generated tokens of one request.
+        draft_tokens: tokens guessed ahead in one step, all requests together, where they repeat
+            what came before (prompt lookup); needs the native runner; 0 guesses none.
         protect_system: keep a chat's system prompt for ever, as sinks are kept.
         max_queued: requests waiting for a slot before more are refused.
         max_queued_tokens: the same in prompt tokens; a prompt that is longer may wait alone.
@@ -38,6 +40,7 @@ class EngineConfig:
     max_queued: int = 64
     max_queued_tokens: int = 131_072
     prefill_tokens: int = 256
+    draft_tokens: int = 7
     protect_system: bool = False
     snapshot_bytes: int = 2**28
     snapshot_dir: str | None = None
@@ -55,6 +58,7 @@ class EngineConfig:
         at_least("engine.max_queued", self.max_queued, 1)
         at_least("engine.max_queued_tokens", self.max_queued_tokens, 1)
         at_least("engine.prefill_tokens", self.prefill_tokens, 1)
+        at_least("engine.draft_tokens", self.draft_tokens, 0)
         at_least("engine.snapshot_bytes", self.snapshot_bytes, 0)
         at_least("engine.snapshot_disk_bytes", self.snapshot_disk_bytes, 1)
         one_of("engine.runner", self.runner, ("auto", "native", "torch"))

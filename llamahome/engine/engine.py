@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 import torch
@@ -19,10 +19,12 @@ from llamahome.engine.grammar import GrammarMask
 from llamahome.engine.outputs import EngineStats, FinishReason, TokenDelta, usage_of
 from llamahome.engine.params import RequestError, SamplingParams, Usage
 from llamahome.engine.prefixes import PrefixCache
-from llamahome.engine.runner import Every, RowInput, StepOutput
+from llamahome.engine.runner import DraftRunner, Every, RowInput, StepOutput
 from llamahome.engine.runners import build_runner
-from llamahome.engine.sampler import NOT_FINITE, Choice, SamplingState, choose
+from llamahome.engine.sampler import NOT_FINITE, Choice, SamplingState
 from llamahome.engine.scheduler import Batch, Request, Scheduler
+from llamahome.engine.speculation import Drafts, verify
+from llamahome.engine.threads import one_torch_thread
 from llamahome.models import fingerprint
 
 logger = logging.getLogger(__name__)
@@ -66,6 +68,8 @@ class Engine:
             max_queued_tokens=config.max_queued_tokens,
             prefill_tokens=config.prefill_tokens,
         )
+        self._drafts = Drafts(config.draft_tokens)
+        self._drafting = self._runner if isinstance(self._runner, DraftRunner) else None
         self._sampling: dict[str, SamplingState] = {}
         self._pooled: dict[str, Tensor] = {}
         self._stats = EngineStats(
@@ -118,12 +122,26 @@ class Engine:
         return bool(self._scheduler.running or self._scheduler.waiting)
 
     def step(self) -> list[TokenDelta]:
-        """A token for everyone who decodes, and chunks of the prompts that are being read."""
-        for request in self._scheduler.admit():
-            self._admit(request)
+        """A token for everyone who decodes, more if guesses were right, and chunks of the prompts
+        that are being read. A request's deltas lie together."""
+        with one_torch_thread():
+            for request in self._scheduler.admit():
+                self._admit(request)
         batch = self._scheduler.batch(self._runner.slots.room)
         self._stats.steps += 1
-        return [] if batch is None else self._run(batch)
+        if batch is None:
+            return []
+        guesses = self._guesses(batch)
+        output = self._runner.forward(
+            [
+                self._row(request, count, guesses.get(row, []))
+                for row, (request, count) in enumerate(
+                    zip(batch.requests, batch.tokens, strict=True)
+                )
+            ]
+        )
+        with one_torch_thread():
+            return self._take_in(batch, output, guesses)
 
     def _admit(self, request: Request) -> None:
         assert request.slot is not None
@@ -135,35 +153,45 @@ class Engine:
         if self._prefixes is not None and params.prompt_logprobs is None:
             request.restored = request.computed = self._prefixes.start(request, sink)
 
-    def _run(self, batch: Batch) -> list[TokenDelta]:
-        rows = [
-            self._row(request, count)
-            for request, count in zip(batch.requests, batch.tokens, strict=True)
-        ]
-        output = self._runner.forward(rows)
+    def _take_in(
+        self, batch: Batch, output: StepOutput, guesses: Mapping[int, list[int]]
+    ) -> list[TokenDelta]:
+        """Count what a step computed, and choose the next tokens where all are computed."""
         ready = []
         for row, (request, count) in enumerate(zip(batch.requests, batch.tokens, strict=True)):
             request.computed += count
-            if row in output.every:
+            if row in output.every and row not in guesses:
                 self._collect(request, output.every[row])
             if request.computed == len(request.tokens):
                 ready.append(row)
             elif self._prefixes is not None:
                 self._prefixes.note(request)
-        return self._deltas(batch, output, ready)
+        return self._deltas(batch, output, ready, guesses)
 
-    def _row(self, request: Request, count: int) -> RowInput:
+    def _guesses(self, batch: Batch) -> dict[int, list[int]]:
+        """By row, how requests that are answering may go on."""
+        if self._drafting is None:
+            return {}
+        answering = {
+            row: request
+            for row, request in enumerate(batch.requests)
+            if request.generated and not request.prefilling
+        }
+        return self._drafts.guesses(answering, self._runner.slots.room)
+
+    def _row(self, request: Request, count: int, guess: list[int]) -> RowInput:
         assert request.slot is not None
         every: Every = None
         if request.request_id in self._pooled:
             every = "hidden"
-        elif request.params.prompt_logprobs is not None and request.generated == 0:
+        elif guess or (request.params.prompt_logprobs is not None and request.generated == 0):
             every = "logits"
         return RowInput(
             slot=request.slot,
-            tokens=request.tokens[request.computed : request.computed + count],
+            tokens=request.tokens[request.computed : request.computed + count] + guess,
             adapter=request.params.adapter,
             every=every,
+            drafted=bool(guess),
         )
 
     def _collect(self, request: Request, every: Tensor) -> None:
@@ -175,7 +203,13 @@ class Engine:
         assert found is not None
         found.add(every)
 
-    def _deltas(self, batch: Batch, output: StepOutput, ready: list[int]) -> list[TokenDelta]:
+    def _deltas(
+        self,
+        batch: Batch,
+        output: StepOutput,
+        ready: list[int],
+        guesses: Mapping[int, list[int]],
+    ) -> list[TokenDelta]:
         deltas, answering = [], []
         for row in ready:
             request = batch.requests[row]
@@ -188,10 +222,30 @@ class Engine:
         if answering:
             requests = [batch.requests[row] for row in answering]
             states = [self._sampling[request.request_id] for request in requests]
-            whole = len(answering) == len(output.logits)
-            choices = choose(output.logits if whole else output.logits[answering], states)
-            deltas += [self._take(*taken) for taken in zip(requests, states, choices, strict=True)]
+            chosen = verify(output, answering, states, guesses)
+            self._settle(zip(answering, requests, chosen, strict=True), guesses)
+            for request, state, choices in zip(requests, states, chosen, strict=True):
+                deltas += self._take(request, state, choices)
         return deltas
+
+    def _settle(
+        self,
+        outcomes: Iterable[tuple[int, Request, list[Choice]]],
+        guesses: Mapping[int, list[int]],
+    ) -> None:
+        """Keep what was guessed right in the slots; entries of the rest are as if never written."""
+        kept = {}
+        for row, request, choices in outcomes:
+            if row in guesses:
+                assert request.slot is not None
+                right = len(choices) - 1
+                kept[request.slot] = len(choices)
+                request.computed += right
+                self._drafts.learn(request, right)
+                self._stats.drafted_tokens += len(guesses[row])
+                self._stats.accepted_tokens += right
+        if kept and self._drafting is not None:
+            self._drafting.settle(kept)
 
     def _embed(self, request: Request) -> TokenDelta:
         mean = self._pooled[request.request_id] / request.prompt_length
@@ -206,16 +260,27 @@ class Engine:
             return self._finish(request, Choice(error=NOT_FINITE), "error")
         return self._finish(request, Choice(), "length")
 
-    def _take(self, request: Request, state: SamplingState, choice: Choice) -> TokenDelta:
-        token = choice.token
-        if token is None:
+    def _take(
+        self, request: Request, state: SamplingState, choices: list[Choice]
+    ) -> list[TokenDelta]:
+        deltas = []
+        for choice in choices[:-1]:
+            self._append(request, choice)
+            deltas.append(self._delta(request, choice))
+        return [*deltas, self._take_last(request, state, choices[-1])]
+
+    def _append(self, request: Request, choice: Choice) -> None:
+        assert choice.token is not None
+        request.tokens.append(choice.token)
+        self._stats.generated_tokens += 1
+
+    def _take_last(self, request: Request, state: SamplingState, choice: Choice) -> TokenDelta:
+        if choice.token is None:
             logger.error("request %s failed: %s", request.request_id, choice.error)
             return self._finish(request, choice, "error")
-        if token in state.stop_token_ids:
+        if choice.token in state.stop_token_ids:
             return self._finish(request, Choice(), "stop")
-        request.tokens.append(token)
-        state.advance(token)
-        self._stats.generated_tokens += 1
+        self._append(request, choice)
         if state.finished:
             return self._finish(request, choice, "stop")
         if request.generated == request.params.max_tokens:
@@ -254,6 +319,7 @@ class Engine:
             self._runner.slots.wipe(request.slot)
         self._scheduler.remove(request)
         self._sampling.pop(request.request_id, None)
+        self._drafts.forget(request)
         self._pooled.pop(request.request_id, None)
 
     def stop(self, request_id: str) -> Usage:

@@ -17,7 +17,7 @@ FinishReason = Literal["stop", "length", "error"]
 
 @dataclass(frozen=True, kw_only=True)
 class TokenDelta:
-    """What one step gave one request. `finish_reason` and `usage` are set on its last.
+    """A token that a step gave a request. `finish_reason` and `usage` are set on its last.
 
     `logprob` and `top_logprobs`, the likeliest first, are there when `params.logprobs` is, and on
     the first delta `prompt_logprobs` when `params.prompt_logprobs` is. `embedding` is the outcome
@@ -41,6 +41,7 @@ class EngineStats:
 
     Attributes:
         runner: how it computes: the C++ kernels, their instruction set and precisions, or torch.
+        drafted_tokens, accepted_tokens: guessed ahead, and those of them that were right.
         prefix_*: of prefix snapshots: prompts that began from one or not, tokens they spared,
             bytes in memory and in the folder.
     """
@@ -54,6 +55,8 @@ class EngineStats:
     prompt_tokens: int = 0
     generated_tokens: int = 0
     evicted_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     requests_finished: int = 0
     requests_cancelled: int = 0
     requests_failed: int = 0

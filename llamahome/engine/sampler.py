@@ -86,10 +86,15 @@ class SamplingState:
     def uniform(self) -> float:
         return self._random.random()
 
-    def advance(self, token: int) -> None:
-        """Take in the token that was chosen."""
-        for processor in self.processors:
-            processor.advance(token)
+    def advance(self, choice: Choice) -> None:
+        """Take in what was chosen; an error or a token that ends the answer is no part of it."""
+        if choice.token is not None and choice.token not in self.stop_token_ids:
+            for processor in self.processors:
+                processor.advance(choice.token)
+
+    def ends(self, choice: Choice) -> bool:
+        """Whether nothing follows a choice that was taken in."""
+        return choice.token is None or choice.token in self.stop_token_ids or self.finished
 
 
 @torch.inference_mode()

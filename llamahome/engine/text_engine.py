@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -164,32 +165,39 @@ class TextEngine:
 
     def step(self) -> list[TextDelta]:
         """One engine step, as text."""
+        deltas = groupby(self._engine.step(), key=lambda delta: delta.request_id)
         return [
-            self._to_text(delta, self._answers[delta.request_id])
-            if delta.request_id in self._answers
-            else _to_embedding(delta)
-            for delta in self._engine.step()
+            self._to_text(request_id, list(own), self._answers[request_id])
+            if request_id in self._answers
+            else _to_embedding(next(own))
+            for request_id, own in deltas
         ]
 
-    def _to_text(self, delta: TokenDelta, answer: Answer) -> TextDelta:
-        text = ""
+    def _to_text(self, request_id: str, deltas: list[TokenDelta], answer: Answer) -> TextDelta:
+        text, used = "", 0
         tokens: tuple[TokenText, ...] = ()
-        reason, usage, error = delta.finish_reason, delta.usage, delta.error
+        last = deltas[-1]
+        reason, usage, error = last.finish_reason, last.usage, last.error
         try:
-            text = answer.push(delta)
+            while used < len(deltas) and not answer.stopped:
+                text += answer.push(deltas[used])
+                used += 1
             tokens = answer.take_tokens()
         except TextError as failure:
-            usage = self._engine.fail(delta.request_id) if usage is None else usage
+            usage = self._engine.fail(request_id) if usage is None else usage
             reason, error = "error", str(failure)
         if answer.stopped and reason != "error":
-            usage = self._engine.stop(delta.request_id) if usage is None else usage
+            usage = self._engine.stop(request_id) if usage is None else usage
             reason = "stop"
+        if usage is not None:
+            beyond = sum(delta.token is not None for delta in deltas[used:])
+            usage = replace(usage, completion_tokens=usage.completion_tokens - beyond)
         if reason is not None:
-            del self._answers[delta.request_id]
+            del self._answers[request_id]
         return TextDelta(
-            request_id=delta.request_id,
+            request_id=request_id,
             text=text,
-            token_count=int(delta.token is not None),
+            token_count=sum(delta.token is not None for delta in deltas[:used]),
             tokens=tokens,
             finish_reason=reason,
             usage=usage,

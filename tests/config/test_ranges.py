@@ -90,6 +90,7 @@ RULES: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
     "engine.max_queued": ([0], [1], {}),
     "engine.max_queued_tokens": ([0], [1], {}),
     "engine.prefill_tokens": ([0], [1], {}),
+    "engine.draft_tokens": ([-1], [0], {}),
     "engine.snapshot_bytes": ([-1], [0], {}),
     "engine.snapshot_dir": ([""], ["x", None], {}),
     "engine.snapshot_disk_bytes": ([0], [1], {}),

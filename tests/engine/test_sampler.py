@@ -108,9 +108,10 @@ def test_penalties_see_what_was_taken_in() -> None:
     state = _state(presence_penalty=2.0, frequency_penalty=2.0)
     tokens = []
     for _ in range(6):
-        token = choose(logits, [state])[0].token
+        choice = choose(logits, [state])[0]
+        token = choice.token
         assert token is not None
-        state.advance(token)
+        state.advance(choice)
         tokens.append(token)
     assert len(set(tokens)) > 1
     assert tokens[0] == int(logits.argmax())

@@ -163,6 +163,8 @@ def replica_stats(name: str = "r1", *, running: bool = True) -> ReplicaStats:
         slots_used=1,
         queued=0,
         kv_bytes=1024,
+        drafted_tokens=8,
+        accepted_tokens=5,
         prefix_hits=3,
         prefix_misses=1,
         prefix_hit_tokens=96,

@@ -1,0 +1,276 @@
+"""Guesses change how many steps an answer takes, and not a bit of it."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from llamahome.attention import build_policy
+from llamahome.config import EngineConfig, PolicyConfig
+from llamahome.engine import Engine, Grammar, SamplingParams, TextEngine, TokenDelta
+from llamahome.engine.runner import RowInput
+from llamahome.engine.scheduler import Request
+from llamahome.engine.speculation import Drafts, PromptLookup
+from tests.engine.random_models import native, random_llama, skip_unless_here, tokens_of
+
+H2O = PolicyConfig(budget=40, sink=4, recent=20, interval=16)
+FULL = PolicyConfig(name="full", budget=None, interval=16)
+ISAS = ["avx512-vnni", "avx2", "portable"]
+
+
+def test_a_guess_is_what_followed_last() -> None:
+    assert PromptLookup([1, 2, 3, 4, 9, 1, 2, 3, 5, 8, 1, 2, 3]).guess(3) == [5, 8, 1]
+    assert PromptLookup([7, 2, 3, 4, 5, 6, 2, 3]).guess(2) == [4, 5], "two tokens are enough"
+    assert PromptLookup([1, 2, 3, 4, 5]).guess(3) == []
+    assert PromptLookup([1]).guess(3) == []
+
+
+def test_what_repeats_is_guessed_to_go_on() -> None:
+    assert PromptLookup([5, 1, 2, 1, 2, 1, 2]).guess(5) == [1, 2, 1, 2, 1]
+
+
+def test_a_growing_text_is_looked_up_as_if_it_were_new() -> None:
+    text = random.Random(0).choices(range(4), k=300)
+    tokens = text[:20]
+    grown = PromptLookup(tokens)
+    for token in text[20:]:
+        tokens.append(token)
+        assert grown.guess(4) == PromptLookup(list(tokens)).guess(4)
+
+
+def _request(tokens: list[int], **params: Any) -> Request:
+    return Request("r", tokens, len(tokens) - 1, SamplingParams(**params), slot=0)
+
+
+def test_guesses_share_what_a_step_may_check() -> None:
+    drafts = Drafts(6)
+    requests = {row: replace(_request([1, 2] * 9), request_id=str(row)) for row in (0, 3)}
+    assert drafts.guesses(requests, lambda slot: 16) == {0: [1, 2, 1], 3: [1, 2, 1]}
+    assert Drafts(1).guesses(requests, lambda slot: 16) == {}
+
+
+@pytest.mark.parametrize(("room", "max_tokens", "most"), [(4, 99, 3), (1, 99, 0), (16, 4, 2)])
+def test_guesses_end_with_the_chunk_and_the_answer(room: int, max_tokens: int, most: int) -> None:
+    drafts = Drafts(8)
+    found = drafts.guesses({0: _request([1, 2] * 9, max_tokens=max_tokens)}, lambda slot: room)
+    assert len(found.get(0, [])) == most
+
+
+def test_a_wrong_guess_makes_the_next_one_shorter() -> None:
+    drafts, request = Drafts(8), _request([1, 2] * 9)
+    lengths = []
+    for right in (8, 0, 1, 3, 8):
+        lengths.append(len(drafts.guesses({0: request}, lambda slot: 99)[0]))
+        drafts.learn(request, min(right, lengths[-1]))
+    assert lengths == [8, 8, 1, 3, 7]
+
+
+POLICIES = {
+    "full": FULL,
+    "h2o": H2O,
+    "h2o_decay": replace(H2O, decay=32),
+    "h2o_max_pattern": replace(H2O, group="max", pattern={"L0H1": None, "L1": 64}),
+    "h2o_long": PolicyConfig(budget=1000, sink=4, recent=256, interval=256),
+    "snapkv": PolicyConfig(name="snapkv", budget=40, recent=20, interval=16, window=8),
+    "tova": PolicyConfig(name="tova", budget=40, recent=20, interval=16),
+    "window": PolicyConfig(name="window", budget=40, recent=20, interval=16),
+}
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_settled_slot_is_that_of_single_steps(name: str, int8: bool, isa: str) -> None:
+    """To the last bit, whatever the guesses were and however many of them stay."""
+    skip_unless_here(isa)
+    policy = build_policy(POLICIES[name])
+    options: dict[str, Any] = {"int8": int8, "isa": isa}
+    if int8:
+        options["kv_dtype"] = torch.float16
+    drafting, single = (
+        native(random_llama(), policy, threads=threads, **options) for threads in (3, 1)
+    )
+    prompt = tokens_of(500 if name == "h2o_long" else 37, seed=1)
+    for runner in (drafting, single):
+        for slot in (0, 2):
+            at = 0
+            while at < len(prompt):
+                room = runner.slots.room(slot)
+                runner.forward([RowInput(slot=slot, tokens=prompt[at : at + room])])
+                at += room
+    draw = random.Random(2)
+    for step in range(40):
+        width = min(draw.randint(2, 11), drafting.slots.room(0))
+        tokens = tokens_of(width, seed=100 + step)
+        other = RowInput(slot=2, tokens=tokens_of(1, seed=step))
+        row = RowInput(slot=0, tokens=tokens, every="logits", drafted=width > 1)
+        got = drafting.forward([row, other])
+        kept = draw.randint(1, width) if width > 1 else 1
+        if width > 1:
+            drafting.settle({0: kept})
+        wanted = [single.forward([RowInput(slot=0, tokens=[t])]).logits[0] for t in tokens[:kept]]
+        assert torch.equal(got.every[0][:kept], torch.stack(wanted)), step
+        assert torch.equal(got.logits[1], single.forward([other]).logits[0]), step
+    for slot in (0, 2):
+        found, expected = drafting.slots.save(slot), single.slots.save(slot)
+        assert found.length == expected.length
+        assert found.tensors.keys() == expected.tensors.keys()
+        for key in found.tensors:
+            assert torch.equal(*(_entries(state.tensors, key) for state in (found, expected))), key
+
+
+def _entries(tensors: dict[str, torch.Tensor], key: str) -> torch.Tensor:
+    """Keys are saved in whole tiles, the last of which may be more than is held."""
+    if not key.endswith(".keys"):
+        return tensors[key]
+    count = tensors[key.replace("keys", "positions")].shape[1]
+    return tensors[key].transpose(-1, -2).flatten(1, 2)[:, :count]
+
+
+def _engine(policy: PolicyConfig, draft_tokens: int, **changes: Any) -> Engine:
+    config = EngineConfig(
+        **{
+            "slots": 4,
+            "max_length": 1024,
+            "runner": "native",
+            "draft_tokens": draft_tokens,
+            "snapshot_bytes": 0,
+            **changes,
+        }
+    )
+    return Engine(random_llama(), build_policy(policy), config, eos_token_ids={2})
+
+
+def _answers(engine: Engine, requests: list[SamplingParams]) -> dict[str, list[TokenDelta]]:
+    for number, params in enumerate(requests):
+        phrase = tokens_of(11, seed=number)
+        engine.submit(str(number), phrase * 4 + tokens_of(number, seed=9) + phrase[:5], params)
+    deltas: dict[str, list[TokenDelta]] = {str(n): [] for n in range(len(requests))}
+    while engine.has_work:
+        for delta in engine.step():
+            deltas[delta.request_id].append(delta)
+    return deltas
+
+
+FEW = {7: 60.0, 8: 60.0, 9: 60.0}  # tokens to answer with, so that guesses are often right
+REQUESTS = [
+    SamplingParams(max_tokens=90, logit_bias=FEW),
+    SamplingParams(max_tokens=61, logit_bias=FEW, logprobs=3),
+    SamplingParams(max_tokens=70, logit_bias=FEW, temperature=4.0, seed=5),
+    SamplingParams(max_tokens=70, logit_bias=FEW, temperature=2.0, top_k=2, seed=6),
+    SamplingParams(max_tokens=50, logit_bias=FEW, repetition_penalty=1.3, frequency_penalty=0.4),
+    SamplingParams(max_tokens=50, logit_bias={**FEW, 2: 60.0}, min_tokens=20),
+    SamplingParams(max_tokens=1),
+    SamplingParams(max_tokens=40, prompt_logprobs=1),
+    SamplingParams(max_tokens=40),
+]
+
+
+@pytest.mark.parametrize("weights", ["int8", "fp32"])
+@pytest.mark.parametrize("name", ["full", "h2o", "window"])
+def test_answers_are_those_without_guesses(name: str, weights: str) -> None:
+    drafting = _engine(POLICIES[name], 8, weights=weights)
+    plain = _engine(POLICIES[name], 0, weights=weights)
+    found, expected = (_answers(engine, REQUESTS) for engine in (drafting, plain))
+    assert found == expected
+    stats = drafting.stats()
+    assert 0 < stats.accepted_tokens < stats.drafted_tokens
+    assert stats.steps < plain.stats().steps
+    assert stats.generated_tokens == plain.stats().generated_tokens
+    assert plain.stats().drafted_tokens == 0
+
+
+def test_a_stop_token_among_the_guesses_ends_the_answer() -> None:
+    """The prompt has it, so that it is guessed, and seeds see to it that it is sometimes right."""
+    outcomes = []
+    for most in (8, 0):
+        engine = _engine(H2O, most)
+        for seed in range(40):
+            params = SamplingParams(
+                max_tokens=60, logit_bias=FEW, temperature=9.0, seed=seed, stop_token_ids=(9,)
+            )
+            engine.submit("one", [7, 8, 7, 8, 9] * 5, params)
+            outcomes.append(_until_idle(engine))
+        assert (engine.stats().accepted_tokens > 10) == (most > 0)
+    assert outcomes[:40] == outcomes[40:]
+    assert {deltas[-1].finish_reason for deltas in outcomes} == {"stop"}
+
+
+def test_the_next_turn_starts_from_where_guesses_led() -> None:
+    """A snapshot at an answer's end is of the tokens that stay."""
+    params = SamplingParams(max_tokens=50, logit_bias=FEW)
+    engine = _engine(H2O, 8, snapshot_bytes=2**24)
+    phrase = tokens_of(11, seed=0)
+    engine.submit("first", phrase * 4, params)
+    said = [d.token for d in _until_idle(engine) if d.token is not None]
+    assert engine.stats().accepted_tokens > 0
+    follow_up = phrase * 4 + said + tokens_of(9, seed=3)
+    engine.submit("second", follow_up, params)
+    warm = _until_idle(engine)
+    assert engine.stats().prefix_hits == 1
+    cold = _engine(H2O, 0)
+    cold.submit("second", follow_up, params)
+    assert [d.token for d in warm] == [d.token for d in _until_idle(cold)]
+
+
+def _until_idle(engine: Engine) -> list[TokenDelta]:
+    deltas = []
+    while engine.has_work:
+        deltas += engine.step()
+    return deltas
+
+
+def _text_engine(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, draft_tokens: int
+) -> TextEngine:
+    config = EngineConfig(slots=2, max_length=512, runner="native", draft_tokens=draft_tokens)
+    return TextEngine(model, tokenizer, H2O, config, model_name="tiny")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"stop": ("ab",)},
+        {"logprobs": 2, "stop": ("b",)},
+        {"grammar": Grammar("regex", "(ab|ba){20,40}"), "logit_bias": {}},
+    ],
+    ids=["plain", "stop", "logprobs", "grammar"],
+)
+def test_text_and_usage_are_those_without_guesses(
+    tiny_llama: LlamaForCausalLM,
+    byte_tokenizer: PreTrainedTokenizerFast,
+    changes: dict[str, Any],
+) -> None:
+    a, b, c = (byte_tokenizer.encode(letter)[0] for letter in "abc")
+    # The letter c leads the answer for a while, so that a stop text comes amidst guesses.
+    own: dict[str, Any] = {"logit_bias": {a: 18.0, b: 18.0, c: 21.0}, "frequency_penalty": 0.1}
+    params = SamplingParams(max_tokens=80, ignore_eos=True, **{**own, **changes})
+    outcomes = []
+    for draft_tokens in (8, 0):
+        engine = _text_engine(tiny_llama, byte_tokenizer, draft_tokens)
+        engine.submit("one", engine.encode("cccccccc abab cccc"), params)
+        deltas = []
+        while engine.has_work:
+            deltas += engine.step()
+        usage = deltas[-1].usage
+        assert usage is not None
+        outcomes.append(
+            (
+                "".join(delta.text for delta in deltas),
+                [token for delta in deltas for token in delta.tokens],
+                sum(delta.token_count for delta in deltas),
+                usage.completion_tokens,
+                deltas[-1].finish_reason,
+            )
+        )
+        if draft_tokens:
+            assert engine.stats().accepted_tokens > 0
+            assert max(delta.token_count for delta in deltas) > 1
+    assert outcomes[0] == outcomes[1]
+    assert outcomes[0][2] == outcomes[0][3]
