@@ -33,7 +33,7 @@ def best_numpy(logits: Tensor) -> tuple[list[int], list[float]]:
     # numpy's argmax is vectorised, torch's is not: 0.02 ms against 0.2 ms at 8 x 49152.
     rows = logits.numpy()
     ids = rows.argmax(axis=1)
-    return ids.tolist(), np.take_along_axis(rows, ids[:, None], axis=1)[:, 0].tolist()
+    return ids.tolist(), [float(row[i]) for row, i in zip(rows, ids, strict=True)]
 
 
 def best_torch(logits: Tensor) -> tuple[list[int], list[float]]:

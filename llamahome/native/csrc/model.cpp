@@ -327,23 +327,27 @@ class Model : public torch::CustomClassHolder {
     std::atomic<int> next{0};
     const std::function<void(int)> task = [&](int) {
       std::vector<int> order(count);
+      std::vector<double> rank(count);
+      std::vector<char> stays(count);
       for (int item = next.fetch_add(1); item < items; item = next.fetch_add(1)) {
         const int row = item / plane.heads, head = item % plane.heads;
         const double* score =
             scores.data_ptr<double>() + row * scores.stride(0) + head * scores.stride(1);
         const int64_t* position = plane.positions_of(slot[row], head);
-        const auto rank = [&](int i) {
-          const bool stays = position[i] < sink[row] || position[i] >= length[row] - recent;
+        for (int i = 0; i < count; ++i) {
           constexpr double kMost = std::numeric_limits<double>::infinity();
-          return stays ? kMost : std::isnan(score[i]) ? -kMost : score[i];
-        };
-        for (int i = 0; i < count; ++i) order[i] = i;
+          const bool safe = position[i] < sink[row] || position[i] >= length[row] - recent;
+          rank[i] = safe ? kMost : std::isnan(score[i]) ? -kMost : score[i];
+          order[i] = i;
+        }
         std::nth_element(order.begin(), order.begin() + budget - 1, order.end(), [&](int a, int b) {
-          const double ra = rank(a), rb = rank(b);
-          return ra != rb ? ra > rb : a < b;
+          return rank[a] != rank[b] ? rank[a] > rank[b] : a < b;
         });
-        std::sort(order.begin(), order.begin() + budget);
-        for (int to = 0; to < budget; ++to) move(plane, slot[row], head, order[to], to);
+        std::fill(stays.begin(), stays.end(), 0);
+        for (int i = 0; i < budget; ++i) stays[order[i]] = 1;
+        for (int from = 0, to = 0; from < count; ++from) {
+          if (stays[from]) move(plane, slot[row], head, from, to++);
+        }
       }
     };
     team_.run(task);

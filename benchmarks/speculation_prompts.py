@@ -1,18 +1,15 @@
-"""Four kinds of prompts out of texts that ship, and what the engine says to them greedily."""
+"""Four kinds of prompts out of texts that ship."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from benchmarks.engine_measure import cut
 from benchmarks.engine_ours import DENSE, evicting
-from benchmarks.speculation_lookup import Answer
-from llamahome.attention import build_policy
-from llamahome.config import EngineConfig, PolicyConfig
-from llamahome.engine import Engine, SamplingParams
+from llamahome.config import PolicyConfig
 from llamahome.evaluation.text import load_text
 
 QUESTIONS = Path(__file__).parents[1] / "train" / "datasets" / "wordnet_eval.jsonl"
@@ -47,30 +44,3 @@ def make_prompts(tokenizer: PreTrainedTokenizerFast, number: int, passage: int) 
 
 def policy_of(name: str, context: int) -> PolicyConfig:
     return DENSE if name == "dense" else evicting(max(LEAST, int(SHARE * context)))
-
-
-def answer(
-    model: PreTrainedModel, eos: int, prompts: Prompts, policy: str, tokens: int, threads: int
-) -> dict[str, list[Answer]]:
-    """What the engine says to each prompt, all of them at once."""
-    longest = max(len(ids) for own in prompts.values() for ids in own) + tokens
-    config = EngineConfig(max_length=longest, runner="native", weights="int8", num_threads=threads)
-    largest = build_policy(policy_of(policy, longest))
-    engine = Engine(model, largest, config, eos_token_ids={eos})
-    said: dict[str, list[int]] = {}
-    for kind, own in prompts.items():
-        for number, ids in enumerate(own):
-            budget = policy_of(policy, len(ids) + tokens).budget
-            params = SamplingParams(max_tokens=tokens, kv_budget=budget)
-            engine.submit(f"{kind} {number}", ids, params)
-            said[f"{kind} {number}"] = []
-    while engine.has_work:
-        for delta in engine.step():
-            token = eos if delta.finish_reason == "stop" else delta.token
-            if token is None:
-                raise RuntimeError(f"{delta.request_id}: {delta.error}")
-            said[delta.request_id].append(token)
-    return {
-        kind: [Answer(prompt=ids, tokens=said[f"{kind} {n}"]) for n, ids in enumerate(own)]
-        for kind, own in prompts.items()
-    }
