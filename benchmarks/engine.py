@@ -48,7 +48,11 @@ def setting_of(options: argparse.Namespace, folder: Path, ids: list[int]) -> Set
         gguf=embedded_gguf(),
         threads=options.threads,
         probe=ids[:1024],
-        engine={key: int(value) if value.isdigit() else value for key, value in pairs},
+        # Tokens are guessed by nobody here; benchmarks.speculation shows what that is worth.
+        engine={
+            "draft_tokens": 0,
+            **{key: int(value) if value.isdigit() else value for key, value in pairs},
+        },
         work=options.work,
     )
 
