@@ -27,8 +27,8 @@ class EngineConfig:
         snapshot_disk_bytes: of that folder.
         adapters: LoRA adapters that a request may name, and their folders or model names.
         runner: `native` (C++ kernels on the CPU), `torch`, or `auto`: native where it can be.
-        weights: of the native runner: `int8` (symmetric, groups of 64), `fp32`, or `auto`: int8
-            unless `model.dtype` asks for a precision.
+        weights: on a CPU: `int8` (native: symmetric, groups of 64; torch: by channel), `fp32`, or
+            `auto`: int8 unless `model.dtype` asks for a precision or `runner` for torch.
         kv_dtype: of keys and values: `fp32`, `fp16`, `bf16` (torch), `int8` (native) or `auto`:
             16 bits beside int8 weights and on a GPU, else float32.
         device: `auto` (a GPU when there is one), `cpu`, `cuda`, `cuda:1`, ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import torch
@@ -19,11 +19,11 @@ from llamahome.engine.grammar import GrammarMask
 from llamahome.engine.outputs import EngineStats, FinishReason, TokenDelta, usage_of
 from llamahome.engine.params import RequestError, SamplingParams, Usage
 from llamahome.engine.prefixes import PrefixCache
-from llamahome.engine.runner import DraftRunner, Every, RowInput, StepOutput
+from llamahome.engine.runner import Every, RowInput, StepOutput
 from llamahome.engine.runners import build_runner
 from llamahome.engine.sampler import NOT_FINITE, Choice, SamplingState
 from llamahome.engine.scheduler import Batch, Request, Scheduler
-from llamahome.engine.speculation import Drafts, verify
+from llamahome.engine.speculation import Speculation, verify
 from llamahome.engine.threads import one_torch_thread
 from llamahome.models import fingerprint
 
@@ -68,8 +68,7 @@ class Engine:
             max_queued_tokens=config.max_queued_tokens,
             prefill_tokens=config.prefill_tokens,
         )
-        self._drafts = Drafts(config.draft_tokens)
-        self._drafting = self._runner if isinstance(self._runner, DraftRunner) else None
+        self._speculation = Speculation(self._runner, config.draft_tokens)
         self._sampling: dict[str, SamplingState] = {}
         self._pooled: dict[str, Tensor] = {}
         self._stats = EngineStats(
@@ -131,7 +130,7 @@ class Engine:
         self._stats.steps += 1
         if batch is None:
             return []
-        guesses = self._guesses(batch)
+        guesses = self._speculation.guesses(batch)
         output = self._runner.forward(
             [
                 self._row(request, count, guesses.get(row, []))
@@ -167,17 +166,6 @@ class Engine:
             elif self._prefixes is not None:
                 self._prefixes.note(request)
         return self._deltas(batch, output, ready, guesses)
-
-    def _guesses(self, batch: Batch) -> dict[int, list[int]]:
-        """By row, how requests that are answering may go on."""
-        if self._drafting is None:
-            return {}
-        answering = {
-            row: request
-            for row, request in enumerate(batch.requests)
-            if request.generated and not request.prefilling
-        }
-        return self._drafts.guesses(answering, self._runner.slots.room)
 
     def _row(self, request: Request, count: int, guess: list[int]) -> RowInput:
         assert request.slot is not None
@@ -223,29 +211,11 @@ class Engine:
             requests = [batch.requests[row] for row in answering]
             states = [self._sampling[request.request_id] for request in requests]
             chosen = verify(output, answering, states, guesses)
-            self._settle(zip(answering, requests, chosen, strict=True), guesses)
+            right = {row: len(own) - 1 for row, own in zip(answering, chosen, strict=True)}
+            self._speculation.settle(batch, guesses, right)
             for request, state, choices in zip(requests, states, chosen, strict=True):
                 deltas += self._take(request, state, choices)
         return deltas
-
-    def _settle(
-        self,
-        outcomes: Iterable[tuple[int, Request, list[Choice]]],
-        guesses: Mapping[int, list[int]],
-    ) -> None:
-        """Keep what was guessed right in the slots; entries of the rest are as if never written."""
-        kept = {}
-        for row, request, choices in outcomes:
-            if row in guesses:
-                assert request.slot is not None
-                right = len(choices) - 1
-                kept[request.slot] = len(choices)
-                request.computed += right
-                self._drafts.learn(request, right)
-                self._stats.drafted_tokens += len(guesses[row])
-                self._stats.accepted_tokens += right
-        if kept and self._drafting is not None:
-            self._drafting.settle(kept)
 
     def _embed(self, request: Request) -> TokenDelta:
         mean = self._pooled[request.request_id] / request.prompt_length
@@ -319,7 +289,7 @@ class Engine:
             self._runner.slots.wipe(request.slot)
         self._scheduler.remove(request)
         self._sampling.pop(request.request_id, None)
-        self._drafts.forget(request)
+        self._speculation.forget(request)
         self._pooled.pop(request.request_id, None)
 
     def stop(self, request_id: str) -> Usage:
@@ -358,6 +328,8 @@ class Engine:
         """The counters, with what is in use this moment."""
         self._stats.slots_used = len(self._scheduler.running)
         self._stats.queued = len(self._scheduler.waiting)
+        self._stats.drafted_tokens = self._speculation.drafted
+        self._stats.accepted_tokens = self._speculation.accepted
         if self._prefixes is not None:
             self._stats.note_prefixes(self._prefixes.stats())
         return self._stats

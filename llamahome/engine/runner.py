@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from llamahome.attention import HybridAttention, Policy
 from llamahome.cache import Slots, SlotStep
 from llamahome.engine.graphs import GraphRunner
+from llamahome.engine.int8_linear import with_int8_linears
 
 # What a row is asked for beside the logits after its last token: nothing, or of each of its tokens
 # the logits (a prompt's logprobs) or the last hidden state (an embedding).
@@ -97,7 +98,12 @@ def plain_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
 
 
 class TorchRunner:
-    """The plain path: Hugging Face's own model code, on any device."""
+    """The plain path: Hugging Face's own model code, on any device.
+
+    Args:
+        int8: linear layers in 8 bits, on a CPU; the model that is given stays as it is.
+        kv_dtype: of keys and values; None is the model's.
+    """
 
     def __init__(
         self,
@@ -106,8 +112,10 @@ class TorchRunner:
         *,
         num_slots: int,
         max_length: int,
+        int8: bool = False,
         kv_dtype: torch.dtype | None = None,
     ) -> None:
+        model = with_int8_linears(model) if int8 else model
         plain = plain_model(model)
         HybridAttention.attach(plain)
         self.model = model.eval()
@@ -118,7 +126,8 @@ class TorchRunner:
         self.slots = Slots.for_model(
             plain, policy, num_slots=num_slots, max_length=max_length, dtype=kv_dtype
         )
-        self.name = f"torch, {plain.dtype} weights, {self.slots.dtype} KV".replace("torch.", "")
+        weights = "int8" if int8 else plain.dtype
+        self.name = f"torch, {weights} weights, {self.slots.dtype} KV".replace("torch.", "")
         self._graphs: GraphRunner | None = None
         if plain.device.type == "cuda" and not self._adapted:
             self._graphs = GraphRunner(plain, self.slots)

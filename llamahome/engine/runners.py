@@ -64,6 +64,9 @@ def _native(
 
 
 def _torch(model: PreTrainedModel | PeftModel, policy: Policy, config: EngineConfig) -> TorchRunner:
+    on_cpu = plain_model(model).device.type == "cpu"
+    if config.weights == "int8" and not on_cpu:
+        raise ConfigError("engine.weights='int8' is for CPUs; on a GPU use engine.weights=auto")
     if config.kv_dtype == "int8":
         raise ConfigError(
             "engine.kv_dtype='int8' needs engine.runner=native; here use fp16, bf16, fp32 or auto"
@@ -73,5 +76,8 @@ def _torch(model: PreTrainedModel | PeftModel, policy: Policy, config: EngineCon
         policy,
         num_slots=config.slots,
         max_length=config.max_length,
+        # Where the kernels would have been taken, their precision is; torch itself is exact.
+        int8=config.weights == "int8"
+        or (config.weights == "auto" and config.runner == "auto" and on_cpu),
         kv_dtype=KV_DTYPES.get(config.kv_dtype),
     )

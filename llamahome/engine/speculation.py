@@ -8,12 +8,12 @@ from the model's own logits, so an answer is the same with guesses and without.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from llamahome.engine.runner import StepOutput
+from llamahome.engine.runner import DraftRunner, Runner, StepOutput
 from llamahome.engine.sampler import Choice, SamplingState, choose
-from llamahome.engine.scheduler import Request
+from llamahome.engine.scheduler import Batch, Request
 
 NGRAMS = (3, 2)  # tokens that must have come before; the longer are more often right
 
@@ -49,32 +49,43 @@ class _Drafting:
     length: int
 
 
-class Drafts:
-    """Guesses for the requests that decode.
+class Speculation:
+    """Guesses for the requests of an engine that answer, and what became of them.
 
     Args:
+        runner: without drafted rows (torch's) nothing is guessed.
         most: tokens that a step guesses, of all requests together. Few of them cost little beside
             the weights that a step reads; many cost as much as a prompt's.
+
+    Attributes:
+        drafted, accepted: tokens guessed, and those of them that were right.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, runner: Runner, most: int) -> None:
+        self._runner = runner if isinstance(runner, DraftRunner) else None
         self._most = most
         self._drafting: dict[str, _Drafting] = {}
+        self.drafted = self.accepted = 0
 
-    def guesses(
-        self, requests: Mapping[int, Request], room: Callable[[int], int]
-    ) -> dict[int, list[int]]:
+    def guesses(self, batch: Batch) -> dict[int, list[int]]:
         """How requests that are answering may go on, by their rows; not all have a guess.
 
-        Args:
-            requests: by row.
-            room: tokens that fit into a slot's chunk.
+        A guess ends where the slot's chunk does, and leaves the last token of an answer to the step
+        itself.
         """
+        runner = self._runner
+        if runner is None:
+            return {}
+        answering = {
+            row: request
+            for row, request in enumerate(batch.requests)
+            if request.generated and not request.prefilling
+        }
         found = {}
-        for row, request in requests.items():
+        for row, request in answering.items():
             assert request.slot is not None
             left = request.params.max_tokens - request.generated
-            most = min(self._most // len(requests), room(request.slot) - 1, left - 1)
+            most = min(self._most // len(answering), runner.slots.room(request.slot) - 1, left - 1)
             guess = self._guess(request, most) if most > 0 else []
             if guess:
                 found[row] = guess
@@ -87,9 +98,25 @@ class Drafts:
             self._drafting[request.request_id] = drafting
         return drafting.lookup.guess(min(most, drafting.length))
 
-    def learn(self, request: Request, right: int) -> None:
-        """Of a request's guess so many tokens were right: the next one is about as long."""
-        self._drafting[request.request_id].length = 2 * right + 1
+    def settle(
+        self, batch: Batch, guesses: Mapping[int, list[int]], right: Mapping[int, int]
+    ) -> None:
+        """Keep in the slots what was guessed right, so many tokens by row; the rest never was.
+
+        The next guess for a request is about as long as what was right of this one.
+        """
+        if self._runner is None or not guesses:
+            return
+        kept = {}
+        for row, guess in guesses.items():
+            request = batch.requests[row]
+            assert request.slot is not None
+            kept[request.slot] = 1 + right[row]
+            request.computed += right[row]
+            self._drafting[request.request_id].length = 2 * right[row] + 1
+            self.drafted += len(guess)
+            self.accepted += right[row]
+        self._runner.settle(kept)
 
     def forget(self, request: Request) -> None:
         self._drafting.pop(request.request_id, None)

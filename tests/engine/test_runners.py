@@ -195,6 +195,7 @@ def test_every_gives_logits_or_hidden_states_of_a_rows_tokens(build: Build) -> N
         ({"kv_dtype": "int8"}, r"native .*, int8 weights, int8 KV"),
         ({"runner": "torch"}, r"torch, float32 weights, float32 KV"),
         ({"runner": "torch", "kv_dtype": "bf16"}, r"torch, float32 weights, bfloat16 KV"),
+        ({"runner": "torch", "weights": "int8"}, r"torch, int8 weights, float32 KV"),
     ],
 )
 def test_a_config_names_its_runner(config: dict[str, Any], name: str) -> None:
@@ -215,6 +216,7 @@ def test_what_a_runner_cannot_do_is_an_error_and_auto_says_why(
     caplog.clear()
     runner = build_runner(random_llama(), rolling, EngineConfig(slots=1))
     assert isinstance(runner, TorchRunner)
+    assert runner.name == "torch, int8 weights, float32 KV"
     assert [r.message for r in caplog.records] == [
         "decoding on the slow path of torch: policy.positions='rolling' rotates keys at every step"
     ]

@@ -14,8 +14,8 @@ from llamahome.attention import build_policy
 from llamahome.config import EngineConfig, PolicyConfig
 from llamahome.engine import Engine, Grammar, SamplingParams, TextEngine, TokenDelta
 from llamahome.engine.runner import RowInput
-from llamahome.engine.scheduler import Request
-from llamahome.engine.speculation import Drafts, PromptLookup
+from llamahome.engine.scheduler import Batch, Request
+from llamahome.engine.speculation import PromptLookup, Speculation
 from tests.engine.random_models import native, random_llama, skip_unless_here, tokens_of
 
 H2O = PolicyConfig(budget=40, sink=4, recent=20, interval=16)
@@ -43,31 +43,53 @@ def test_a_growing_text_is_looked_up_as_if_it_were_new() -> None:
         assert grown.guess(4) == PromptLookup(list(tokens)).guess(4)
 
 
-def _request(tokens: list[int], **params: Any) -> Request:
-    return Request("r", tokens, len(tokens) - 1, SamplingParams(**params), slot=0)
+def _batch(*requests: Request) -> Batch:
+    return Batch(list(requests), [1] * len(requests))
+
+
+def _request(slot: int = 0, **params: Any) -> Request:
+    """One that repeats itself, all but the last of its tokens computed."""
+    tokens = [1, 2] * 9
+    return Request(str(slot), tokens, 17, SamplingParams(**params), slot=slot, computed=17)
+
+
+def _speculation(most: int, lengths: tuple[int, ...] = (0, 0, 0)) -> Speculation:
+    runner = native(random_llama(), build_policy(H2O))
+    runner.slots.lengths[:] = lengths
+    return Speculation(runner, most)
 
 
 def test_guesses_share_what_a_step_may_check() -> None:
-    drafts = Drafts(6)
-    requests = {row: replace(_request([1, 2] * 9), request_id=str(row)) for row in (0, 3)}
-    assert drafts.guesses(requests, lambda slot: 16) == {0: [1, 2, 1], 3: [1, 2, 1]}
-    assert Drafts(1).guesses(requests, lambda slot: 16) == {}
+    batch = _batch(_request(0), _request(2))
+    assert _speculation(6).guesses(batch) == {0: [1, 2, 1], 1: [1, 2, 1]}
+    assert _speculation(1).guesses(batch) == {}
 
 
-@pytest.mark.parametrize(("room", "max_tokens", "most"), [(4, 99, 3), (1, 99, 0), (16, 4, 2)])
-def test_guesses_end_with_the_chunk_and_the_answer(room: int, max_tokens: int, most: int) -> None:
-    drafts = Drafts(8)
-    found = drafts.guesses({0: _request([1, 2] * 9, max_tokens=max_tokens)}, lambda slot: room)
+def test_who_reads_a_prompt_guesses_nothing_and_takes_no_share() -> None:
+    reading = Request("r", [1, 2] * 9, 18, SamplingParams(), slot=1, computed=17)
+    assert _speculation(3).guesses(_batch(_request(0), reading)) == {0: [1, 2, 1]}
+
+
+@pytest.mark.parametrize(("length", "max_tokens", "most"), [(12, 99, 3), (15, 99, 0), (0, 4, 2)])
+def test_guesses_end_with_the_chunk_and_the_answer(length: int, max_tokens: int, most: int) -> None:
+    found = _speculation(8, (length, 0, 0)).guesses(_batch(_request(max_tokens=max_tokens)))
     assert len(found.get(0, [])) == most
 
 
 def test_a_wrong_guess_makes_the_next_one_shorter() -> None:
-    drafts, request = Drafts(8), _request([1, 2] * 9)
+    speculation, request = _speculation(8), _request()
+    runner = speculation._runner
+    assert runner is not None
     lengths = []
     for right in (8, 0, 1, 3, 8):
-        lengths.append(len(drafts.guesses({0: request}, lambda slot: 99)[0]))
-        drafts.learn(request, min(right, lengths[-1]))
+        request.computed = 17
+        runner.slots.lengths[0] = 0
+        guesses = speculation.guesses(_batch(request))
+        lengths.append(len(guesses[0]))
+        runner.forward([RowInput(slot=0, tokens=[2, *guesses[0]], every="logits", drafted=True)])
+        speculation.settle(_batch(request), guesses, {0: min(right, lengths[-1])})
     assert lengths == [8, 8, 1, 3, 7]
+    assert (speculation.drafted, speculation.accepted) == (27, 8 + 0 + 1 + 3 + 7)
 
 
 POLICIES = {

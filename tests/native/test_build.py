@@ -33,7 +33,7 @@ def test_without_a_compiler_torch_decodes_and_one_line_says_why(tmp_path: Path) 
         "there is no C++ compiler: 'no-such-g++' is not on PATH; install g++ 11 or later, or "
         "set CXX"
     )
-    assert found["runner"].startswith("torch, float32 weights")
+    assert found["runner"].startswith("torch, int8 weights")
     assert found["tokens"] == 3
     assert found["warnings"] == [f"decoding on the slow path of torch: {missing}"]
     assert found["native"] == f"engine.runner='native': {missing}; use engine.runner=auto"

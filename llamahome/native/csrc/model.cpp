@@ -649,8 +649,8 @@ class Model : public torch::CustomClassHolder {
   // Guesses attend as decoded tokens do, to the last bit; a prompt's attend in larger blocks.
   static bool decodes(const Row& row) { return row.tokens == 1 || row.draft >= 0; }
 
-  // A decoding row: its keys in parts that depend on nothing but their number, so that an outcome
-  // does not on who shares the step. Guesses go in blocks, in two if threads would idle.
+  // A decoding row: its keys in parts that depend on their number alone, so that a token comes out
+  // the same whoever shares the step. Guesses go in blocks, in two if threads would idle.
   int split_keys(Plan& plan, int row, int head, int tiles) const {
     const int parts = (tiles + kPartTiles - 1) / kPartTiles, tokens = rows_[row].tokens;
     const int most = block(), idle = num_rows_ * shape_.kv_heads * parts < 4 * team_.size();
