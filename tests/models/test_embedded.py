@@ -93,9 +93,8 @@ def test_an_interrupted_conversion_leaves_nothing_and_two_at_once_make_one_folde
 
     interrupted = start()
     deadline = time.monotonic() + 120
-    while not partial.is_dir() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    time.sleep(0.2)
+    while not list(partial.glob("*")) and time.monotonic() < deadline:
+        time.sleep(0.001)
     assert interrupted.pid is not None
     os.kill(interrupted.pid, signal.SIGINT)
     interrupted.join(60)
