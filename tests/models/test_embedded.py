@@ -78,6 +78,12 @@ def test_the_embedded_model_knows_the_capital_of_france(
     assert tokenizer.decode(new) == "The capital of France is Paris.<|im_end|>"
 
 
+def _convert(folder: Path) -> None:
+    """A run in the background of a shell begins deaf to interrupts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    ensure_embedded(folder)
+
+
 def test_an_interrupted_conversion_leaves_nothing_and_two_at_once_make_one_folder(
     tmp_path: Path,
 ) -> None:
@@ -87,7 +93,7 @@ def test_an_interrupted_conversion_leaves_nothing_and_two_at_once_make_one_folde
     context.set_forkserver_preload(["llamahome.models.embedded"])
 
     def start() -> BaseProcess:
-        process = context.Process(target=ensure_embedded, args=(folder,))
+        process = context.Process(target=_convert, args=(folder,))
         process.start()
         return process
 
