@@ -14,7 +14,7 @@ import os
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from benchmarks.engine import machine
 from benchmarks.speculation_prompts import LEAST, SHARE, Prompts, make_prompts, policy_of
 from llamahome.attention import build_policy
 from llamahome.config import EngineConfig, ModelConfig
-from llamahome.engine import Engine, EngineStats, SamplingParams
+from llamahome.engine import Engine, SamplingParams
 from llamahome.models import load_model
 
 RESULTS = Path(__file__).parent / "results"
@@ -107,7 +107,7 @@ def answer(engine: Engine, prompts: Sequence[list[int]], policy: str, tokens: in
     begun: set[str] = set()
     while len(begun) < len(said):  # prompts are being read
         begun |= _step(engine, said)
-    before, given = _copy(engine.stats()), sum(map(len, said.values()))
+    before, given = replace(engine.stats()), sum(map(len, said.values()))
     started = time.perf_counter()
     while engine.has_work:
         _step(engine, said)
@@ -131,10 +131,6 @@ def _step(engine: Engine, said: dict[str, list[int]]) -> set[str]:
         if delta.token is not None:
             said[delta.request_id].append(delta.token)
     return {delta.request_id for delta in deltas}
-
-
-def _copy(stats: EngineStats) -> EngineStats:
-    return EngineStats(**vars(stats))
 
 
 def measure(

@@ -30,7 +30,7 @@ class EngineConfig:
         weights: on a CPU: `int8` (native: symmetric, groups of 64; torch: by channel), `fp32`, or
             `auto`: int8 unless `model.dtype` asks for a precision or `runner` for torch.
         kv_dtype: of keys and values: `fp32`, `fp16`, `bf16` (torch), `int8` (native) or `auto`:
-            16 bits beside int8 weights and on a GPU, else float32.
+            native: fp16 beside int8 weights, else fp32; torch: the model's.
         device: `auto` (a GPU when there is one), `cpu`, `cuda`, `cuda:1`, ...
         num_threads: CPU threads; 0 leaves torch's own choice.
     """

@@ -62,7 +62,7 @@ class Speculation:
     """
 
     def __init__(self, runner: Runner, most: int) -> None:
-        self._runner = runner if isinstance(runner, DraftRunner) else None
+        self._runner = runner if most and isinstance(runner, DraftRunner) else None
         self._most = most
         self._drafting: dict[str, _Drafting] = {}
         self.drafted = self.accepted = 0
@@ -81,11 +81,12 @@ class Speculation:
             for row, request in enumerate(batch.requests)
             if request.generated and not request.prefilling
         }
+        share = self._most // max(1, len(answering))
         found = {}
         for row, request in answering.items():
             assert request.slot is not None
             left = request.params.max_tokens - request.generated
-            most = min(self._most // len(answering), runner.slots.room(request.slot) - 1, left - 1)
+            most = min(share, runner.slots.room(request.slot) - 1, left - 1)
             guess = self._guess(request, most) if most > 0 else []
             if guess:
                 found[row] = guess
