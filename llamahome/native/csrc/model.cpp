@@ -269,9 +269,9 @@ class Model : public torch::CustomClassHolder {
 
   // One step. ids (M,) int64; rows int64 (B, 5): slot, tokens, length, mass by max, whether its
   // tokens are guesses that `settle` decides on; held int64 (budgets, B): entries in the slot
-  // before; weights (budgets', M) float32: of each query in the mass, one row for all; adapters
-  // (M,) int64, -1 for none; wanted (L,) int64: tokens whose outcome is asked for. Returns the last
-  // hidden states (L, hidden), normed, and with `with_logits` the logits (L, V padded).
+  // before; weights (M,) float32: of each query in the mass; adapters (M,) int64, -1 for none;
+  // wanted (L,) int64: tokens whose outcome is asked for. Returns the last hidden states (L, hidden),
+  // normed, and with `with_logits` the logits (L, V padded).
   std::tuple<Tensor, Tensor> forward(Tensor ids, Tensor rows, Tensor held, Tensor weights,
                                      Tensor adapters, Tensor wanted, bool with_logits) {
     begin(ids, rows, held, weights, adapters);
