@@ -3,7 +3,8 @@
 from llamahome.engine.answer import TokenText, TopToken
 from llamahome.engine.engine import Engine
 from llamahome.engine.outputs import EngineStats, TokenDelta
-from llamahome.engine.params import (
+from llamahome.engine.text_engine import TextDelta, TextEngine
+from llamahome.requests import (
     EngineError,
     Grammar,
     QueueFullError,
@@ -11,7 +12,6 @@ from llamahome.engine.params import (
     SamplingParams,
     Usage,
 )
-from llamahome.engine.text_engine import TextDelta, TextEngine
 
 __all__ = [
     "Engine",

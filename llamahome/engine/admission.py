@@ -7,7 +7,7 @@ from dataclasses import replace
 from llamahome.attention import Policy, build_policy
 from llamahome.cache import Slots
 from llamahome.config import ConfigError, PolicyConfig
-from llamahome.engine.params import RequestError, SamplingParams
+from llamahome.requests import RequestError, SamplingParams
 
 MAX_POLICIES = 256  # remembered; they are cheap to build again
 

@@ -11,8 +11,8 @@ from tokenizers import Tokenizer
 from llamahome.engine.grammar import Vocabulary
 from llamahome.engine.logprobs import Logprob, TopLogprobs
 from llamahome.engine.outputs import TokenDelta
-from llamahome.engine.params import SamplingParams
 from llamahome.engine.text import TextStream
+from llamahome.requests import SamplingParams
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from llamahome.config import EngineConfig
 from llamahome.engine.admission import Admission
 from llamahome.engine.grammar import GrammarMask
 from llamahome.engine.outputs import EngineStats, FinishReason, TokenDelta, usage_of
-from llamahome.engine.params import RequestError, SamplingParams, Usage
 from llamahome.engine.prefixes import PrefixCache
 from llamahome.engine.runner import Every, RowInput, StepOutput
 from llamahome.engine.runners import build_runner
@@ -26,6 +25,7 @@ from llamahome.engine.scheduler import Batch, Request, Scheduler
 from llamahome.engine.speculation import Speculation, verify
 from llamahome.engine.threads import one_torch_thread
 from llamahome.models import fingerprint
+from llamahome.requests import RequestError, SamplingParams, Usage
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from llguidance.hf import from_tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from llamahome.engine.params import EngineError, Grammar, RequestError
+from llamahome.requests import EngineError, Grammar, RequestError
 
 # Room to lay JSON out, and no more: small models fall into endless white space.
 WHITESPACE = r"[ \n\t]{1,32}"

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from llamahome.cache import Slots, SnapshotStats
 from llamahome.engine.logprobs import Logprob, TopLogprobs
-from llamahome.engine.params import Usage
 from llamahome.engine.scheduler import Request
+from llamahome.requests import Usage
 
 FinishReason = Literal["stop", "length", "error"]
 

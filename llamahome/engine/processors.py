@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from llamahome.engine.params import SamplingParams
+from llamahome.requests import SamplingParams
 
 
 class LogitsProcessor(Protocol):

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llamahome.engine.params import SamplingParams
+from llamahome.requests import SamplingParams
 
 WINDOW = 1024
 

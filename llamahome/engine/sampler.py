@@ -13,8 +13,8 @@ from torch import Tensor
 from llamahome.engine import ranking
 from llamahome.engine.grammar import GrammarMask
 from llamahome.engine.logprobs import PromptLogprobs, TopLogprobs, logprobs_of
-from llamahome.engine.params import EngineError, SamplingParams
 from llamahome.engine.processors import LogitsProcessor, build_processors
+from llamahome.requests import EngineError, SamplingParams
 
 NOT_FINITE = "the model gave logits that are not finite for this request"
 NOTHING_LEFT = "no token is left that the request's grammar, min_tokens and logit_bias allow"

@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from llamahome.engine.params import QueueFullError, SamplingParams
+from llamahome.requests import QueueFullError, SamplingParams
 
 # Due step and, to break ties first come first served, the number of the arrival.
 _Turn = tuple[int, int]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from llamahome.engine.params import EngineError
+from llamahome.requests import EngineError
 
 
 class TextError(EngineError):

@@ -19,9 +19,9 @@ from llamahome.engine.answer import Answer, TokenText
 from llamahome.engine.engine import Engine
 from llamahome.engine.grammar import Vocabulary
 from llamahome.engine.outputs import EngineStats, FinishReason, TokenDelta
-from llamahome.engine.params import RequestError, SamplingParams, Usage
 from llamahome.engine.text import TextError
 from llamahome.models import ModelManager, attach_adapters, load_model
+from llamahome.requests import RequestError, SamplingParams, Usage
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from llamahome.engine import RequestError
 from llamahome.engine.grammar import GrammarMask, Vocabulary
-from llamahome.engine.params import Grammar
+from llamahome.requests import Grammar
 
 EOS = 256
 SCHEMA = {

@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from llamahome.engine import SamplingParams
 from llamahome.engine.grammar import GrammarMask, Vocabulary
-from llamahome.engine.params import Grammar
 from llamahome.engine.sampler import SamplingState, choose
+from llamahome.requests import Grammar
 
 VOCAB = 300
 
