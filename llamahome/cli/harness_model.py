@@ -21,7 +21,7 @@ from llamahome.cli import options
 from llamahome.config import ConfigError, EngineConfig, ModelConfig
 from llamahome.config.policy import CARRIED
 from llamahome.engine import EngineError, SamplingParams, TextEngine
-from llamahome.engine.text_engine import choose_policy
+from llamahome.engine.text.text_stream.text_engine import choose_policy
 from llamahome.evaluation import continuation_score
 from llamahome.models import load_model
 

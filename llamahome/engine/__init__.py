@@ -1,9 +1,9 @@
 """The engine: requests in, tokens out, from slots of constant size."""
 
-from llamahome.engine.answer import TokenText, TopToken
 from llamahome.engine.engine import Engine
 from llamahome.engine.outputs import EngineStats, TokenDelta
-from llamahome.engine.text_engine import TextDelta, TextEngine
+from llamahome.engine.text.text_stream.answer import TokenText, TopToken
+from llamahome.engine.text.text_stream.text_engine import TextDelta, TextEngine
 from llamahome.requests import (
     EngineError,
     Grammar,

@@ -15,15 +15,15 @@ from llamahome.attention import Policy
 from llamahome.cache import open_snapshots
 from llamahome.config import EngineConfig
 from llamahome.engine.admission import Admission
-from llamahome.engine.grammar import GrammarMask
 from llamahome.engine.outputs import EngineStats, FinishReason, TokenDelta, usage_of
 from llamahome.engine.prefixes import PrefixCache
-from llamahome.engine.runner import Every, RowInput, StepOutput
-from llamahome.engine.runners import build_runner
-from llamahome.engine.sampler import NOT_FINITE, Choice, SamplingState
+from llamahome.engine.runners.build import build_runner
+from llamahome.engine.runners.build.torch import Every, RowInput, StepOutput
+from llamahome.engine.runners.threads import one_torch_thread
+from llamahome.engine.sampling.grammar import GrammarMask
+from llamahome.engine.sampling.sampler import NOT_FINITE, Choice, SamplingState
 from llamahome.engine.scheduler import Batch, Request, Scheduler
 from llamahome.engine.speculation import Speculation, verify
-from llamahome.engine.threads import one_torch_thread
 from llamahome.models import fingerprint
 from llamahome.requests import RequestError, SamplingParams, Usage
 

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from llamahome.cache import Slots, SnapshotStats
-from llamahome.engine.logprobs import Logprob, TopLogprobs
+from llamahome.engine.sampling.logprobs import Logprob, TopLogprobs
 from llamahome.engine.scheduler import Request
 from llamahome.requests import Usage
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from llamahome.engine.runner import DraftRunner, Runner, StepOutput
-from llamahome.engine.sampler import Choice, SamplingState, choose
+from llamahome.engine.runners.build.torch import DraftRunner, Runner, StepOutput
+from llamahome.engine.sampling.sampler import Choice, SamplingState, choose
 from llamahome.engine.scheduler import Batch, Request
 
 NGRAMS = (3, 2)  # tokens that must have come before; the longer are more often right

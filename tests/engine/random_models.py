@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from llamahome.engine.runners.build.torch import RowInput, Runner
 from torch import Tensor
 from transformers import (
     LlamaConfig,
@@ -16,8 +17,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from llamahome.engine.native_runner import NativeRunner
-from llamahome.engine.runner import RowInput, Runner
+from llamahome.engine.runners.native import NativeRunner
 from llamahome.native import load_native
 
 VOCAB = 260  # no multiple of 32, as the kernels' panels are

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from llamahome.engine import ranking
-from llamahome.engine.grammar import GrammarMask
-from llamahome.engine.logprobs import PromptLogprobs, TopLogprobs, logprobs_of
-from llamahome.engine.processors import LogitsProcessor, build_processors
+from llamahome.engine.sampling import ranking
+from llamahome.engine.sampling.grammar import GrammarMask
+from llamahome.engine.sampling.logprobs import PromptLogprobs, TopLogprobs, logprobs_of
+from llamahome.engine.sampling.processors import LogitsProcessor, build_processors
 from llamahome.requests import EngineError, SamplingParams
 
 NOT_FINITE = "the model gave logits that are not finite for this request"

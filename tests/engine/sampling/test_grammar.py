@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from llamahome.engine import RequestError
-from llamahome.engine.grammar import GrammarMask, Vocabulary
+from llamahome.engine.sampling.grammar import GrammarMask, Vocabulary
 from llamahome.requests import Grammar
 
 EOS = 256

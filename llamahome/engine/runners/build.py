@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 
 from llamahome.attention import Policy
 from llamahome.config import ConfigError, EngineConfig
-from llamahome.engine.native_model import unsupported
-from llamahome.engine.native_runner import NativeRunner
-from llamahome.engine.runner import Runner, TorchRunner, plain_model
+from llamahome.engine.runners.build.torch import Runner, TorchRunner, plain_model
+from llamahome.engine.runners.native import NativeRunner
+from llamahome.engine.runners.native_model import unsupported
 from llamahome.native import NativeUnavailableError
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from llamahome.engine import SamplingParams
-from llamahome.engine.processors import LogitsProcessor, build_processors
+from llamahome.engine.sampling.processors import LogitsProcessor, build_processors
 
 PROMPT = [3, 9, 9, 12]
 ANSWER = [5, 9, 5, 7, 5]

@@ -7,7 +7,7 @@ import random
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from llamahome.engine.text import TextError, TextStream
+from llamahome.engine.text.text_stream import TextError, TextStream
 
 TEXTS = [
     "plain words",

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from llamahome.engine.grammar import Vocabulary
-from llamahome.engine.logprobs import Logprob, TopLogprobs
 from llamahome.engine.outputs import TokenDelta
-from llamahome.engine.text import TextStream
+from llamahome.engine.sampling.grammar import Vocabulary
+from llamahome.engine.sampling.logprobs import Logprob, TopLogprobs
+from llamahome.engine.text.text_stream import TextStream
 from llamahome.requests import SamplingParams
 
 

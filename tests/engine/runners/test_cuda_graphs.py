@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from llamahome.engine.runners.build.torch import RowInput, TorchRunner
 from transformers import LlamaForCausalLM
 
 from llamahome.attention import build_policy
 from llamahome.config import PolicyConfig
-from llamahome.engine.graphs import GraphRunner
-from llamahome.engine.runner import RowInput, TorchRunner
+from llamahome.engine.runners.cuda_graphs import GraphRunner
 from tests.policies import policy_case
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

@@ -15,11 +15,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from llamahome.attention import build_policy
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
 from llamahome.config.policy import CARRIED
-from llamahome.engine.answer import Answer, TokenText
 from llamahome.engine.engine import Engine
-from llamahome.engine.grammar import Vocabulary
 from llamahome.engine.outputs import EngineStats, FinishReason, TokenDelta
-from llamahome.engine.text import TextError
+from llamahome.engine.sampling.grammar import Vocabulary
+from llamahome.engine.text.text_stream import TextError
+from llamahome.engine.text.text_stream.answer import Answer, TokenText
 from llamahome.models import ModelManager, attach_adapters, load_model
 from llamahome.requests import RequestError, SamplingParams, Usage
 

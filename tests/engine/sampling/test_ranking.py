@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from llamahome.engine import SamplingParams
-from llamahome.engine.ranking import (
+from llamahome.engine.sampling.ranking import (
     WINDOW,
     best_numpy,
     best_torch,

@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from llamahome.engine.runners.build.torch import RowInput, Runner, TorchRunner
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llamahome.attention import build_policy
 from llamahome.config import PolicyConfig
-from llamahome.engine.runner import RowInput, Runner, TorchRunner
 from tests.engine.random_models import (
     mixed_steps,
     native,
@@ -21,7 +21,7 @@ from tests.engine.random_models import (
     skip_unless_here,
     tokens_of,
 )
-from tests.engine.test_native_runner import ISAS
+from tests.engine.runners.test_native import ISAS
 from tests.native.int8 import Int8Linear
 
 FULL = PolicyConfig(name="full", budget=None, interval=16)

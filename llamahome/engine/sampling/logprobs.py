@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from llamahome.engine import ranking
+from llamahome.engine.sampling import ranking
 
 TopLogprobs = tuple[tuple[int, float], ...]
 """Tokens and their log-probabilities, the likeliest first."""

@@ -6,6 +6,7 @@ from functools import cache
 
 import pytest
 import torch
+from llamahome.engine.runners.build.torch import RowInput, Runner, TorchRunner
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -14,8 +15,7 @@ from llamahome.cache import Slots
 from llamahome.cache.plane import PlaneSlots
 from llamahome.cache.tiled import TiledPlane
 from llamahome.config import PolicyConfig
-from llamahome.engine.native_model import unsupported
-from llamahome.engine.runner import RowInput, Runner, TorchRunner
+from llamahome.engine.runners.native_model import unsupported
 from tests.engine.random_models import (
     mixed_steps,
     native,

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 from llamahome.attention import Policy
 from llamahome.cache import Slots
 from llamahome.cache.tiled import TiledPlane
-from llamahome.engine.native_model import build_model
-from llamahome.engine.runner import RowInput, StepOutput, plain_model
-from llamahome.engine.threads import one_torch_thread
+from llamahome.engine.runners.build.torch import RowInput, StepOutput, plain_model
+from llamahome.engine.runners.native_model import build_model
+from llamahome.engine.runners.threads import one_torch_thread
 from llamahome.native import load_native
 
 

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 
 from llamahome.attention import HybridAttention, Policy
 from llamahome.cache import Slots, SlotStep
-from llamahome.engine.graphs import GraphRunner
-from llamahome.engine.int8_linear import with_int8_linears
+from llamahome.engine.runners.cuda_graphs import GraphRunner
+from llamahome.engine.runners.int8_linear import with_int8_linears
 
 # What a row is asked for beside the logits after its last token: nothing, or of each of its tokens
 # the logits (a prompt's logprobs) or the last hidden state (an embedding).

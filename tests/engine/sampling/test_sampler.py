@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from llamahome.engine import SamplingParams
-from llamahome.engine.grammar import GrammarMask, Vocabulary
-from llamahome.engine.sampler import SamplingState, choose
+from llamahome.engine.sampling.grammar import GrammarMask, Vocabulary
+from llamahome.engine.sampling.sampler import SamplingState, choose
 from llamahome.requests import Grammar
 
 VOCAB = 300
