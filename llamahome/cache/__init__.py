@@ -1,14 +1,14 @@
 """The KV cache: slots of constant size, allocated once, and snapshots of them."""
 
 from llamahome.cache.slots import Slots
-from llamahome.cache.snapshots import (
+from llamahome.cache.snapshots.state import SlotState
+from llamahome.cache.snapshots.store import (
     SnapshotStats,
     SnapshotStore,
     chain,
     open_snapshots,
     root_digest,
 )
-from llamahome.cache.state import SlotState
 from llamahome.cache.step import SlotStep
 
 __all__ = [

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from llamahome.attention import Policy, Rotary
 from llamahome.cache.plane import LayerSlots, Plane, PlaneShape, PlaneSlots, plane_shapes
-from llamahome.cache.state import SlotState
+from llamahome.cache.snapshots.state import SlotState
 from llamahome.cache.step import SlotStep
 
 # How the memory of a plane is laid out, by who computes with it.

@@ -10,7 +10,7 @@ import pytest
 
 from llamahome.cache import SnapshotStore, chain, open_snapshots, root_digest
 from llamahome.config import ConfigError, EngineConfig
-from tests.cache.snapshot_states import INTERVAL, ROOT, SIZE, digest, files, prompt, state
+from tests.cache.snapshots.states import INTERVAL, ROOT, SIZE, digest, files, prompt, state
 
 # The chain
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llamahome.cache.state import SlotState
+from llamahome.cache.snapshots.state import SlotState
 from llamahome.config.checks import require
 
 logger = logging.getLogger(__name__)

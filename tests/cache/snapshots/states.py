@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from llamahome.cache import SlotState, chain, root_digest
-from llamahome.cache.snapshot_folder import SnapshotFolder
+from llamahome.cache.snapshots.folder import SnapshotFolder
 
 INTERVAL = 4
 ROOT = root_digest("model, adapter, policy, sink")

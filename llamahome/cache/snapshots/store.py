@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-from llamahome.cache.snapshot_folder import SnapshotFolder
-from llamahome.cache.state import SlotState
+from llamahome.cache.snapshots.folder import SnapshotFolder
+from llamahome.cache.snapshots.state import SlotState
 from llamahome.config import EngineConfig
 
 DIGEST_BYTES = 32  # prompts come from users: too long for two of one digest to be found

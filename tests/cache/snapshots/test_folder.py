@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from llamahome.cache import SlotState, SnapshotStore
-from llamahome.cache.snapshot_folder import SnapshotFolder
+from llamahome.cache.snapshots.folder import SnapshotFolder
 from llamahome.config import ConfigError
-from tests.cache.snapshot_states import SIZE, digest, equal, files, folder, prompt, state
+from tests.cache.snapshots.states import SIZE, digest, equal, files, folder, prompt, state
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int8])
