@@ -1,10 +1,10 @@
 """What an eviction policy costs, measured through the slots that serve."""
 
-from llamahome.evaluation.accuracy import Accuracy, accuracy
+from llamahome.evaluation.evaluation import Evaluation, Result, measured_policies, read_results
 from llamahome.evaluation.memory import KVBytes
-from llamahome.evaluation.perplexity import Perplexity, continuation_score, perplexity
-from llamahome.evaluation.retrieval import Question, needles, recalls
-from llamahome.evaluation.runner import Evaluation, Result, measured_policies, read_results
+from llamahome.evaluation.tasks.accuracy import Accuracy, accuracy
+from llamahome.evaluation.tasks.perplexity import Perplexity, continuation_score, perplexity
+from llamahome.evaluation.tasks.retrieval import Question, needles, recalls
 
 __all__ = [
     "Accuracy",

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from llamahome.attention import HybridAttention, build_policy
 from llamahome.cache import Slots
 from llamahome.config import PolicyConfig
-from llamahome.evaluation.perplexity import log_probs
+from llamahome.evaluation.tasks.perplexity import log_probs
 
 
 @torch.inference_mode()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llamahome.evaluation.runner import Result
+from llamahome.evaluation.evaluation import Result
 
 LABELS = {"perplexity": "perplexity over dense", "needle": "needle", "recall": "recall"}
 

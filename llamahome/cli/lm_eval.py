@@ -43,4 +43,4 @@ def register() -> None:
             f"lm-evaluation-harness is not installed ({error}); pip install 'llamahome[harness]'"
         ) from error
     if NAME not in model_registry:
-        model_registry.register(NAME, target="llamahome.cli.harness_model:LlamaHomeLM")
+        model_registry.register(NAME, target="llamahome.evaluation.lm_eval:LlamaHomeLM")

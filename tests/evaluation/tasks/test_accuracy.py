@@ -12,8 +12,8 @@ from llamahome.attention import HybridAttention, build_policy
 from llamahome.cache import Slots
 from llamahome.config import ConfigError, PolicyConfig
 from llamahome.evaluation import Question, accuracy, needles, recalls
-from llamahome.evaluation.greedy import answer
 from llamahome.evaluation.kept import kept_positions
+from llamahome.evaluation.tasks.greedy import answer
 from llamahome.evaluation.text import load_text
 
 FULL = PolicyConfig(name="full", budget=None, interval=16)

@@ -33,7 +33,7 @@ def _instance(kind: str, *arguments: Any) -> Any:
 def _ours(folder: Path, **arguments: Any) -> Any:
     from lm_eval.api.registry import get_model
 
-    from llamahome.cli.harness import register
+    from llamahome.cli.lm_eval import register
 
     register()
     return get_model("llamahome")(pretrained=str(folder), **arguments)

@@ -13,9 +13,9 @@ import torch
 
 from llamahome.config import ConfigError, EvalConfig, PolicyConfig
 from llamahome.config.policy import CARRIED
-from llamahome.evaluation.accuracy import accuracy
-from llamahome.evaluation.perplexity import perplexity
-from llamahome.evaluation.retrieval import Question, needles, recalls
+from llamahome.evaluation.tasks.accuracy import accuracy
+from llamahome.evaluation.tasks.perplexity import perplexity
+from llamahome.evaluation.tasks.retrieval import Question, needles, recalls
 from llamahome.evaluation.text import load_text
 from llamahome.models import LoadedModel
 

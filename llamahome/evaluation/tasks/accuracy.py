@@ -12,9 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from llamahome.attention import HybridAttention, build_policy
 from llamahome.cache import Slots
 from llamahome.config import PolicyConfig
-from llamahome.evaluation.greedy import answer
 from llamahome.evaluation.memory import KVBytes, kv_bytes
-from llamahome.evaluation.retrieval import Question
+from llamahome.evaluation.tasks.greedy import answer
+from llamahome.evaluation.tasks.retrieval import Question
 
 MAX_TOKENS = 24
 
