@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from ray import serve
 from ray.serve.config import HTTPOptions
 
-from llamahome.cluster import ray_session
+from cluster.session import ray_session
 from llamahome.config import ConfigError, ServeConfig, ServeRoot
 from llamahome.models import ModelError, ModelManager
 from serve.application import LOGGING, build_application, served_name

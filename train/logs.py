@@ -1,6 +1,6 @@
 """Which log lines reach the user: a run's own and every warning, but not each library's news.
 
-Ray is told to keep its processes' output to itself (`llamahome.cluster`), so what workers and the
+Ray is told to keep its processes' output to itself (`cluster.session`), so what workers and the
 controller have to say goes among the run's records.
 """
 

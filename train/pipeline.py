@@ -13,7 +13,7 @@ from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig,
 from ray.train.torch import TorchConfig, TorchTrainer
 from rich.console import Console
 
-from llamahome.cluster import ray_session
+from cluster.session import ray_session
 from llamahome.config import TrainRoot
 from llamahome.models import ModelManager
 from train import metrics

@@ -18,7 +18,7 @@ from ray.train import TrainingFailedError
 from rich.console import Console
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from llamahome.cluster import ray_session
+from cluster.session import ray_session
 from llamahome.config import ClusterConfig, ConfigError, DeepSpeedConfig, TrackingConfig, TrainRoot
 from llamahome.models import ModelManager, load_model
 from tests.train.curves import logged

@@ -127,7 +127,7 @@ def _joined_cluster(address: str, env: Mapping[str, str]) -> Iterator[None]:
                 address=address,
                 runtime_env={
                     "env_vars": dict(env),
-                    "worker_process_setup_hook": "llamahome.cluster.use_the_nodes_interface",
+                    "worker_process_setup_hook": "cluster.session.use_the_nodes_interface",
                 },
                 log_to_driver=False,
                 logging_level=logging.ERROR,

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from llamahome.cluster import manage_resources, ray_session
+from cluster.session import manage_resources, ray_session
 from llamahome.config import ClusterConfig, ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -135,7 +135,7 @@ async def test_cancelling_a_start_ends_what_it_started(short_dir):
 @pytest.mark.ray
 def test_sigterm_during_the_start_leaves_nothing(short_dir):
     code = (
-        "from llamahome.cluster import ray_session; from llamahome.config import ClusterConfig\n"
+        "from cluster.session import ray_session; from llamahome.config import ClusterConfig\n"
         "with ray_session(ClusterConfig()): raise AssertionError('it came up too early')"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
