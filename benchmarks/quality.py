@@ -110,7 +110,7 @@ def train(arm: str, seed: int, form: Form, policy: PolicyConfig, work: Path) -> 
         policy=DENSE if arm == "dense" else policy,
         data=DataConfig(
             format="custom",
-            train_file="train/datasets/retrieval.py",
+            train_file="datasets/retrieval.py",
             context_length=form.context,
             batching="padding",
         ),

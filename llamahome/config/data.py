@@ -30,7 +30,7 @@ class DataConfig:
     """
 
     format: str = "chat"
-    train_file: str = "train/datasets/wordnet_train.jsonl"
+    train_file: str = "datasets/wordnet_train.jsonl"
     eval_file: str | None = None
     eval_fraction: float = 0.05
     context_length: int = 1024

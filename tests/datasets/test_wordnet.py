@@ -9,9 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from llamahome.data import read_records
-from train.datasets import make_wordnet
 from train.datasets.wordnet_topics import (
     Topic,
     as_sentence,
@@ -21,6 +18,9 @@ from train.datasets.wordnet_topics import (
     parse_synset,
     read_topics,
 )
+
+from llamahome.data import read_records
+from train.datasets import make_wordnet
 
 FOLDER = Path(make_wordnet.__file__).parent
 

@@ -6,15 +6,15 @@ import re
 from types import SimpleNamespace
 
 import pytest
+from train.datasets.retrieval import FACTS, get_custom_dataset
 from transformers import PreTrainedTokenizerFast
 
 from llamahome.config import DataConfig
 from train.data import build_datasets
-from train.datasets.retrieval import FACTS, get_custom_dataset
 
 DATA = DataConfig(
     format="custom",
-    train_file="train/datasets/retrieval.py",
+    train_file="datasets/retrieval.py",
     context_length=2048,
     batching="padding",
     limit=12,
