@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from llamahome.config import ConfigError, ServeRoot, explain_override, load_config
 from llamahome.logs import configure_logging
-from serve.errors import EndpointError
+from serve.http.errors import EndpointError
 
 # The base of conf/serve.yaml: every key that a dataclass has can be overridden, and no other.
 ConfigStore.instance().store(name="serve_root", node=ServeRoot)
@@ -31,7 +31,7 @@ def serve(config: DictConfig) -> None:
     configure_logging("INFO")
     root = load_config(config, ServeRoot)
     # Not before the config is checked: torch and Ray take seconds, a typo should not.
-    from serve.endpoint import running_endpoint
+    from serve.ray.endpoint import running_endpoint
 
     with running_endpoint(root) as endpoint, _stop_signals() as stop:
         typer.echo(ready_text(endpoint.url, endpoint.model_id, with_key=bool(root.serve.api_key)))

@@ -26,8 +26,8 @@ from llamahome.engine import (
     TextDelta,
 )
 from llamahome.engine import Usage as EngineUsage
-from serve.api import HttpSettings, build_app
-from serve.errors import ApiError
+from serve.http.api import HttpSettings, build_app
+from serve.http.errors import ApiError
 from serve.wire import Delta, GenerateRequest, ReplicaStats, Usage
 
 CRASH, GIVE_UP = 13, 14  # prompt tokens that make FakeEngine do so

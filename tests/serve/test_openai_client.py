@@ -13,8 +13,8 @@ import openai
 import pytest
 
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
-from serve.api import HttpSettings, build_app
-from serve.errors import ApiError
+from serve.http.api import HttpSettings, build_app
+from serve.http.errors import ApiError
 from serve.replica import Replica
 from serve.wire import Delta, Failure, GenerateRequest, ReplicaStats
 

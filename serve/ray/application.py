@@ -11,9 +11,9 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import LoggingConfig
 
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig, ServeConfig, ServeRoot
-from serve.api import HttpSettings
-from serve.guard import key_digest
-from serve.ingress import Api
+from serve.http.api import HttpSettings
+from serve.http.guard import key_digest
+from serve.ray.ingress import Api
 from serve.replica import Replica
 
 HEALTH_CHECK_PERIOD_S = 2.0

@@ -11,8 +11,8 @@ from ray.serve.exceptions import (
     RayServeException,
 )
 
-from serve.backend import ServeBackend
-from serve.errors import ApiError
+from serve.http.errors import ApiError
+from serve.ray.backend import ServeBackend
 from serve.wire import Delta, Failure, GenerateRequest
 
 FIRST = Delta(text="a", token_count=1)

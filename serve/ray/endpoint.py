@@ -14,8 +14,8 @@ from ray.serve.config import HTTPOptions
 from cluster.session import ray_session
 from llamahome.config import ConfigError, ServeConfig, ServeRoot
 from llamahome.models import ModelError, ModelManager
-from serve.application import LOGGING, build_application, served_name
-from serve.errors import EndpointError
+from serve.http.errors import EndpointError
+from serve.ray.application import LOGGING, build_application, served_name
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from serve.logprobs import chat_logprobs, completion_logprobs
+from serve.http.logprobs import chat_logprobs, completion_logprobs
 from serve.wire import Token, TopToken
 
 TOKENS = (

@@ -17,7 +17,7 @@ from openai.types.chat.chat_completion_chunk import Choice as ChunkChoice
 from openai.types.chat.chat_completion_chunk import ChoiceDelta
 from openai.types.chat.chat_completion_chunk import ChoiceLogprobs as ChunkLogprobs
 
-from serve.logprobs import chat_logprobs, completion_logprobs
+from serve.http.logprobs import chat_logprobs, completion_logprobs
 from serve.wire import Delta, Usage
 
 

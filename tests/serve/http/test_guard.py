@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from serve.guard import Guard, key_digest
+from serve.http.guard import Guard, key_digest
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
 

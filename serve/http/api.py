@@ -20,12 +20,12 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from serve.choices import Answers, Indexed, merged
-from serve.errors import ApiError, invalid_body, timed_out
-from serve.guard import Guard
-from serve.metrics import Meter, ServeMetrics
-from serve.protocol import ChatRequest, CompletionRequest, EmbeddingRequest
-from serve.responses import ChatFormat, CompletionFormat, Format, Head, embeddings_of, event
+from serve.http.choices import Answers, Indexed, merged
+from serve.http.errors import ApiError, invalid_body, timed_out
+from serve.http.guard import Guard
+from serve.http.metrics import Meter, ServeMetrics
+from serve.http.protocol import ChatRequest, CompletionRequest, EmbeddingRequest
+from serve.http.responses import ChatFormat, CompletionFormat, Format, Head, embeddings_of, event
 from serve.wire import Delta, ReplicaStats
 from serve.wire import Request as WireRequest
 

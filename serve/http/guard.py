@@ -13,7 +13,7 @@ import hmac
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.errors import ApiError
+from serve.http.errors import ApiError
 
 BODY_TIMEOUT_S = 30.0
 OPEN_PATHS = ("/health",)

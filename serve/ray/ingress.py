@@ -8,11 +8,11 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
-from serve.api import HttpSettings, build_app
-from serve.backend import ServeBackend
+from serve.http.api import HttpSettings, build_app
+from serve.ray.backend import ServeBackend
 
 
-@serve.ingress()
+@serve.ray.ingress()
 class Api:
     """One HTTP application over the handle of the engine replicas."""
 

@@ -4,8 +4,8 @@ import subprocess
 import sys
 
 from llamahome.config import ModelConfig, ServeConfig, ServeRoot
-from serve.application import http_settings, served_name
-from serve.guard import key_digest
+from serve.http.guard import key_digest
+from serve.ray.application import http_settings, served_name
 
 
 def test_the_served_name_never_shows_a_path(tmp_path):
@@ -24,5 +24,5 @@ def test_the_ingress_gets_a_digest_and_not_the_key():
 
 
 def test_the_ingress_starts_without_torch():
-    check = "import sys, serve.ingress; sys.exit('torch' in sys.modules)"
+    check = "import sys, serve.ray.ingress; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from llamahome.config import ConfigError, ModelConfig, ServeConfig, ServeRoot
-from serve.endpoint import base_url, running_endpoint
+from serve.ray.endpoint import base_url, running_endpoint
 
 
 def refusal(root: ServeRoot) -> str:

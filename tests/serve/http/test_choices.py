@@ -5,8 +5,8 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from serve.choices import Answers, merged
-from serve.errors import ApiError
+from serve.http.choices import Answers, merged
+from serve.http.errors import ApiError
 from serve.wire import Delta, Token, Usage
 
 

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from serve.fields import Absent, Empty, Off, Strict, only
-from serve.structured import JsonValue, ResponseFormat, StructuredOutputs, grammar_of
+from serve.http.fields import Absent, Empty, Off, Strict, only
+from serve.http.structured import JsonValue, ResponseFormat, StructuredOutputs, grammar_of
 from serve.wire import EmbedRequest, GenerateRequest
 
 # OpenAI's default for completions; a chat's is whatever the context has left.

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from serve.errors import ApiError
-from serve.fields import Strict
+from serve.http.errors import ApiError
+from serve.http.fields import Strict
 from serve.wire import Grammar
 
 ANY_OBJECT = '{"type": "object"}'

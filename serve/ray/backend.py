@@ -16,7 +16,7 @@ from ray.serve.exceptions import (
 )
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
-from serve.errors import ApiError, no_replica, queue_full
+from serve.http.errors import ApiError, no_replica, queue_full
 from serve.wire import Delta, Failure, ReplicaStats, Reply, Request
 
 logger = logging.getLogger(__name__)

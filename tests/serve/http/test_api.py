@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from serve.errors import ApiError, no_replica, queue_full
+from serve.http.errors import ApiError, no_replica, queue_full
 from serve.wire import Delta, Token, TopToken
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}

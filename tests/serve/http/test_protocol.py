@@ -16,8 +16,8 @@ from openai.types.completion_create_params import (
 )
 from pydantic import ValidationError
 
-from serve.errors import ApiError, invalid_body
-from serve.protocol import ChatRequest, CompletionRequest
+from serve.http.errors import ApiError, invalid_body
+from serve.http.protocol import ChatRequest, CompletionRequest
 from serve.wire import GenerateRequest, Grammar
 
 USER = {"role": "user", "content": "Hi"}
