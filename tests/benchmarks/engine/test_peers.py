@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.engine_peers import SCRIPTS, Peer, PeerError, Process, environment
+from benchmarks.engine.peers import SCRIPTS, Peer, PeerError, Process, environment
 
 PEER = f"""
 import sys

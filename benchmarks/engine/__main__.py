@@ -25,11 +25,11 @@ import transformers
 from rich.console import Console
 from tokenizers import Tokenizer
 
-from benchmarks.engine_arms import Setting, install, our_arms, peer_arms
-from benchmarks.engine_peers import PEERS
-from benchmarks.engine_report import plot, show
-from benchmarks.engine_results import Results, ratios
-from benchmarks.engine_run import FULL, QUICK, Run
+from benchmarks.engine.arms import Setting, install, our_arms, peer_arms
+from benchmarks.engine.peers import PEERS
+from benchmarks.engine.report import plot, show
+from benchmarks.engine.results import Results, ratios
+from benchmarks.engine.run import FULL, QUICK, Run
 from llamahome.config import EngineConfig
 from llamahome.evaluation.text import load_text
 from llamahome.models import EMBEDDED_MODEL, ModelManager

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmarks.engine_load import arrivals, percentile
-from benchmarks.engine_report import plot, show
-from benchmarks.engine_results import DENSE, TENTH, Decode, Prefill, Results, ratios
+from benchmarks.engine.load import arrivals, percentile
+from benchmarks.engine.report import plot, show
+from benchmarks.engine.results import DENSE, TENTH, Decode, Prefill, Results, ratios
 
 
 def _decode(arm: str, batch: int, context: int, *rounds: float) -> Decode:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from benchmarks.engine_peers import PeerError
-from benchmarks.engine_results import Decode, Prefill
+from benchmarks.engine.peers import PeerError
+from benchmarks.engine.results import Decode, Prefill
 
 
 class Answering(Protocol):

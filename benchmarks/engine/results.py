@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from benchmarks.engine_load import Latency
+from benchmarks.engine.load import Latency
 
 DENSE, TENTH, FIFTH = "ours full", "ours 10 %", "ours 20 %"
 OURS = (DENSE, FIFTH, TENTH)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.engine_measure import cut
-from benchmarks.engine_ours import DENSE, evicting
+from benchmarks.engine.measure import cut
+from benchmarks.engine.ours import DENSE, evicting
 from llamahome.config import PolicyConfig
 from llamahome.evaluation.text import load_text
 

@@ -1,6 +1,6 @@
 """docs/quality.md, made anew from a result of `python -m benchmarks.quality --long`.
 
-python -m benchmarks.quality_report benchmarks/results/quality-long-2026-11-24.json
+python -m benchmarks.quality.report benchmarks/results/quality-long-2026-11-24.json
 """
 
 from __future__ import annotations

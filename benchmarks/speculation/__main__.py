@@ -26,7 +26,7 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 from benchmarks.engine import machine
-from benchmarks.speculation_prompts import LEAST, SHARE, Prompts, make_prompts, policy_of
+from benchmarks.speculation.prompts import LEAST, SHARE, Prompts, make_prompts, policy_of
 from llamahome.attention import build_policy
 from llamahome.config import EngineConfig, ModelConfig
 from llamahome.engine import Engine, SamplingParams

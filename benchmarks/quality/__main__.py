@@ -283,7 +283,7 @@ def main() -> None:
     file.write_text(json.dumps(result, indent=1) + "\n")
     console.print(f"result in {file}")
     if form is LONG:
-        from benchmarks.quality_report import write_report
+        from benchmarks.quality.report import write_report
 
         console.print(f"report in {write_report(result, REPORT)}")
     print(json.dumps(result))

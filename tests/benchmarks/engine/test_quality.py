@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import LlamaForCausalLM
 
-from benchmarks.engine_quality import mean_nll, perplexity_ratio
+from benchmarks.engine.quality import mean_nll, perplexity_ratio
 from llamahome.attention import build_policy
 from llamahome.config import EngineConfig, PolicyConfig
 from llamahome.engine import Engine

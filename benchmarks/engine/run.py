@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from benchmarks.engine_arms import Setting, flat_arms
-from benchmarks.engine_load import Latency, LoadShape
-from benchmarks.engine_measure import (
+from benchmarks.engine.arms import Setting, flat_arms
+from benchmarks.engine.load import Latency, LoadShape
+from benchmarks.engine.measure import (
     Arm,
     Clock,
     Turns,
@@ -19,7 +19,7 @@ from benchmarks.engine_measure import (
     flat_cell,
     prefill_cell,
 )
-from benchmarks.engine_results import DENSE, TENTH, Results
+from benchmarks.engine.results import DENSE, TENTH, Results
 from llamahome.config import EngineConfig
 
 CROWD = 32  # requests from which on memory is short

@@ -1,6 +1,6 @@
 """Our engine under measurement, through its public class, in a process of its own.
 
-    python -m benchmarks.engine_ours      # speaks benchmarks/peers/protocol.py; engine.py starts it
+    python -m benchmarks.engine.ours      # speaks benchmarks/peers/protocol.py; engine.py starts it
 
 Every request is submitted and read as a user's would be; a decode step is `Engine.step`, scheduling
 and sampling included.
@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.engine_load import LoadShape, poisson_load
-from benchmarks.engine_quality import perplexity_ratio
+from benchmarks.engine.load import LoadShape, poisson_load
+from benchmarks.engine.quality import perplexity_ratio
 from benchmarks.peers.protocol import Reply, serve, timed_steps
 from llamahome.attention import build_policy
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
@@ -101,7 +101,7 @@ class Ours:
         return {"slot_bytes": stats.kv_bytes, "runner": stats.runner}
 
     def load_test(self, prompts: list[list[int]], shape: dict[str, Any]) -> Reply:
-        """Latencies under Poisson arrivals, see benchmarks/engine_load.py."""
+        """Latencies under Poisson arrivals, see benchmarks/engine/load.py."""
         own = LoadShape(**shape)
         engine = self._open(own.slots, own.longest, own.longest + own.answer, queued=len(prompts))
         return {"latency": asdict(poisson_load(engine, prompts, own))}

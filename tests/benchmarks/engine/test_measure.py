@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.engine_measure import Arm, Turns, cut, decode_cell, prefill_cell
-from benchmarks.engine_peers import PeerError
+from benchmarks.engine.measure import Arm, Turns, cut, decode_cell, prefill_cell
+from benchmarks.engine.peers import PeerError
 
 IDS = list(range(10_000))
 TURNS = Turns(rounds=3, steps=4, seconds=1.0)

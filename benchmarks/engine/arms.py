@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.engine_measure import Arm
-from benchmarks.engine_peers import PEERS, Peer, PeerError, Process, environment
-from benchmarks.engine_results import DENSE, FIFTH, TENTH
+from benchmarks.engine.measure import Arm
+from benchmarks.engine.peers import PEERS, Peer, PeerError, Process, environment
+from benchmarks.engine.results import DENSE, FIFTH, TENTH
 
 ROOT = Path(__file__).parents[1]
 KVPRESS_SHARE = 0.1
@@ -65,7 +65,7 @@ def our_arm(name: str, setting: Setting, *, share: float | None, budget: int | N
         "budget": budget,
         "settings": setting.engine,
     }
-    python, arguments = Path(sys.executable), ["-m", "benchmarks.engine_ours"]
+    python, arguments = Path(sys.executable), ["-m", "benchmarks.engine.ours"]
     start = _starter(name, python, arguments, setting, {})
     return Arm(name=name, start=start, load=load, ours=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import LlamaForCausalLM
 
-from benchmarks.engine_load import LoadShape, poisson_load, replay
+from benchmarks.engine.load import LoadShape, poisson_load, replay
 from llamahome.attention import build_policy
 from llamahome.config import EngineConfig, PolicyConfig
 from llamahome.engine import Engine

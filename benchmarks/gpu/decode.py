@@ -1,6 +1,6 @@
 """Decode on a GPU: the kernels checked against torch, then timed against the memory's bandwidth.
 
-    python -m benchmarks.gpu_decode [--model llama-1b] [--batch 8] [--held 4096]
+    python -m benchmarks.gpu.decode [--model llama-1b] [--batch 8] [--held 4096]
 
 Needs torch, transformers, triton and a GPU; no Ray. A decode step must at least read every weight,
 and every key and value that its queries see, and read and write their mass: those bytes over the
@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from benchmarks.gpu_checks import check_kernels
+from benchmarks.gpu.checks import check_kernels
 from llamahome.attention import build_policy
 from llamahome.attention.kernels import decode_attend
 from llamahome.cache.plane import PlaneSlots
@@ -66,7 +66,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     if not torch.cuda.is_available():
-        print("benchmarks.gpu_decode: no GPU here; it measures nothing on a CPU", file=sys.stderr)
+        print("benchmarks.gpu.decode: no GPU here; it measures nothing on a CPU", file=sys.stderr)
         return 2
     bandwidth = copy_bandwidth()
     checks = check_kernels("cuda")

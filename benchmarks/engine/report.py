@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.engine_results import OURS, Results
+from benchmarks.engine.results import OURS, Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
