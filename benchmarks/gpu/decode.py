@@ -21,7 +21,6 @@ from dataclasses import asdict, dataclass
 
 import torch
 import transformers
-from llamahome.engine.runners.build.torch import RowInput, TorchRunner
 from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
@@ -31,7 +30,9 @@ from llamahome.attention import build_policy
 from llamahome.attention.kernels import decode_attend
 from llamahome.cache.plane import PlaneSlots
 from llamahome.config import ModelConfig, PolicyConfig
+from llamahome.engine.runners.contract import RowInput
 from llamahome.engine.runners.cuda_graphs import GraphRunner
+from llamahome.engine.runners.torch import TorchRunner
 from llamahome.models import load_model
 
 # hidden, intermediate, layers, heads, KV heads of Llama 3.2 1B and Llama 3.1 8B; weights at random.

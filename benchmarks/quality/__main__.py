@@ -42,7 +42,7 @@ from llamahome.evaluation import Evaluation, Result, measured_policies
 from llamahome.models import LoadedModel, load_model
 
 RESULTS = Path(__file__).parent / "results"
-REPORT = Path(__file__).parents[1] / "docs" / "quality.md"
+REPORT = Path(__file__).parents[2] / "docs" / "quality.md"
 DENSE = PolicyConfig(name="full", budget=None)
 DTYPE = "bfloat16"  # of the models that are measured
 Policies = list[PolicyConfig]

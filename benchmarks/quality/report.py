@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality import REPORT, interval
+from benchmarks.quality.__main__ import REPORT, interval
 
 Result = dict[str, Any]
 TARGETS: dict[str, tuple[str, str, Callable[[float], bool]]] = {

@@ -25,14 +25,14 @@ from rich.progress import track
 from rich.table import Table
 from transformers import PreTrainedModel
 
-from benchmarks.engine import machine
+from benchmarks.machine import machine
 from benchmarks.speculation.prompts import LEAST, SHARE, Prompts, make_prompts, policy_of
 from llamahome.attention import build_policy
 from llamahome.config import EngineConfig, ModelConfig
 from llamahome.engine import Engine, SamplingParams
 from llamahome.models import load_model
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 POLICIES = ("h2o", "dense")
 REQUESTS = (1, 2, 4, 8)
 

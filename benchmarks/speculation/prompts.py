@@ -12,7 +12,7 @@ from benchmarks.engine.ours import DENSE, evicting
 from llamahome.config import PolicyConfig
 from llamahome.evaluation.text import load_text
 
-QUESTIONS = Path(__file__).parents[1] / "train" / "datasets" / "wordnet_eval.jsonl"
+QUESTIONS = Path(__file__).parents[2] / "datasets" / "wordnet_eval.jsonl"
 SHARE, LEAST = 0.2, 128  # of the context that is kept; no less than two chunks
 Prompts = dict[str, list[list[int]]]
 

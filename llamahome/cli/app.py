@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from llamahome.cli import calibrate, chat, evaluate, generate, handover, harness, models
+from llamahome.cli import calibrate, chat, evaluate, generate, handover, lm_eval, models
 from llamahome.logs import configure_logging
 
 app = typer.Typer(
@@ -33,6 +33,6 @@ app.command()(chat.chat)
 app.add_typer(models.app, name="models")
 app.command()(calibrate.calibrate)
 app.command("eval", context_settings=handover.PASS_ON)(evaluate.evaluate)
-app.command("lm_eval", context_settings=handover.PASS_ON)(harness.lm_eval)
+app.command("lm_eval", context_settings=handover.PASS_ON)(lm_eval.lm_eval)
 app.command(context_settings=handover.PASS_ON)(handover.train)
 app.command(context_settings=handover.PASS_ON)(handover.serve)

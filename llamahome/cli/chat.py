@@ -9,6 +9,7 @@ import typer
 from llamahome.cli import options
 from llamahome.cli.generate import describe, stream_answer, user
 from llamahome.config import ModelConfig
+from llamahome.config.policy import policy_config
 
 if TYPE_CHECKING:
     from llamahome.engine import SamplingParams, TextEngine
@@ -37,7 +38,7 @@ def chat(
         )
         engine = TextEngine.load(
             ModelConfig(name=model, dtype=dtype),
-            options.policy_config(policy, budget, sink, recent, interval),
+            policy_config(policy, budget, sink, recent, interval),
             options.one_slot(8192),
         )
     opening = [] if system is None else [{"role": "system", "content": system}]

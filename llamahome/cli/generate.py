@@ -10,6 +10,7 @@ import typer
 
 from llamahome.cli import options
 from llamahome.config import ModelConfig
+from llamahome.config.policy import policy_config
 
 if TYPE_CHECKING:
     from llamahome.engine import SamplingParams, TextEngine, Usage
@@ -55,7 +56,7 @@ def generate(
         )
         engine = TextEngine.load(
             ModelConfig(name=model, dtype=dtype),
-            options.policy_config(policy, budget, sink, recent, interval),
+            policy_config(policy, budget, sink, recent, interval),
             options.one_slot(max_length),
         )
         ids = engine.encode(text) if raw else engine.encode_chat([user(text)])

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from llamahome.config import ConfigError, EngineConfig, ModelConfig, PolicyConfig
+from llamahome.config import ConfigError, EngineConfig, ModelConfig
 from llamahome.config.policy import CARRIED, POLICIES
 
 Model = Annotated[
@@ -38,20 +38,6 @@ TopP = Annotated[float, typer.Option(help="Nucleus sampling.")]
 Seed = Annotated[int | None, typer.Option(help="Of the sampling.")]
 
 EMBEDDED = ModelConfig().name
-
-
-def policy_config(
-    name: str, budget: int | None, sink: int, recent: int | None, interval: int | None
-) -> PolicyConfig:
-    """The policy that the flags spell; a budget alone means h2o."""
-    if name == CARRIED and budget is not None:
-        name = "h2o"
-    if name in ("full", CARRIED):
-        return PolicyConfig(name=name, budget=budget)
-    budget = 256 if budget is None else budget
-    recent = max(1, budget // 2) if recent is None else recent
-    interval = min(64, recent) if interval is None else interval
-    return PolicyConfig(name=name, budget=budget, sink=sink, recent=recent, interval=interval)
 
 
 def one_slot(max_length: int) -> EngineConfig:

@@ -138,3 +138,17 @@ class PolicyConfig:
                 name,
                 f"the model has layers L0..L{num_layers - 1} with KV heads H0..H{num_kv_heads - 1}",
             )
+
+
+def policy_config(
+    name: str, budget: int | None, sink: int, recent: int | None, interval: int | None
+) -> PolicyConfig:
+    """Build the policy that a command's options spell; a budget alone means h2o."""
+    if name == CARRIED and budget is not None:
+        name = "h2o"
+    if name in ("full", CARRIED):
+        return PolicyConfig(name=name, budget=budget)
+    budget = 256 if budget is None else budget
+    recent = max(1, budget // 2) if recent is None else recent
+    interval = min(64, recent) if interval is None else interval
+    return PolicyConfig(name=name, budget=budget, sink=sink, recent=recent, interval=interval)

@@ -2,8 +2,8 @@
 
 from llamahome.engine.engine import Engine
 from llamahome.engine.outputs import EngineStats, TokenDelta
-from llamahome.engine.text.text_stream.answer import TokenText, TopToken
-from llamahome.engine.text.text_stream.text_engine import TextDelta, TextEngine
+from llamahome.engine.text.answer import TokenText, TopToken
+from llamahome.engine.text.text_engine import TextDelta, TextEngine
 from llamahome.requests import (
     EngineError,
     Grammar,

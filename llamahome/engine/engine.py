@@ -18,7 +18,7 @@ from llamahome.engine.admission import Admission
 from llamahome.engine.outputs import EngineStats, FinishReason, TokenDelta, usage_of
 from llamahome.engine.prefixes import PrefixCache
 from llamahome.engine.runners.build import build_runner
-from llamahome.engine.runners.build.torch import Every, RowInput, StepOutput
+from llamahome.engine.runners.contract import Every, RowInput, StepOutput
 from llamahome.engine.runners.threads import one_torch_thread
 from llamahome.engine.sampling.grammar import GrammarMask
 from llamahome.engine.sampling.sampler import NOT_FINITE, Choice, SamplingState

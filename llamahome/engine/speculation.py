@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from llamahome.engine.runners.build.torch import DraftRunner, Runner, StepOutput
+from llamahome.engine.runners.contract import DraftRunner, Runner, StepOutput
 from llamahome.engine.sampling.sampler import Choice, SamplingState, choose
 from llamahome.engine.scheduler import Batch, Request
 

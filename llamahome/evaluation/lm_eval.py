@@ -17,11 +17,10 @@ from rich.progress import track
 
 from llamahome.attention import HybridAttention, build_policy
 from llamahome.cache import Slots
-from llamahome.cli import options
 from llamahome.config import ConfigError, EngineConfig, ModelConfig
-from llamahome.config.policy import CARRIED
+from llamahome.config.policy import CARRIED, policy_config
 from llamahome.engine import EngineError, SamplingParams, TextEngine
-from llamahome.engine.text.text_stream.text_engine import choose_policy
+from llamahome.engine.text.text_engine import choose_policy
 from llamahome.evaluation import continuation_score
 from llamahome.models import load_model
 
@@ -38,7 +37,7 @@ class LlamaHomeLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
 
     def __init__(
         self,
-        pretrained: str = options.EMBEDDED,
+        pretrained: str = ModelConfig().name,
         policy: str = CARRIED,
         budget: int | None = None,
         sink: int = 4,
@@ -56,7 +55,7 @@ class LlamaHomeLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
             raise ConfigError(f"--model_args: unknown {', '.join(sorted(unknown))}")
         # lm_eval asks for cuda whatever there is, unless --device says otherwise.
         place = (device or "cuda") if torch.cuda.is_available() else "cpu"
-        wanted = options.policy_config(policy, budget, sink, recent, interval)
+        wanted = policy_config(policy, budget, sink, recent, interval)
         loaded = load_model(ModelConfig(name=pretrained, dtype=dtype), device=place)
         chosen = choose_policy(wanted, loaded.policy)
         self.model, self.tokenizer = loaded.model, loaded.tokenizer

@@ -12,7 +12,7 @@ from serve.http.api import HttpSettings, build_app
 from serve.ray.backend import ServeBackend
 
 
-@serve.ray.ingress()
+@serve.ingress()
 class Api:
     """One HTTP application over the handle of the engine replicas."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.speculation import distinct, make_engine, measure
+from benchmarks.speculation.__main__ import distinct, make_engine, measure
 from llamahome.engine import Engine
 from tests.engine.random_models import random_llama, tokens_of
 

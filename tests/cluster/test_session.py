@@ -20,7 +20,7 @@ import pytest
 from cluster.session import manage_resources, ray_session
 from llamahome.config import ClusterConfig, ConfigError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

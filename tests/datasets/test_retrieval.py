@@ -6,10 +6,10 @@ import re
 from types import SimpleNamespace
 
 import pytest
-from train.datasets.retrieval import FACTS, get_custom_dataset
 from transformers import PreTrainedTokenizerFast
 
 from llamahome.config import DataConfig
+from retrieval import FACTS, get_custom_dataset
 from train.data import build_datasets
 
 DATA = DataConfig(

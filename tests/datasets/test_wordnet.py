@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from train.datasets.wordnet_topics import (
+
+import make_wordnet
+from llamahome.data import read_records
+from wordnet_topics import (
     Topic,
     as_sentence,
     is_circular,
@@ -18,9 +21,6 @@ from train.datasets.wordnet_topics import (
     parse_synset,
     read_topics,
 )
-
-from llamahome.data import read_records
-from train.datasets import make_wordnet
 
 FOLDER = Path(make_wordnet.__file__).parent
 

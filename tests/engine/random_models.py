@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from llamahome.engine.runners.build.torch import RowInput, Runner
 from torch import Tensor
 from transformers import (
     LlamaConfig,
@@ -17,6 +16,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from llamahome.engine.runners.contract import RowInput, Runner
 from llamahome.engine.runners.native import NativeRunner
 from llamahome.native import load_native
 

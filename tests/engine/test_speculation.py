@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from llamahome.engine.runners.build.torch import RowInput
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from llamahome.attention import build_policy
 from llamahome.config import EngineConfig, PolicyConfig
 from llamahome.engine import Engine, Grammar, SamplingParams, TextEngine, TokenDelta
+from llamahome.engine.runners.contract import RowInput
 from llamahome.engine.scheduler import Batch, Request
 from llamahome.engine.speculation import PromptLookup, Speculation
 from tests.engine.random_models import native, random_llama, skip_unless_here, tokens_of

@@ -10,9 +10,10 @@ from transformers import PreTrainedModel
 
 from llamahome.attention import Policy
 from llamahome.config import ConfigError, EngineConfig
-from llamahome.engine.runners.build.torch import Runner, TorchRunner, plain_model
+from llamahome.engine.runners.contract import Runner, plain_model
 from llamahome.engine.runners.native import NativeRunner
 from llamahome.engine.runners.native_model import unsupported
+from llamahome.engine.runners.torch import TorchRunner
 from llamahome.native import NativeUnavailableError
 
 logger = logging.getLogger(__name__)

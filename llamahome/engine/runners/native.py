@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from llamahome.attention import Policy
 from llamahome.cache import Slots
 from llamahome.cache.tiled import TiledPlane
-from llamahome.engine.runners.build.torch import RowInput, StepOutput, plain_model
+from llamahome.engine.runners.contract import RowInput, StepOutput, plain_model
 from llamahome.engine.runners.native_model import build_model
 from llamahome.engine.runners.threads import one_torch_thread
 from llamahome.native import load_native

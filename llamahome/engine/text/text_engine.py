@@ -18,8 +18,8 @@ from llamahome.config.policy import CARRIED
 from llamahome.engine.engine import Engine
 from llamahome.engine.outputs import EngineStats, FinishReason, TokenDelta
 from llamahome.engine.sampling.grammar import Vocabulary
+from llamahome.engine.text.answer import Answer, TokenText
 from llamahome.engine.text.text_stream import TextError
-from llamahome.engine.text.text_stream.answer import Answer, TokenText
 from llamahome.models import ModelManager, attach_adapters, load_model
 from llamahome.requests import RequestError, SamplingParams, Usage
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from llamahome.engine.runners.build.torch import RowInput, TorchRunner
 from transformers import LlamaForCausalLM
 
 from llamahome.attention import build_policy
 from llamahome.config import PolicyConfig
+from llamahome.engine.runners.contract import RowInput
 from llamahome.engine.runners.cuda_graphs import GraphRunner
+from llamahome.engine.runners.torch import TorchRunner
 from tests.policies import policy_case
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

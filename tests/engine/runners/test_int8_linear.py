@@ -6,13 +6,14 @@ import copy
 
 import pytest
 import torch
-from llamahome.engine.runners.build.torch import RowInput, TorchRunner
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from llamahome.attention import build_policy
 from llamahome.config import PolicyConfig
+from llamahome.engine.runners.contract import RowInput
 from llamahome.engine.runners.int8_linear import Int8Linear, with_int8_linears
+from llamahome.engine.runners.torch import TorchRunner
 from tests.engine.random_models import mixed_steps, random_llama, random_qwen2, tokens_of
 
 # peft 0.21 asks transformers 5.23 for a property by its old name.

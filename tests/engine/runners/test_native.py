@@ -6,7 +6,6 @@ from functools import cache
 
 import pytest
 import torch
-from llamahome.engine.runners.build.torch import RowInput, Runner, TorchRunner
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -15,7 +14,9 @@ from llamahome.cache import Slots
 from llamahome.cache.plane import PlaneSlots
 from llamahome.cache.tiled import TiledPlane
 from llamahome.config import PolicyConfig
+from llamahome.engine.runners.contract import RowInput, Runner
 from llamahome.engine.runners.native_model import unsupported
+from llamahome.engine.runners.torch import TorchRunner
 from tests.engine.random_models import (
     mixed_steps,
     native,

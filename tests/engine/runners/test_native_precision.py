@@ -7,12 +7,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from llamahome.engine.runners.build.torch import RowInput, Runner, TorchRunner
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llamahome.attention import build_policy
 from llamahome.config import PolicyConfig
+from llamahome.engine.runners.contract import RowInput, Runner
+from llamahome.engine.runners.torch import TorchRunner
 from tests.engine.random_models import (
     mixed_steps,
     native,

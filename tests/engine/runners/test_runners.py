@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from llamahome.engine.runners.build.torch import RowInput, Runner, TorchRunner
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -18,7 +17,9 @@ from transformers import PreTrainedModel
 from llamahome.attention import build_policy
 from llamahome.config import ConfigError, EngineConfig, PolicyConfig
 from llamahome.engine.runners.build import build_runner
+from llamahome.engine.runners.contract import RowInput, Runner
 from llamahome.engine.runners.native import NativeRunner
+from llamahome.engine.runners.torch import TorchRunner
 from llamahome.models import attach_adapters, merge_adapter
 from tests.engine.random_models import native, random_llama, tokens_of
 

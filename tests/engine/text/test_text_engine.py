@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from llamahome.engine.text.text_stream.text_engine import choose_policy
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
 from llamahome.engine import Grammar, RequestError, SamplingParams, TextDelta, TextEngine
+from llamahome.engine.text.text_engine import choose_policy
 from llamahome.models import write_policy
 
 POLICY = PolicyConfig(budget=40, sink=4, recent=20, interval=16)

@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 
 from llamahome.attention import HybridAttention, build_policy
 from llamahome.config import PolicyConfig
-from llamahome.evaluation.tasks import perplexity
+from llamahome.evaluation import perplexity
 
 FULL = PolicyConfig(name="full", budget=None, interval=16)
 
