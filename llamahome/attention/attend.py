@@ -19,8 +19,9 @@ def attend(
     *,
     counted: Tensor | None,
     group: str = "sum",
+    bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Scaled dot-product attention, and the probability mass per key.
+    """Compute scaled dot-product attention, and the probability mass per key.
 
     Args:
         query: (B, H, T, D).
@@ -31,16 +32,22 @@ def attend(
         counted: broadcastable to (B, T): weight of each query's probabilities in the mass. None
             asks for no mass, which lets torch's fused kernel do the work.
         group: `sum` or `max` of the probabilities over the query heads of a KV group.
+        bias: (B, G, S), added to the logits of each key, for all queries.
 
     Returns:
         Output (B, H, T, D), and mass (B, G, S) in float32 or wider, without gradient.
     """
     if counted is None:
+        shown = visible.unsqueeze(-3)
+        if bias is not None:
+            # One row of the mask for each query head: (B, H, T, S).
+            per_head = bias.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+            shown = per_head.unsqueeze(-2).masked_fill(~shown, float("-inf")).to(query.dtype)
         out = F.scaled_dot_product_attention(
             query,
             key,
             value,
-            attn_mask=visible.unsqueeze(-3),
+            attn_mask=shown,
             scale=scaling,
             enable_gqa=query.shape[1] != key.shape[1],
         )
@@ -51,6 +58,8 @@ def attend(
     grouped = query.reshape(batch, groups, -1, dim)
     logits = torch.matmul(grouped, key.transpose(-1, -2)) * scaling
     logits = logits.view(batch, groups, heads // groups, queries, keys)
+    if bias is not None:
+        logits = logits + bias[:, :, None, None].to(logits.dtype)
     hidden = ~visible.unsqueeze(-3).unsqueeze(-3)
     logits = logits.masked_fill(hidden, torch.finfo(logits.dtype).min)
     wide = torch.promote_types(query.dtype, torch.float32)

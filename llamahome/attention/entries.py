@@ -17,6 +17,7 @@ class Entries:
         positions: (B, G, S), int64, of the token in its sequence.
         layer_idx: of the layer.
         heads: which of the layer's KV heads these are, G of them.
+        features: (B, G, S) float32, as the policy's scorer wrote them; None where it writes none.
     """
 
     keys: Tensor
@@ -25,6 +26,7 @@ class Entries:
     positions: Tensor
     layer_idx: int
     heads: tuple[int, ...]
+    features: Tensor | None = None
 
     @property
     def ages(self) -> Tensor:
@@ -41,4 +43,5 @@ class Entries:
             positions=self.positions.gather(2, index),
             layer_idx=self.layer_idx,
             heads=self.heads,
+            features=None if self.features is None else self.features.gather(2, index),
         )

@@ -1,6 +1,7 @@
 """The chunk walk: attention of some KV heads over a whole sequence under one budget.
 
-Axes: B batch, H query heads, G KV heads, N tokens, T tokens of a chunk, S keys, D head_dim.
+Axes: B batch, H query heads, G KV heads, N tokens, T tokens of a chunk, S keys, K kept keys,
+D head_dim.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from llamahome.attention.rotary import Rotary
 
 @dataclass(frozen=True, kw_only=True)
 class Walk:
-    """What a walk depends on beside the tensors.
+    """Everything that a walk depends on except the tensors.
 
     Attributes:
         policy: of one budget, which every head of the walk keeps.
@@ -37,7 +38,7 @@ class Walk:
     rotary: Rotary | None
 
     def dense(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Causal attention without eviction: (B, H, N, D)."""
+        """Compute causal attention without eviction: (B, H, N, D)."""
         if self.rotary is not None:
             positions = torch.arange(query.shape[2], device=query.device)[None]
             query, key = self.rotary(query, positions), self.rotary(key, positions)
@@ -51,13 +52,36 @@ class Walk:
         )
 
     def chunks(self, length: int) -> Iterator[slice]:
+        """Yield the chunks of a sequence, the last of which may be shorter."""
         for start in range(0, length, self.policy.interval):
             yield slice(start, min(start + self.policy.interval, length))
 
+    def features(self, key: Tensor, value: Tensor) -> Tensor | None:
+        """Compute the features of all entries, (B, G, N), with gradient to the scorer's weights.
+
+        The model learns nothing through them: keys and values are detached.
+        """
+        scorer = self.policy.scorer
+        if scorer is None or scorer.features is None:
+            return None
+        return scorer.features(self._entries(key.detach(), value.detach(), start=0))
+
     def attend_chunk(
-        self, query: Tensor, key: Tensor, value: Tensor, *, with_mass: bool
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        with_mass: bool,
+        bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """A chunk's queries (B, H, T, D) over what is held, the chunk itself last: (B, G, S, D)."""
+        """Attend with a chunk's queries (B, H, T, D) to what is held: (B, G, S, D).
+
+        Args:
+            key, value: kept entries first, then the chunk itself.
+            with_mass: whether to return the mass that the policy asks for.
+            bias: (B, G, K), added to the logits of the kept entries.
+        """
         queries, keys = query.shape[2], key.shape[2]
         offsets = torch.arange(queries, device=query.device)
         seen = torch.arange(keys, device=query.device)
@@ -74,22 +98,29 @@ class Walk:
             self.scaling,
             counted=None if mass is None else mass.at(offsets)[None],
             group="sum" if mass is None else mass.group,
+            bias=None if bias is None else F.pad(bias, (0, queries)),
         )
 
     @torch.no_grad()
-    def run(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def run(
+        self, query: Tensor, key: Tensor, value: Tensor, features: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """Walk the sequence.
+
+        Args:
+            features: (B, G, N), what `features` computes; None for a policy without.
 
         Returns:
             The output (B, H, N, D), and for each chunk the positions that were kept from before
             it, (B, G, K) with K at most the budget.
         """
         length = query.shape[2]
-        held = self._nothing_yet(key, value)
+        whole = self._entries(key, value, start=0, features=features)
+        held = _part(whole, slice(0, 0))
         outputs, kept = [], []
         for chunk in self.chunks(length):
             kept.append(held.positions)
-            held = self._append(held, key[:, :, chunk], value[:, :, chunk], chunk.start)
+            held = _joined(held, _part(whole, chunk))
             out, mass = self.attend_chunk(
                 query[:, :, chunk], held.keys, held.values, with_mass=True
             )
@@ -98,27 +129,27 @@ class Walk:
                 held = self._compact(held, mass, chunk.stop)
         return torch.cat(outputs, dim=2), kept
 
-    def _nothing_yet(self, key: Tensor, value: Tensor) -> Entries:
+    def surrogate(self, features: Tensor, positions: Tensor, start: int) -> Tensor | None:
+        """Compute the scorer's surrogate for entries kept at `start`: (B, G, K) both."""
+        scorer = self.policy.scorer
+        if scorer is None or scorer.surrogate is None:
+            return None
+        return scorer.surrogate(features, start - positions)
+
+    def _entries(
+        self, key: Tensor, value: Tensor, *, start: int, features: Tensor | None = None
+    ) -> Entries:
+        """Wrap the keys and values of consecutive tokens, (B, G, N, D), that have no mass yet."""
         wide = torch.promote_types(key.dtype, torch.float32)
-        none = key[:, :, :0, 0]
+        positions = torch.arange(start, start + key.shape[2], device=key.device)
         return Entries(
-            keys=key[:, :, :0],
-            values=value[:, :, :0],
-            mass=none.to(wide),
-            positions=none.to(torch.int64),
+            keys=key,
+            values=value,
+            mass=torch.zeros(key.shape[:3], dtype=wide, device=key.device),
+            positions=positions.expand(key.shape[:3]),
             layer_idx=self.layer_idx,
             heads=self.heads,
-        )
-
-    def _append(self, held: Entries, key: Tensor, value: Tensor, start: int) -> Entries:
-        batch, groups, tokens, _ = key.shape
-        positions = torch.arange(start, start + tokens, device=key.device)
-        return replace(
-            held,
-            keys=torch.cat([held.keys, key], dim=2),
-            values=torch.cat([held.values, value], dim=2),
-            mass=F.pad(held.mass, (0, tokens)),
-            positions=torch.cat([held.positions, positions.expand(batch, groups, -1)], dim=2),
+            features=features,
         )
 
     def _compact(self, held: Entries, mass: Tensor | None, length: int) -> Entries:
@@ -131,49 +162,88 @@ class Walk:
         return held
 
 
-def walk_with_gradients(query: Tensor, key: Tensor, value: Tensor, walk: Walk) -> Tensor:
-    """`walk.run`'s output, differentiable once, each chunk computed again on the way back.
+def _part(entries: Entries, part: slice) -> Entries:
+    return replace(
+        entries,
+        keys=entries.keys[:, :, part],
+        values=entries.values[:, :, part],
+        mass=entries.mass[:, :, part],
+        positions=entries.positions[:, :, part],
+        features=None if entries.features is None else entries.features[:, :, part],
+    )
 
-    Which positions stay is decided going forward, without gradient. Nothing but the inputs and
-    those positions is kept for the backward pass, so beside them memory is that of one chunk:
-    interval x (budget + interval) probabilities a head, however long the sequence.
+
+def _joined(held: Entries, new: Entries) -> Entries:
+    features = None
+    if held.features is not None and new.features is not None:
+        features = torch.cat([held.features, new.features], dim=2)
+    return replace(
+        held,
+        keys=torch.cat([held.keys, new.keys], dim=2),
+        values=torch.cat([held.values, new.values], dim=2),
+        mass=torch.cat([held.mass, new.mass], dim=2),
+        positions=torch.cat([held.positions, new.positions], dim=2),
+        features=features,
+    )
+
+
+def walk_with_gradients(query: Tensor, key: Tensor, value: Tensor, walk: Walk) -> Tensor:
+    """Return `walk.run`'s output, differentiable once; each chunk is recomputed on the way back.
+
+    Which positions stay is decided going forward, without gradient; weights of the policy have the
+    gradient of its surrogate. Only the inputs and those positions are saved for the backward pass,
+    so memory beyond them is that of one chunk: interval x (budget + interval) probabilities a head,
+    however long the sequence.
     """
-    out: Tensor = _ChunkCheckpoint.apply(query, key, value, walk)  # type: ignore[no-untyped-call]
+    out: Tensor = _ChunkCheckpoint.apply(  # type: ignore[no-untyped-call]
+        query, key, value, walk.features(key, value), walk
+    )
     return out
 
 
 class _ChunkCheckpoint(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, walk: Walk) -> Tensor:
-        out, kept = walk.run(query, key, value)
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, features: Tensor | None, walk: Walk
+    ) -> Tensor:
+        out, kept = walk.run(query, key, value, features)
         ctx.walk = walk
         # Positions in 32 bits: there are N / interval x budget of them for each head.
-        ctx.save_for_backward(query, key, value, *(positions.int() for positions in kept))
+        ctx.save_for_backward(query, key, value, features, *(p.int() for p in kept))
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        query, key, value, *kept = ctx.saved_tensors
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, None]:
+        query, key, value, features, *kept = ctx.saved_tensors
         walk: Walk = ctx.walk
         # A key takes gradients from many chunks: they add up in at least 32 bits.
         wide = torch.promote_types(key.dtype, torch.float32)
         query_grad = torch.empty_like(query)
         key_grad = torch.zeros_like(key, dtype=wide)
         value_grad = torch.zeros_like(value, dtype=wide)
+        feature_grad: Any = None if features is None else torch.zeros_like(features)
         for chunk, positions in zip(walk.chunks(query.shape[2]), kept, strict=True):
-            index = positions.long().unsqueeze(-1).expand(-1, -1, -1, key.shape[-1])
+            place = positions.long()
+            index = place.unsqueeze(-1).expand(-1, -1, -1, key.shape[-1])
             parts = [
                 query[:, :, chunk],
                 torch.cat([key.gather(2, index), key[:, :, chunk]], dim=2),
                 torch.cat([value.gather(2, index), value[:, :, chunk]], dim=2),
             ]
+            own = None if features is None else features.gather(2, place).requires_grad_()
             with torch.enable_grad():
                 leaves = [part.detach().requires_grad_() for part in parts]
-                out, _ = walk.attend_chunk(*leaves, with_mass=False)
-            of_query, of_key, of_value = torch.autograd.grad(out, leaves, grad_out[:, :, chunk])
+                bias = None if own is None else walk.surrogate(own, place, chunk.start)
+                out, _ = walk.attend_chunk(*leaves, with_mass=False, bias=bias)
+            wanted = leaves if bias is None or own is None else [*leaves, own]
+            of_query, of_key, of_value, *of_features = torch.autograd.grad(
+                out, wanted, grad_out[:, :, chunk]
+            )
             query_grad[:, :, chunk] = of_query
             count = index.shape[2]
             for total, part in ((key_grad, of_key), (value_grad, of_value)):
                 total.scatter_add_(2, index, part[:, :, :count].to(wide))
                 total[:, :, chunk] += part[:, :, count:]
-        return query_grad, key_grad.to(key.dtype), value_grad.to(value.dtype), None
+            for part in of_features:
+                feature_grad.scatter_add_(2, place, part)
+        return query_grad, key_grad.to(key.dtype), value_grad.to(value.dtype), feature_grad, None

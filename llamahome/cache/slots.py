@@ -291,7 +291,7 @@ class Slots:
             alike[id(policy), held].append(row)
         for (key, count), same in alike.items():
             policy = policies[key]
-            if policy.score is None:
+            if policy.scorer is None:
                 continue
             index = torch.tensor(same, device=self.device)
             kept = policy.kept(count)

@@ -102,10 +102,10 @@ class TiledPlane:
     def compact(
         self, rows: Tensor, count: int, policy: Policy, lengths: Tensor, sinks: Tensor
     ) -> None:
-        assert policy.score is not None
+        assert policy.scorer is not None
         assert policy.config.budget is not None
         entries = _TiledEntries(self, rows, count)
-        scores = policy.score(entries, policy.config).double()
+        scores = policy.scorer.score(entries).double()
         self.model.compact(
             self.shape.layer_idx,
             self.shape.index,

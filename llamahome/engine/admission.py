@@ -119,7 +119,7 @@ class Admission:
         policy = self.policy(params)
         slots = self._slots
         held = [budget for budget in slots.budgets if budget is not None]
-        if policy is not None and policy.score is None and held:
+        if policy is not None and policy.scorer is None and held:
             room = min(held) + slots.policy.interval
             if length > room:
                 raise RequestError(

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llamahome.attention import Entries, HybridAttention, Rotary, build_policy
-from llamahome.attention.policies import SCORERS
+from llamahome.attention.policies import BUILDERS
 from llamahome.attention.reference import Head, Score, reference
 from llamahome.attention.walk import Walk
 from llamahome.config import PolicyConfig
@@ -79,7 +79,7 @@ def score_of(case: str, config: PolicyConfig, key: Tensor, value: Tensor) -> Sco
             layer_idx=0,
             heads=(head.index,),
         )
-        return float(SCORERS["random"].score(entries, config))
+        return float(BUILDERS["random"](config, None).score(entries))
 
     scores: dict[str, Callable[[Head, int], float]] = {
         "h2o_decay": lambda head, s: decayed(sums(head, s), 7),
@@ -166,7 +166,7 @@ def test_policies_keep_different_keys() -> None:
 
 def test_every_policy_is_in_the_matrix() -> None:
     names = {policy_case(case).name for case in CASES}
-    assert names == set(SCORERS) == set(POLICIES) - {"full"}
+    assert names == set(BUILDERS) == set(POLICIES) - {"full"}
 
 
 def test_random_depends_on_seed_layer_and_head_alone() -> None:
