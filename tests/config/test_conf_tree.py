@@ -179,7 +179,7 @@ def test_environment_gives_the_api_key_and_the_command_line_wins(monkeypatch):
 def test_every_key_is_read_somewhere():
     read = {
         node.attr
-        for folder in ("llamahome", "train", "serve")
+        for folder in ("llamahome", "cluster", "train", "serve")
         for path in (ROOT / folder).rglob("*.py")
         if path.parent != ROOT / "llamahome" / "config"
         for node in ast.walk(ast.parse(path.read_text()))

@@ -358,7 +358,7 @@ def test_files_resolve_against_the_working_directory_then_the_repository(
     assert resolved.train_file == str(REPOSITORY / shipped.train_file)
     assert resolved.eval_file == str(tmp_path.resolve() / "mine.jsonl")
     assert resolve_files(resolved) == resolved
-    (tmp_path / "train" / "datasets").mkdir(parents=True)
+    (tmp_path / "datasets").mkdir()
     (tmp_path / shipped.train_file).write_text(json.dumps({}))
     assert resolve_files(shipped).train_file == str(tmp_path.resolve() / shipped.train_file)
 
