@@ -81,7 +81,7 @@ class Policy:
         return max_length if budget is None else min(budget + self.interval, max_length)
 
     def evicts(self, length: int) -> bool:
-        """Tell whether a sequence of `length` tokens loses entries before its last attends."""
+        """Return whether a sequence of `length` tokens loses entries before its last attends."""
         complete = (length - 1) // self.interval * self.interval
         return self.kept(complete) < complete
 

@@ -73,7 +73,9 @@ def _measure(root: EvalRoot) -> tuple[list[Result], Path]:
         if root.eval.output is None
         else Path(root.eval.output).expanduser()
     )
-    policies = measured_policies(root.policy, root.eval, loaded.policy)
+    policies = measured_policies(
+        root.policy, root.eval, None if loaded.policy is None else loaded.policy.config
+    )
     evaluation = Evaluation(loaded, name, policies, root.eval, output)
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True) as bar:

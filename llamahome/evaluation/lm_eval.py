@@ -20,7 +20,6 @@ from llamahome.cache import Slots
 from llamahome.config import ConfigError, EngineConfig, ModelConfig
 from llamahome.config.policy import CARRIED, policy_config
 from llamahome.engine import EngineError, SamplingParams, TextEngine
-from llamahome.engine.text.text_engine import choose_policy
 from llamahome.evaluation import continuation_score
 from llamahome.models import load_model
 
@@ -57,7 +56,7 @@ class LlamaHomeLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         place = (device or "cuda") if torch.cuda.is_available() else "cpu"
         wanted = policy_config(policy, budget, sink, recent, interval)
         loaded = load_model(ModelConfig(name=pretrained, dtype=dtype), device=place)
-        chosen = choose_policy(wanted, loaded.policy)
+        chosen = loaded.policy_for(wanted).config
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
         context: int = self.model.config.max_position_embeddings
         self.max_length = min(max_length or context, context)

@@ -18,6 +18,7 @@ from llamahome.models.policy_io import (
     read_policy,
     write_adapter_policy,
     write_policy,
+    write_policy_weights,
 )
 
 __all__ = [
@@ -38,4 +39,5 @@ __all__ = [
     "write_adapter_policy",
     "write_checksums",
     "write_policy",
+    "write_policy_weights",
 ]

@@ -74,7 +74,8 @@ def describe_folder(
     config = read_config(chain[-1])
     text = config.get_text_config(decoder=True)
     weights = read_weight_headers(chain[-1])
-    policy = carried_policy(chain)
+    carried = carried_policy(chain)
+    policy = None if carried is None else carried[0]
     heads: int = text.num_attention_heads
     kv_heads: int = getattr(text, "num_key_value_heads", None) or heads
     head_dim: int = getattr(text, "head_dim", None) or text.hidden_size // heads
@@ -110,12 +111,13 @@ def read_config(folder: Path) -> PreTrainedConfig:
     return config
 
 
-def carried_policy(chain: list[Path]) -> PolicyConfig | None:
-    """The policy of the uppermost folder of an `adapter_chain` that carries one."""
+def carried_policy(chain: list[Path]) -> tuple[PolicyConfig, Path] | None:
+    """Return the policy of the uppermost folder of an `adapter_chain` that carries one, with it."""
     adapters, base = chain[:-1], chain[-1]
     policies = [read_adapter_policy(folder) for folder in adapters]
     policies.append(read_policy(read_config(base)))
-    return next((policy for policy in policies if policy is not None), None)
+    found = zip(policies, chain, strict=True)
+    return next(((policy, folder) for policy, folder in found if policy is not None), None)
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 # Weights as safetensors only: *.bin, *.pt and *.pth are pickles, and a pickle can run code.
 WANTED = ["model*.safetensors", "adapter_model.safetensors", "*.json", "*.jinja", "*.txt"]
-WANTED += ["tokenizer.model", "LICENSE*"]
+WANTED += ["policy.safetensors", "tokenizer.model", "LICENSE*"]
 SUBFOLDERS = "*/*"
 
 

@@ -17,24 +17,62 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from llamahome.config import ModelConfig, PolicyConfig
+from llamahome.attention import Policy, build_policy
+from llamahome.config import ConfigError, ModelConfig, PolicyConfig
+from llamahome.config.policy import CARRIED
 from llamahome.models.adapters import adapter_chain, merge_adapter
 from llamahome.models.describe import carried_policy, read_config, weight_files
 from llamahome.models.errors import ModelCorruptError, ModelError
 from llamahome.models.manager import ModelManager
-from llamahome.models.policy_io import write_policy
+from llamahome.models.policy_io import load_policy, write_policy
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in eval mode, its tokenizer (with a pad token), its folder and what it carries."""
+    """A model in eval mode, with all that came with it.
+
+    Attributes:
+        tokenizer: with a pad token.
+        path: folder that the name led to.
+        policy: that the checkpoint carries, with its weights.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     path: Path
-    policy: PolicyConfig | None
+    policy: Policy | None
+
+    def policy_for(self, wanted: PolicyConfig, *, new_weights: bool = False) -> Policy:
+        """Build the policy that is asked for; `carried` is the checkpoint's own, or the default.
+
+        Weights come from the checkpoint, whatever numbers are asked for with them.
+
+        Args:
+            new_weights: whether a policy may begin with weights of its own, as in a training run,
+                where the checkpoint brings none for it.
+
+        Raises:
+            ConfigError: for a policy whose weights the checkpoint does not bring.
+        """
+        carried = self.policy
+        if wanted.name == CARRIED:
+            if carried is not None:
+                return carried
+            logger.info("the model carries no policy; serving under %s", PolicyConfig())
+            return build_policy(PolicyConfig(), self.model)
+        if carried is not None and carried.config != wanted and not new_weights:
+            logger.warning("using %s; the model was trained under %s", wanted, carried.config)
+        if carried is not None and carried.weights and carried.config.name == wanted.name:
+            return build_policy(wanted, self.model, carried.weights.state_dict())
+        built = build_policy(wanted, self.model)
+        if built.weights is not None and not new_weights:
+            raise ConfigError(
+                f"policy.name={wanted.name!r} has weights, and {self.path} carries none for it; "
+                "train under it first, or choose another policy"
+            )
+        return built
 
 
 def load_model(
@@ -43,13 +81,14 @@ def load_model(
     device: str | torch.device = "cpu",
     manager: ModelManager | None = None,
 ) -> LoadedModel:
-    """Find, check and load a model; adapters are merged into their base.
+    """Find, check and load a model with its policy; adapters are merged into their base.
 
     Raises:
         ModelNotFoundError: when the name leads nowhere.
         ModelCorruptError: when weights are damaged or incomplete.
         ModelError: for a model that is no decoder with transformers' attention interface, or has
             no safetensors or no fast tokenizer.
+        PolicyFormatError: for a policy that cannot be read.
     """
     manager = manager or ModelManager()
     folder = manager.resolve(model.name, model.revision)
@@ -57,11 +96,13 @@ def load_model(
     loaded = _load_weights(chain[-1], _dtype(model.dtype, torch.device(device)))
     for adapter in reversed(chain[:-1]):
         loaded = merge_adapter(loaded, adapter)
-    policy = carried_policy(chain)
-    if policy is not None:
-        write_policy(loaded.config, policy)
-    logger.info("loaded %s from %s, policy %s", model.name, folder, policy)
     loaded.to(device)  # type: ignore[arg-type]  # transformers' decorator hides `self`
+    policy, carried = None, carried_policy(chain)
+    if carried is not None:
+        config, place = carried
+        write_policy(loaded.config, config)
+        policy = load_policy(place, config, loaded)
+    logger.info("loaded %s from %s, policy %s", model.name, folder, policy and policy.config)
     return LoadedModel(loaded.eval(), _load_tokenizer(chain), folder, policy)
 
 

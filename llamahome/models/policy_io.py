@@ -1,9 +1,10 @@
-"""A checkpoint carries the policy it was trained under.
+"""The policy that a checkpoint carries: the one it was trained under.
 
-In config.json, as `{"llamahome": {"format": 1, "policy": {...}}}`: transformers keeps keys it does
-not know, so the policy survives `save_pretrained` and `from_pretrained` and the folder stays a
-plain one. A folder that holds only an adapter has the same value in `llamahome.json`: with a
-config.json transformers would take it for a whole model, and PEFT's own config takes no other keys.
+Its numbers are in config.json, as `{"llamahome": {"format": 1, "policy": {...}}}`: transformers
+keeps keys that it does not know, so the policy survives `save_pretrained` and `from_pretrained`,
+and the folder stays a plain one. A folder that holds only an adapter has the same value in
+`llamahome.json`: with a config.json transformers would take it for a whole model, and PEFT's own
+config takes no other keys. Weights of the policy, if it has any, are in `policy.safetensors`.
 """
 
 from __future__ import annotations
@@ -14,14 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from transformers import PreTrainedConfig
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from llamahome.attention import Policy, build_policy
 from llamahome.config import ConfigError, PolicyConfig, load_config
 from llamahome.config.policy import CARRIED
 from llamahome.models.errors import PolicyFormatError
 
 KEY = "llamahome"
 ADAPTER_POLICY = "llamahome.json"
+POLICY_WEIGHTS = "policy.safetensors"
 FORMAT = 1
 
 
@@ -31,7 +37,7 @@ def write_policy(config: PreTrainedConfig, policy: PolicyConfig) -> None:
 
 
 def read_policy(config: PreTrainedConfig) -> PolicyConfig | None:
-    """The policy that `config` carries; None when it carries none.
+    """Return the policy that `config` carries, if any.
 
     Raises:
         PolicyFormatError: for a format other than this version's, or a policy it cannot read.
@@ -41,12 +47,12 @@ def read_policy(config: PreTrainedConfig) -> PolicyConfig | None:
 
 
 def write_adapter_policy(folder: Path, policy: PolicyConfig) -> None:
-    """Let the adapter saved in `folder` carry `policy`."""
+    """Write `policy` into the folder of an adapter."""
     (folder / ADAPTER_POLICY).write_text(json.dumps(_encode(policy), indent=2) + "\n")
 
 
 def read_adapter_policy(folder: Path) -> PolicyConfig | None:
-    """The policy that the adapter in `folder` carries; None when it carries none.
+    """Return the policy that the adapter in `folder` carries, if any.
 
     Raises:
         PolicyFormatError: as `read_policy`.
@@ -59,6 +65,34 @@ def read_adapter_policy(folder: Path) -> PolicyConfig | None:
     except ValueError as error:
         raise PolicyFormatError(f"{file} is no JSON: {error}") from error
     return _decode(carried, str(file))
+
+
+def write_policy_weights(folder: Path, weights: dict[str, Tensor]) -> None:
+    """Write the weights of the policy that `folder` carries."""
+    tensors = {name: tensor.detach().contiguous() for name, tensor in weights.items()}
+    save_file(tensors, folder / POLICY_WEIGHTS)
+
+
+def load_policy(folder: Path, policy: PolicyConfig, model: PreTrainedModel) -> Policy:
+    """Build the policy that `folder` carries, with its weights.
+
+    Raises:
+        PolicyFormatError: for weights that are missing, damaged, or not this policy's.
+    """
+    file = folder / POLICY_WEIGHTS
+    try:
+        weights = load_file(file) if file.is_file() else None
+        built = build_policy(policy, model, weights)
+    except SafetensorError as error:
+        raise PolicyFormatError(f"{file} is damaged ({error}); get the model again") from error
+    except ConfigError as error:
+        raise PolicyFormatError(f"{folder}: {error}; export the model again") from error
+    if built.weights is not None and weights is None:
+        raise PolicyFormatError(
+            f"{folder} has no {POLICY_WEIGHTS}, which policy.name={policy.name!r} needs; export "
+            "the model again"
+        )
+    return built
 
 
 def _encode(policy: PolicyConfig) -> dict[str, Any]:

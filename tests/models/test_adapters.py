@@ -60,7 +60,8 @@ def test_an_adapter_folder_carries_its_policy(
     adapter_folder: Path, manager: ModelManager, tmp_path: Path
 ) -> None:
     loaded = load_model(ModelConfig(name=str(adapter_folder)), manager=manager)
-    assert loaded.policy == POLICY
+    assert loaded.policy is not None
+    assert loaded.policy.config == POLICY
     assert manager.describe(str(adapter_folder)).policy == POLICY
     loaded.model.save_pretrained(tmp_path / "merged")
     assert manager.describe(str(tmp_path / "merged")).policy == POLICY
@@ -81,7 +82,9 @@ def test_an_adapter_without_policy_takes_its_bases(
     assert load_model(ModelConfig(name=str(adapter_folder)), manager=manager).policy is None
     write_policy(tiny_llama.config, POLICY)
     tiny_llama.config.save_pretrained(tiny_folder)
-    assert load_model(ModelConfig(name=str(adapter_folder)), manager=manager).policy == POLICY
+    carried = load_model(ModelConfig(name=str(adapter_folder)), manager=manager).policy
+    assert carried is not None
+    assert carried.config == POLICY
 
 
 def test_an_adapter_on_a_run_finds_the_run_by_name(

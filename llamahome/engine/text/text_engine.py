@@ -14,7 +14,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from llamahome.attention import build_policy
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
-from llamahome.config.policy import CARRIED
 from llamahome.engine.engine import Engine
 from llamahome.engine.outputs import EngineStats, FinishReason, TokenDelta
 from llamahome.engine.sampling.grammar import Vocabulary
@@ -80,7 +79,7 @@ class TextEngine:
             torch.set_num_threads(config.num_threads)
         manager = manager or ModelManager()
         loaded = load_model(model, device=_device(config.device), manager=manager)
-        chosen = choose_policy(policy, loaded.policy)
+        chosen = loaded.policy_for(policy).config
         if config.weights == "auto" and model.dtype != "auto":
             config = replace(config, weights="fp32")  # 8 bits are not what was asked for
         folders = {name: manager.resolve(source) for name, source in config.adapters.items()}
@@ -227,21 +226,6 @@ def _to_embedding(delta: TokenDelta) -> TextDelta:
         usage=delta.usage,
         error=delta.error,
     )
-
-
-def choose_policy(wanted: PolicyConfig, carried: PolicyConfig | None) -> PolicyConfig:
-    """The policy to serve under: the one asked for, or for `carried` the checkpoint's own."""
-    if wanted.name != CARRIED:
-        if carried is not None and carried != wanted:
-            logger.warning(
-                "serving under %s, though the model was trained under %s", wanted, carried
-            )
-        return wanted
-    if carried is None:
-        fallback = PolicyConfig()
-        logger.info("the model carries no policy; serving under %s", fallback)
-        return fallback
-    return carried
 
 
 def _device(name: str) -> str:

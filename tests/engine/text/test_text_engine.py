@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,6 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
 from llamahome.engine import Grammar, RequestError, SamplingParams, TextDelta, TextEngine
-from llamahome.engine.text.text_engine import choose_policy
 from llamahome.models import write_policy
 
 POLICY = PolicyConfig(budget=40, sink=4, recent=20, interval=16)
@@ -99,17 +97,6 @@ def test_the_context_is_cut_to_the_models(tiny_folder: Path) -> None:
     config = EngineConfig(slots=1, max_length=1_000_000, device="cpu")
     engine = TextEngine.load(ModelConfig(name=str(tiny_folder)), POLICY, config)
     assert engine.max_length == 2048
-
-
-def test_a_policy_that_is_asked_for_wins(caplog: pytest.LogCaptureFixture) -> None:
-    other = PolicyConfig(name="window", budget=64, recent=32, interval=16)
-    with caplog.at_level(logging.WARNING, logger="llamahome"):
-        assert choose_policy(other, POLICY) == other
-    assert "trained under" in caplog.text
-
-
-def test_without_a_carried_policy_the_default_serves() -> None:
-    assert choose_policy(CARRIED, None) == PolicyConfig()
 
 
 @pytest.mark.parametrize("question", ["hi", "all of it?", ""])
