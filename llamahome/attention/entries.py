@@ -1,4 +1,4 @@
-"""What a KV cache holds. Axes: B batch, G KV heads, S keys, D head_dim."""
+"""Entries of a KV cache. Axes: B batch, G KV heads, S keys, D head_dim."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Entries:
-    """What some KV heads of one layer hold, oldest first.
+    """Entries that some KV heads of one layer hold, oldest first.
 
     Attributes:
         keys, values: (B, G, S, D), keys as the cache stores them.
@@ -30,11 +30,11 @@ class Entries:
 
     @property
     def ages(self) -> Tensor:
-        """Queries that could see each key, its own included: (B, G, S)."""
+        """Number of queries that could see each key, its own included: (B, G, S)."""
         return self.positions[..., -1:] + 1 - self.positions
 
     def take(self, index: Tensor) -> Entries:
-        """The entries at `index` (B, G, K)."""
+        """Return the entries at `index` (B, G, K)."""
         wide = index.unsqueeze(-1).expand(-1, -1, -1, self.keys.shape[-1])
         return Entries(
             keys=self.keys.gather(2, wide),

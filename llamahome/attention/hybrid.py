@@ -1,7 +1,7 @@
 """Hybrid attention over a whole sequence, and its place in transformers.
 
-Time is cut into chunks of `interval` tokens. A query sees what the policy kept of earlier chunks
-and, causally, its own chunk.
+Time is cut into chunks of `interval` tokens. A query sees the entries that the policy kept from
+earlier chunks and, causally, its own chunk.
 
 Axes: B batch, H query heads, G KV heads, N tokens, D head_dim.
 """
@@ -23,14 +23,14 @@ NAME = "hybrid"
 
 
 class Attender(Protocol):
-    """What a model's forward is given as `hybrid=`: it does the attention of every layer."""
+    """Argument `hybrid=` of a model's forward: it computes the attention of every layer."""
 
     policy: Policy
 
     def attend(
         self, layer_idx: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
-        """Attention output (B, H, T, D) of layer `layer_idx`."""
+        """Compute the attention output (B, H, T, D) of layer `layer_idx`."""
         ...
 
 
@@ -41,13 +41,13 @@ class HybridAttention:
         attention.attach(model)
         model(ids, position_ids=attention.position_ids(ids), use_cache=False, hybrid=attention)
 
-    Which keys stay is decided without gradient; what is kept has its own. Batches are padded on
-    the right: padded queries come last, so nothing real ever depends on them.
+    Selection has no gradient; the keys and values that stay have theirs. Batches are padded on the
+    right: padded queries come last, so nothing real ever depends on them.
 
     Args:
-        policy: which keys stay.
+        policy: decides which keys stay.
         model: the one it will attend for, in which patterns, pyramids and rolling positions find
-            their layers and frequencies. Policies without these can do without.
+            their layers and frequencies. Other policies do not need it.
 
     Raises:
         ValueError: for a policy that does not fit the model, or that needs one.
@@ -75,14 +75,14 @@ class HybridAttention:
         model.set_attn_implementation(NAME)
 
     def position_ids(self, ids: Tensor) -> Tensor:
-        """What the model is to rotate for: (B, N), all 0 where positions are rolling."""
+        """Return the positions that the model rotates for: (B, N), 0 if positions are rolling."""
         positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
         return torch.zeros_like(positions) if self.policy.rolling else positions
 
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None = None
     ) -> Tensor:
-        """Attention of one layer over a whole sequence.
+        """Compute the attention of one layer over a whole sequence.
 
         Args:
             query: (B, H, N, D), rotated unless positions are rolling.
@@ -147,7 +147,7 @@ def _hybrid_forward(
     hybrid: Attender | None = None,
     **features: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention function: (B, H, T, D) and friends to (B, T, H, D)."""
+    """Attend as transformers asks a registered function to: (B, H, T, D) in, (B, T, H, D) out."""
     if hybrid is None:
         raise ValueError(
             "this model's attention is 'hybrid': call it with hybrid=HybridAttention(...)"
@@ -168,7 +168,7 @@ def _hybrid_forward(
 
 
 def _check_positions(hybrid: Attender, position_ids: Tensor | None) -> None:
-    """Keys rotated for the text and then for the cache would be silently wrong."""
+    """Refuse keys that are rotated already: rotating them again would be silently wrong."""
     if not hybrid.policy.rolling:
         return
     on_gpu = position_ids is not None and position_ids.is_cuda
@@ -182,7 +182,7 @@ def _check_positions(hybrid: Attender, position_ids: Tensor | None) -> None:
 
 
 def _no_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> None:
-    """transformers' mask function: none is built, since causality is part of the chunk walk."""
+    """Build no mask, as transformers asks for one: causality is part of the chunk walk."""
     if attention_mask is not None and not bool(attention_mask[:, 0].all()):
         raise ValueError(
             "attention_mask pads on the left; hybrid attention needs padding on the right "

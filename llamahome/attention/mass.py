@@ -1,4 +1,4 @@
-"""How attention probability adds up to the mass of a key."""
+"""Mass of a key: the attention probability that it has received."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Mass:
-    """A policy's way of counting, in terms of chunks: mass is as of the end of a chunk.
+    """A policy's way of counting mass, as of the end of each chunk.
 
-    So it comes out alike whether a chunk's tokens arrive together or one by one.
+    Counting by chunks gives the same mass whether a chunk's tokens arrive together or one by one.
 
     Attributes:
         weights: of the queries of a chunk, by offset in it; `interval` of them.
-        carry: what a chunk's end leaves of the mass for the next chunk.
+        carry: share of the mass that a chunk's end leaves for the next chunk.
         group: `sum` or `max` over the query heads of a KV group.
     """
 
@@ -25,5 +25,5 @@ class Mass:
     group: str = "sum"
 
     def at(self, offsets: Tensor) -> Tensor:
-        """Weights of the queries at these offsets in their chunk."""
+        """Return the weights of the queries at these offsets in their chunk."""
         return torch.tensor(self.weights, device=offsets.device)[offsets]

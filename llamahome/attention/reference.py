@@ -1,7 +1,7 @@
 """Hybrid attention as one would explain it: loops, one query at a time, in float64.
 
-Shares no code with the product; tests hold the product against it. One sequence, so there is no
-batch axis: H query heads, G KV heads, N tokens, D head_dim.
+It shares no code with the product, which tests compare with it. One sequence, so there is no batch
+axis: H query heads, G KV heads, N tokens, D head_dim.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from llamahome.config import PolicyConfig
 
 @dataclass
 class Head:
-    """One KV head's cache, and all that its keys have ever received.
+    """One KV head's cache, and all probability that its keys have ever received.
 
     Attributes:
         index: of the head in its layer.
@@ -43,7 +43,7 @@ def reference(
     score: Score,
     rotate: Rotate = lambda x, place: x,
 ) -> tuple[Tensor, list[list[list[int]]]]:
-    """Outputs (H, N, D) in float64, and per KV head the positions held after each full chunk.
+    """Return outputs (H, N, D) in float64, and per KV head the positions held after each chunk.
 
     Args:
         query: (H, N, D).

@@ -2,7 +2,7 @@
 
 Xiao et al. 2023, "StreamingLLM", arXiv 2309.17453, section 3.2. The model is run at position 0,
 which rotates nothing; queries and keys are rotated here, with the model's own frequencies (and so
-with its scaling, Llama 3.1's for one).
+with its scaling, for example Llama 3.1's).
 
 Axes: B batch, X heads, T tokens, D head_dim.
 """
@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from llamahome.attention.shape import ModelShape
+
 
 class Rotary:
-    """A model's rotary embedding, at positions of our choice.
+    """A model's rotary embedding at any positions.
 
     Raises:
         ValueError: for a model that does not rotate halves of whole heads, as Llama does.
@@ -34,7 +36,7 @@ class Rotary:
             )
 
     def __call__(self, x: Tensor, positions: Tensor) -> Tensor:
-        """`x` (B, X, T, D), unrotated, at `positions` (B or 1, T)."""
+        """Rotate `x` (B, X, T, D), which is unrotated, for `positions` (B or 1, T)."""
         cos, sin = self._embedding(x, positions)
         first, second = x.chunk(2, dim=-1)
         half_turned = torch.cat([-second, first], dim=-1)
@@ -46,9 +48,7 @@ class Rotary:
         if apply is None:
             return False
         positions = torch.arange(3, device=model.device)[None]
-        config = model.config
-        dim = getattr(config, "head_dim", None)
-        dim = dim or config.hidden_size // config.num_attention_heads
+        dim = ModelShape.of(model).head_dim
         probe = torch.linspace(-1, 1, 3 * dim, device=model.device).view(1, 1, 3, dim)
         cos, sin = self._embedding(probe, positions)
         if cos.shape[-1] != dim:

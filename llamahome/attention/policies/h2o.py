@@ -17,14 +17,14 @@ from llamahome.config import PolicyConfig
 
 
 def mass(config: PolicyConfig) -> Mass:
-    """Every query counts, one `decay` tokens old 1/e of a new one."""
+    """Count every query; one that is `decay` tokens old counts 1/e of a new one."""
     kept = 1.0 if config.decay is None else math.exp(-1 / config.decay)
     weights = tuple(kept ** (config.interval - 1 - offset) for offset in range(config.interval))
     return Mass(weights, carry=kept**config.interval, group=config.group)
 
 
 def score(entries: Entries, config: PolicyConfig) -> Tensor:
-    """Accumulated mass, or with `normalize` its mean over the queries that saw the key."""
+    """Rank by mass, or with `normalize` by its mean over the queries that saw the key."""
     if not config.normalize:
         return entries.mass
     if config.decay is None:

@@ -13,10 +13,10 @@ from llamahome.config import PolicyConfig
 
 
 def mass(config: PolicyConfig) -> None:
-    """None is needed."""
+    """Count none: the score does not read attention."""
 
 
 def score(entries: Entries, config: PolicyConfig) -> Tensor:
-    """Minus the cosine between a key and the mean direction of all keys held."""
+    """Rank by minus the cosine between a key and the mean direction of all keys held."""
     keys = F.normalize(entries.keys.to(entries.mass.dtype), dim=-1)
     return -F.cosine_similarity(keys, keys.mean(dim=2, keepdim=True), dim=-1)

@@ -12,13 +12,13 @@ _LOW = (1 << 31) - 1
 
 
 def mass(config: PolicyConfig) -> None:
-    """None is needed."""
+    """Count none: the score does not read attention."""
 
 
 def score(entries: Entries, config: PolicyConfig) -> Tensor:
-    """A hash of position, layer, head and seed.
+    """Rank by a hash of position, layer, head and seed.
 
-    Every token draws its rank once, so what is kept is a reservoir sample of all tokens so far
+    Every token draws its rank once, so the kept ones are a reservoir sample of all tokens so far
     and, unlike draws from a generator, a pure function of them.
     """
     heads = torch.tensor(entries.heads, device=entries.positions.device)

@@ -1,4 +1,4 @@
-"""What the last query looks at.
+"""The keys that a chunk's last query looks at.
 
 Oren et al. 2024, "Transformers are Multi-State RNNs" (TOVA), arXiv 2401.06104, section 3.2. There
 one set of tokens is kept for all heads of a layer; here each KV head keeps its own.
@@ -14,10 +14,10 @@ from llamahome.config import PolicyConfig
 
 
 def mass(config: PolicyConfig) -> Mass:
-    """A chunk's last query counts."""
+    """Count a chunk's last query."""
     return Mass((*(0.0,) * (config.interval - 1), 1.0), carry=0.0, group=config.group)
 
 
 def score(entries: Entries, config: PolicyConfig) -> Tensor:
-    """Mass from the last query."""
+    """Rank by mass from the last query."""
     return entries.mass

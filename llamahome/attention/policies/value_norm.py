@@ -1,4 +1,4 @@
-"""Heavy hitters weighted by what they say: mass times the norm of the value.
+"""Heavy hitters weighted by their values: mass times the norm of the value.
 
 Guo et al. 2024, "Attention Score is not All You Need for Token Importance Indicator in KV Cache
 Reduction: Value Also Matters" (VATP), arXiv 2406.12335, section 3.2, which takes the L1 norm.
@@ -16,5 +16,5 @@ mass = h2o.mass
 
 
 def score(entries: Entries, config: PolicyConfig) -> Tensor:
-    """The score of h2o times the L1 norm of the value."""
+    """Rank by the score of h2o times the L1 norm of the value."""
     return h2o.score(entries, config) * entries.values.to(entries.mass.dtype).abs().sum(dim=-1)

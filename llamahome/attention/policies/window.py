@@ -12,9 +12,9 @@ from llamahome.config import PolicyConfig
 
 
 def mass(config: PolicyConfig) -> None:
-    """None is needed."""
+    """Count none: the score does not read attention."""
 
 
 def score(entries: Entries, config: PolicyConfig) -> Tensor:
-    """Position: the newer, the higher."""
+    """Rank by position: the newer, the higher."""
     return entries.positions.double()
