@@ -1,4 +1,4 @@
-"""The one place that configures logging."""
+"""Configuration of logging, in this one place."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def configure_logging(level: str = "INFO") -> None:
-    """Send LlamaHome's records, from `level` up, to standard error; others from WARNING up."""
+    """Log to standard error: LlamaHome's records from `level` up, others from WARNING up."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter(_FORMAT, datefmt="%H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)

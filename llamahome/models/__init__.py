@@ -1,4 +1,4 @@
-"""Models by name: found, converted, downloaded, checked, described, loaded."""
+"""Models by name: find, convert, download, verify, describe and load them."""
 
 from llamahome.models.adapters import attach_adapters, merge_adapter
 from llamahome.models.checksums import write_checksums

@@ -1,4 +1,4 @@
-"""Folders that hold only a PEFT adapter, to be merged into the model it was trained on."""
+"""PEFT adapters: folders without a whole model, merged into their base or attached to it."""
 
 from __future__ import annotations
 
@@ -23,10 +23,13 @@ def is_adapter(folder: Path) -> bool:
 
 
 def adapter_chain(folder: Path, resolve: Callable[[str], Path]) -> list[Path]:
-    """`folder`, then the model its adapter sits on, and so on down to a model with all weights.
+    """Return `folder`, its adapter's base, that one's base, and so on down to a whole model.
 
     Args:
-        resolve: from an adapter's `base_model_name_or_path` to a folder.
+        resolve: finds the folder for an adapter's `base_model_name_or_path`.
+
+    Raises:
+        ModelError: for adapters that are each other's base, or one that names no base.
     """
     chain = [folder]
     while is_adapter(chain[-1]):
@@ -38,12 +41,12 @@ def adapter_chain(folder: Path, resolve: Callable[[str], Path]) -> list[Path]:
 
 
 def attach_adapters(base: PreTrainedModel, folders: Mapping[str, Path]) -> PeftModel:
-    """`base` with these adapters beside its weights, each to be chosen by name.
+    """Add adapters to `base`, each to be chosen by its name, and return the PEFT model.
 
     Raises:
-        ModelError: for a folder that holds no adapter of this model, or one that rows of a batch
-            cannot choose: besides norms and low-rank parts of the layers' linear maps, requests
-            share all weights.
+        ModelError: for a folder without an adapter of this model, or an adapter that a request
+            cannot choose: requests share all weights except norms and the low-rank parts of the
+            layers' linear maps.
     """
     model: PeftModel | None = None
     for name, folder in folders.items():
@@ -70,12 +73,12 @@ def merge_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     _check_weights(folder)
     adapted = PeftModel.from_pretrained(base, str(folder))
     merged = cast(PreTrainedModel, adapted.merge_and_unload())
-    # PEFT froze the base; after the merge it is a model like any other, which can be trained.
+    # PEFT froze the base; the merged model must be trainable like any other.
     return merged.requires_grad_(True)
 
 
 def _check_name(name: str) -> None:
-    """PEFT's modules are called so."""
+    """Refuse a name that PEFT cannot give to a module."""
     if not name or "." in name or name == "__base__":
         raise ModelError(f"engine.adapters names one {name!r}; use letters, digits, - and _")
 

@@ -17,17 +17,17 @@ def file_sha256(file: Path) -> str:
 
 
 def write_checksums(folder: Path) -> None:
-    """Record the files of a finished model folder. Call it last, once nothing changes any more."""
+    """Record the hashes of a finished model folder's files. Call it last."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)
     digests = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
     (folder / CHECKSUMS).write_text(json.dumps({"sha256": digests}, indent=1) + "\n")
 
 
 def verify_checksums(folder: Path, cure: str) -> int:
-    """Hash `folder`'s files again and return how many there are.
+    """Compare `folder`'s files with their recorded hashes and return how many there are.
 
     Raises:
-        ModelCorruptError: naming the first file that is missing or differs, and `cure`.
+        ModelCorruptError: for the first file that is missing or differs; ends with `cure`.
         ModelError: when the folder has no checksums to compare with.
     """
     recorded = folder / CHECKSUMS

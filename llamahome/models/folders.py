@@ -1,4 +1,4 @@
-"""Folders that are there completely or not at all, also under several processes."""
+"""Folders that exist completely or not at all, even when several processes make them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ LOCK = ".lock"
 def build_once(target: Path, build: Callable[[Path], None]) -> None:
     """Make the folder `target` unless it exists.
 
-    `build` makes and fills a folder beside it, which takes `target`'s name only when `build` has
-    returned. One process builds, others wait for it. What an earlier, killed process left in that
-    folder is still there.
+    `build` makes and fills a folder next to it, which is renamed to `target` once `build` has
+    returned. One process builds; others wait for it. `build` finds what an earlier, killed process
+    left in that folder.
     """
     if target.is_dir():
         return
@@ -26,17 +26,17 @@ def build_once(target: Path, build: Callable[[Path], None]) -> None:
     with _lock(target):
         if target.is_dir():
             return
-        partial = _beside(target, PARTIAL)
+        partial = _sibling(target, PARTIAL)
         build(partial)
         os.replace(partial, target)
 
 
 def remove_folder(target: Path) -> bool:
-    """Remove `target` and what was begun of it; whether there was anything.
+    """Remove `target`, finished or partial, and return whether there was anything.
 
-    A removal that is interrupted leaves no folder of that name.
+    An interrupted removal leaves no folder of that name.
     """
-    partial = _beside(target, PARTIAL)
+    partial = _sibling(target, PARTIAL)
     if not target.is_dir() and not partial.is_dir():
         return False
     with _lock(target):
@@ -49,20 +49,20 @@ def remove_folder(target: Path) -> bool:
 
 
 def finished_folders(parent: Path) -> list[Path]:
-    """Folders in `parent`, sorted, without those that are being made."""
+    """List the folders in `parent`, sorted, without partial ones."""
     if not parent.is_dir():
         return []
     return sorted(path for path in parent.iterdir() if path.is_dir() and path.suffix != PARTIAL)
 
 
 def is_folder_name(name: str) -> bool:
-    """Whether `name` can only ever mean a folder directly inside another."""
+    """Return whether `name` can only mean a direct child of a folder."""
     return bool(name) and name[0] != "." and not set(name) & set("/\\\0")
 
 
 def _lock(target: Path) -> FileLock:
-    return FileLock(_beside(target, LOCK))
+    return FileLock(_sibling(target, LOCK))
 
 
-def _beside(target: Path, suffix: str) -> Path:
+def _sibling(target: Path, suffix: str) -> Path:
     return target.with_name(target.name + suffix)

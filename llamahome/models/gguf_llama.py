@@ -1,10 +1,9 @@
-"""From a llama.cpp GGUF file of a Llama to a Hugging Face folder.
+"""Conversion of a Llama from llama.cpp's GGUF file to a Hugging Face folder.
 
-transformers can load such a file itself; this is used because it parses the header once instead of
-three times and because it splits digits before the merges as the `smollm` pre-tokenizer demands,
-which transformers' reader does not (it turns a newline pair before a digit into two tokens).
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Only what SmolLM2 needs is read:
-dense Llama layers, byte-level BPE.
+transformers can load such a file, but parses its header three times, and does not split digits
+before the merges as the `smollm` pre-tokenizer demands (it turns a newline pair before a digit into
+two tokens). Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Only what SmolLM2
+needs is supported: dense Llama layers, byte-level BPE.
 """
 
 from __future__ import annotations
@@ -43,8 +42,8 @@ LAYER_NAMES = {
 def write_llama_folder(gguf: Path, folder: Path) -> None:
     """Fill `folder` with config, weights, tokenizer, chat template and generation config.
 
-    Weights are written as float32: dequantised values are a float16 scale times a small integer
-    plus a float16 offset, which bfloat16 would round once more, for half the disk.
+    Weights are written as float32: a dequantised value is a float16 scale times a small integer,
+    plus a float16 offset. bfloat16 would halve the disk space and round once more.
     """
     reader = GGUFReader(gguf)
     metadata = {key: field.contents() for key, field in reader.fields.items()}
@@ -78,7 +77,7 @@ def llama_config(metadata: Metadata, *, tied: bool) -> LlamaConfig:
 
 
 def read_weights(reader: GGUFReader, metadata: Metadata) -> dict[str, NDArray[np.float32]]:
-    """Dequantised tensors under their Hugging Face names; matrices are (out, in)."""
+    """Dequantise all tensors, under their Hugging Face names; matrices are (out, in)."""
     heads = metadata["llama.attention.head_count"]
     kv_heads = metadata["llama.attention.head_count_kv"]
     weights = {}
@@ -94,7 +93,7 @@ def read_weights(reader: GGUFReader, metadata: Metadata) -> dict[str, NDArray[np
 
 
 def hugging_face_name(name: str) -> str:
-    """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`."""
+    """Translate `blk.3.attn_q.weight` to `model.layers.3.self_attn.q_proj.weight`."""
     if name in TOP_NAMES:
         return TOP_NAMES[name]
     match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
@@ -104,7 +103,7 @@ def hugging_face_name(name: str) -> str:
 
 
 def split_rotary_halves(values: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    """Order each head's rows as Hugging Face's rotary embedding pairs them.
+    """Reorder each head's matrix rows into the pairs of Hugging Face's rotary embedding.
 
     llama.cpp rotates rows (0, 1), (2, 3), ...; Hugging Face rotates (0, d/2), (1, d/2 + 1), ...
     """

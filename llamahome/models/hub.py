@@ -1,4 +1,4 @@
-"""Models by hub id, downloaded once into a plain folder."""
+"""Hub models, each downloaded once into a plain folder."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SUBFOLDERS = "*/*"
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether `name` has the form `organisation/model`."""
+    """Return whether `name` has the form `organisation/model`."""
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -43,13 +43,13 @@ def is_hub_id(name: str) -> bool:
 
 
 def hub_folder(parent: Path, repo_id: str, revision: str | None) -> Path:
-    """Where a model lies once downloaded: `parent/org--name` or `parent/org--name@revision`."""
+    """Return the folder for a hub model: `parent/org--name` or `parent/org--name@revision`."""
     suffix = "" if revision is None else "@" + quote(revision, safe="")
     return parent / (repo_id.replace("/", "--") + suffix)
 
 
 def hub_id(folder: Path) -> tuple[str, str | None]:
-    """The hub id and revision that `hub_folder` made `folder` from."""
+    """Return the hub id and revision from which `hub_folder` made `folder`."""
     repo, _, revision = folder.name.partition("@")
     return repo.replace("--", "/", 1), unquote(revision) or None
 
@@ -57,12 +57,12 @@ def hub_id(folder: Path) -> tuple[str, str | None]:
 def ensure_downloaded(folder: Path, hub: HfApi, repo_id: str, revision: str | None) -> None:
     """Download `repo_id` into `folder`, unless that was done before.
 
-    An interrupted download goes on where it stopped. A default branch that moves on later is not
-    followed: remove the model to get its newest state.
+    An interrupted download is resumed. A default branch is not followed when it moves: remove the
+    model to get its newest state.
 
     Raises:
-        ModelNotFoundError: no such repository or revision, or the hub cannot be reached.
-        ModelError: a gated repository, or one without safetensors.
+        ModelNotFoundError: for an unknown repository or revision, or a hub out of reach.
+        ModelError: for a gated repository, or one without safetensors.
     """
 
     def download(partial: Path) -> None:
@@ -73,8 +73,8 @@ def ensure_downloaded(folder: Path, hub: HfApi, repo_id: str, revision: str | No
 
 
 def _download(partial: Path, hub: HfApi, repo_id: str, revision: str | None) -> None:
-    # The dry run fails when the hub does not answer, where a real one would take what an earlier,
-    # interrupted download left for the whole.
+    # The dry run fails when the hub does not answer; a real run would then take the files of an
+    # interrupted download for the whole model.
     plan = hub.snapshot_download(
         repo_id,
         revision=revision,
@@ -103,7 +103,7 @@ def _download(partial: Path, hub: HfApi, repo_id: str, revision: str | None) -> 
 
 @contextmanager
 def _hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
-    """Say in this package's words why the hub gave no model."""
+    """Turn the client's errors into ours, each with its cure."""
     try:
         yield
     except RevisionNotFoundError as error:

@@ -1,4 +1,4 @@
-"""From a name to a model and tokenizer in memory."""
+"""A model and its tokenizer, loaded into memory by name."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in eval mode, with all that came with it.
+    """A model in eval mode, its tokenizer and its policy.
 
     Attributes:
-        tokenizer: with a pad token.
-        path: folder that the name led to.
-        policy: that the checkpoint carries, with its weights.
+        tokenizer: one with a pad token.
+        path: the folder that the name resolved to.
+        policy: the one that the checkpoint carries, with its weights.
     """
 
     model: PreTrainedModel
@@ -45,16 +45,16 @@ class LoadedModel:
     policy: Policy | None
 
     def policy_for(self, wanted: PolicyConfig, *, new_weights: bool = False) -> Policy:
-        """Build the policy that is asked for; `carried` is the checkpoint's own, or the default.
+        """Build the wanted policy; `carried` means the checkpoint's own, or the default.
 
-        Weights come from the checkpoint, whatever numbers are asked for with them.
+        Weights come from the checkpoint, even if its numbers (budget, ...) differ from `wanted`'s.
 
         Args:
-            new_weights: whether a policy may begin with weights of its own, as in a training run,
-                where the checkpoint brings none for it.
+            new_weights: lets a policy start from initial weights if the checkpoint has none for
+                it, as in a training run.
 
         Raises:
-            ConfigError: for a policy whose weights the checkpoint does not bring.
+            ConfigError: for a policy that needs weights which the checkpoint does not have.
         """
         carried = self.policy
         if wanted.name == CARRIED:
@@ -81,11 +81,11 @@ def load_model(
     device: str | torch.device = "cpu",
     manager: ModelManager | None = None,
 ) -> LoadedModel:
-    """Find, check and load a model with its policy; adapters are merged into their base.
+    """Find, check and load a model with its policy; merge adapters into their base.
 
     Raises:
-        ModelNotFoundError: when the name leads nowhere.
-        ModelCorruptError: when weights are damaged or incomplete.
+        ModelNotFoundError: for a name that leads to no model.
+        ModelCorruptError: for damaged or incomplete weights.
         ModelError: for a model that is no decoder with transformers' attention interface, or has
             no safetensors or no fast tokenizer.
         PolicyFormatError: for a policy that cannot be read.
@@ -107,7 +107,11 @@ def load_model(
 
 
 def decoder_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """The class for `config`'s model, if it is a decoder whose attention can be replaced."""
+    """Return the class of `config`'s model: a decoder whose attention can be replaced.
+
+    Raises:
+        ModelError: for any other model.
+    """
     model_class = cast(
         "type[PreTrainedModel] | None", MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     )
@@ -141,7 +145,7 @@ def _load_weights(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     except SafetensorError as error:
         raise ModelCorruptError(f"weights in {folder} are damaged: {error}") from error
     model, report = loaded
-    # transformers fills what a file lacks with random numbers and only warns.
+    # transformers fills missing weights with random numbers and only warns.
     if report["missing_keys"]:
         names = ", ".join(sorted(report["missing_keys"])[:3])
         raise ModelCorruptError(f"weights in {folder} lack {names}; get the model again")
@@ -155,7 +159,7 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def _load_tokenizer(chain: list[Path]) -> PreTrainedTokenizerFast:
-    """The tokenizer of the uppermost folder that has one."""
+    """Load the tokenizer of the first folder of an `adapter_chain` that has one."""
     for folder in chain:
         if (folder / "tokenizer_config.json").is_file():
             tokenizer = AutoTokenizer.from_pretrained(

@@ -1,4 +1,4 @@
-"""Names to models."""
+"""The manager that finds, lists, verifies and removes models by name."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ CURES: dict[Kind, str] = {
 
 
 class ModelManager:
-    """Finds models by name: the embedded one, a fine-tuned run, a local folder, a hub id.
+    """Models by name: the embedded one, a fine-tuned run, a local folder, a hub id.
 
     Args:
-        cache_dir: where models and runs lie; None is LLAMAHOME_CACHE of the environment, or the
-            user's cache directory.
+        cache_dir: folder of models and runs; None takes LLAMAHOME_CACHE from the environment, or
+            else the user's cache directory.
         hub: client of the hub; None makes the default one, which reads HF_TOKEN and HF_ENDPOINT.
     """
 
@@ -44,7 +44,7 @@ class ModelManager:
 
     @property
     def runs_dir(self) -> Path:
-        """Fine-tuned runs; the model of run `name` is `runs_dir/name/model`."""
+        """Folder of fine-tuned runs; the model of run `name` is `runs_dir/name/model`."""
         return self.cache_dir / "runs"
 
     @property
@@ -52,11 +52,11 @@ class ModelManager:
         return self.cache_dir / "hub"
 
     def resolve(self, name: str, revision: str | None = None) -> Path:
-        """The Hugging Face folder of a model, converted or downloaded first where needed.
+        """Return a model's Hugging Face folder; convert or download the model first if needed.
 
         Raises:
-            ModelNotFoundError: when the name leads nowhere; says what was tried.
-            ModelError: for a revision of something that is not on the hub, or a gated model.
+            ModelNotFoundError: for a name that leads to no model; says what was tried.
+            ModelError: for a revision of a model that is not from the hub, or a gated model.
         """
         kind, folder = self._locate(name, revision)
         if kind == "embedded":
@@ -66,7 +66,7 @@ class ModelManager:
         return folder
 
     def list(self) -> builtins.list[ModelInfo]:
-        """The embedded model (converted if it was not yet), runs, and downloaded hub models.
+        """Describe the embedded model (converted if needed), all runs and downloaded hub models.
 
         A model that cannot be described is left out with a warning.
         """
@@ -85,7 +85,7 @@ class ModelManager:
     def describe(
         self, name: str, revision: str | None = None, *, budget: int | None = None
     ) -> ModelInfo:
-        """A model's numbers, from its config and the headers of its weights.
+        """Describe a model from its config and the headers of its weights.
 
         Args:
             budget: entries per KV head in one slot, for `memory_bytes`; None takes the budget of
@@ -96,17 +96,17 @@ class ModelManager:
         return describe_folder(chain, name, kind, revision, budget)
 
     def verify(self, name: str, revision: str | None = None) -> int:
-        """Compare a model's files with the checksums recorded when it was made; return how many.
+        """Compare a model's files with their recorded checksums and return how many there are.
 
         Raises:
-            ModelCorruptError: naming the file and the cure.
+            ModelCorruptError: for a missing or changed file; says the cure.
             ModelError: when no checksums were recorded.
         """
         kind, folder = self._present(name, revision)
         return verify_checksums(folder, CURES[kind])
 
     def remove(self, name: str, revision: str | None = None) -> None:
-        """Delete a model from the cache; of a run everything, its checkpoints too."""
+        """Delete a model from the cache; a run goes with its checkpoints."""
         kind, folder = self._locate(name, revision)
         target = folder.parent if kind == "run" else folder
         if kind == "local" or not target.resolve().is_relative_to(self.cache_dir):
@@ -116,7 +116,7 @@ class ModelManager:
         logger.info("removed %s", target)
 
     def _locate(self, name: str, revision: str | None) -> tuple[Kind, Path]:
-        """What `name` means and where it lies, or will lie once converted or downloaded."""
+        """Return the kind of model that `name` means, and its present or future folder."""
         kind, folder = self._interpret(name, revision)
         if revision is not None and kind != "hub":
             raise ModelError(
@@ -138,7 +138,7 @@ class ModelManager:
         raise ModelNotFoundError(self._not_found(name))
 
     def _present(self, name: str, revision: str | None) -> tuple[Kind, Path]:
-        """Like `_locate`, but for a model that is there; nothing is downloaded for it."""
+        """Locate a model that must be there already; nothing is downloaded."""
         kind, folder = self._locate(name, revision)
         if kind == "embedded":
             ensure_embedded(folder)

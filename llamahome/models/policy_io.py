@@ -1,10 +1,10 @@
 """The policy that a checkpoint carries: the one it was trained under.
 
 Its numbers are in config.json, as `{"llamahome": {"format": 1, "policy": {...}}}`: transformers
-keeps keys that it does not know, so the policy survives `save_pretrained` and `from_pretrained`,
-and the folder stays a plain one. A folder that holds only an adapter has the same value in
-`llamahome.json`: with a config.json transformers would take it for a whole model, and PEFT's own
-config takes no other keys. Weights of the policy, if it has any, are in `policy.safetensors`.
+keeps unknown keys, so the policy survives `save_pretrained` and `from_pretrained`, and the folder
+stays a plain one. An adapter's folder has the same value in `llamahome.json`: transformers would
+take a folder with a config.json for a whole model, and PEFT's own config refuses unknown keys.
+A policy's weights, if it has any, are in `policy.safetensors`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def read_policy(config: PreTrainedConfig) -> PolicyConfig | None:
     """Return the policy that `config` carries, if any.
 
     Raises:
-        PolicyFormatError: for a format other than this version's, or a policy it cannot read.
+        PolicyFormatError: for another version's format, or an invalid policy.
     """
     carried = getattr(config, KEY, None)
     return None if carried is None else _decode(carried, f"config.json: {KEY}")
@@ -55,7 +55,7 @@ def read_adapter_policy(folder: Path) -> PolicyConfig | None:
     """Return the policy that the adapter in `folder` carries, if any.
 
     Raises:
-        PolicyFormatError: as `read_policy`.
+        PolicyFormatError: as in `read_policy`.
     """
     file = folder / ADAPTER_POLICY
     if not file.is_file():
@@ -112,12 +112,12 @@ def _decode(carried: object, place: str) -> PolicyConfig:
             f"{place}.format={carried.get('format')!r}, this version reads {FORMAT}; "
             "use the version of LlamaHome that exported the model"
         )
-    # Mass did not decay before a policy could say so.
+    # Older checkpoints name no decay: mass did not decay then.
     return _check({"decay": None, **carried["policy"]}, place)
 
 
 def _check(values: dict[str, object], place: str) -> PolicyConfig:
-    # A checkpoint may come from anyone: "${oc.env:...}" must stay text and not be looked up.
+    # A checkpoint may come from anyone: "${oc.env:...}" must never be resolved.
     if "${" in json.dumps(values):
         raise PolicyFormatError(f"{place}.policy={values!r} holds an interpolation")
     try:
