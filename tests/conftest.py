@@ -1,4 +1,4 @@
-"""Models and tokenizers that every part of the suite shares."""
+"""Models, tokenizers and policies that every part of the suite shares."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from tests.linear_policy import linear_policy
+
+__all__ = ["linear_policy"]
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<eos>{% endfor %}"

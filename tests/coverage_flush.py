@@ -1,7 +1,7 @@
-"""A coverage.py plugin: processes that are killed are measured too.
+"""A coverage.py plugin that also measures processes that are killed.
 
-Ray ends its workers with SIGKILL, which leaves no time to save what was measured. So every process
-below the test run saves twice a second. It is loaded by `[tool.coverage.run]` in pyproject.toml.
+Ray ends its workers with SIGKILL, which leaves no time to save measurements. So every child process
+of the test run saves twice a second. `[tool.coverage.run]` in pyproject.toml loads this plugin.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ INTERVAL_S = 0.5
 
 def coverage_init(_plugins: Plugins, _options: TConfigurable) -> None:
     if "COVERAGE_PROCESS_CONFIG" in os.environ:  # set by coverage.py's subprocess patch
-        # No daemon: it is joined before coverage.py saves for the last time, at exit, and two that
-        # save at once disturb each other.
+        # No daemon: it must be joined before coverage.py's last save at exit, as two concurrent
+        # saves disturb each other.
         threading.Thread(target=_save_often, name="coverage-flush").start()
     else:
         root = str(Path(__file__).parents[1])
         inherited = os.environ.get("PYTHONPATH")
-        # Child processes import this module before they know of any other path.
+        # Child processes import this module before pytest extends their path.
         os.environ["PYTHONPATH"] = os.pathsep.join([root, inherited] if inherited else [root])
 
 

@@ -1,4 +1,4 @@
-"""A small policy with weights: it proves the seams that a learned policy goes through.
+"""A small policy with weights, which proves the seams for learned policies.
 
 Each KV head scores an entry by a linear map of its key and value, once, as its feature.
 """
@@ -28,7 +28,7 @@ class LinearFeatures(nn.Module):
         self.weight = nn.Parameter(torch.zeros(size))
 
     def forward(self, entries: Entries) -> Tensor:
-        """Return features (B, G, T); sums do not depend on who shares the batch."""
+        """Return features (B, G, T), independent of the rest of the batch."""
         wide = torch.promote_types(entries.keys.dtype, torch.float32)
         both = torch.cat([entries.keys, entries.values], dim=-1).to(wide)
         weight = self.weight[entries.layer_idx, list(entries.heads)]
@@ -36,7 +36,7 @@ class LinearFeatures(nn.Module):
 
 
 def build(config: PolicyConfig, shape: ModelShape | None) -> Scorer:
-    """Build the scorer for a model of this shape."""
+    """Build the scorer for a model of this shape; raise ConfigError without one."""
     if shape is None:
         raise ConfigError(f"policy.name={config.name!r} needs the model: build_policy(..., model)")
     return Scorer(
@@ -54,6 +54,6 @@ def _score(entries: Entries) -> Tensor:
 
 @pytest.fixture
 def linear_policy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make `policy.name=linear` known for one test, as a policy of the product is."""
+    """Register `policy.name=linear` for one test, like a policy of the product."""
     monkeypatch.setitem(policies.BUILDERS, NAME, build)
     monkeypatch.setattr(policy_config, "POLICIES", (*policy_config.POLICIES, NAME))

@@ -6,7 +6,7 @@ from typing import Any
 
 from llamahome.config import PolicyConfig
 
-# What tells a case from h2o that forgets nothing, sums over the group, and is flat and absolute.
+# Differences from plain h2o: no decay, sums over the group, equal layers, absolute positions.
 CASES: dict[str, dict[str, Any]] = {
     "h2o": {},
     "h2o_decay": {"decay": 7},
@@ -28,6 +28,6 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def policy_case(case: str, **numbers: Any) -> PolicyConfig:
-    """The policy of a case; `numbers` go over the defaults, the case over both."""
+    """Return a case's policy; `numbers` override the defaults, the case overrides both."""
     small = {"name": "h2o", "budget": 12, "sink": 2, "recent": 6, "interval": 4, "decay": None}
     return PolicyConfig(**{**small, **numbers, **CASES[case]})

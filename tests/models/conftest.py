@@ -1,14 +1,14 @@
-"""Small models on disk, and the embedded one, converted once per machine."""
+"""Managers of an empty cache, and the embedded model, converted once per machine."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from llamahome.models import EMBEDDED_MODEL, ModelManager
+from llamahome.config import ModelConfig
+from llamahome.models import EMBEDDED_MODEL, LoadedModel, ModelManager, load_model
 
 
 @pytest.fixture(scope="session")
@@ -22,21 +22,6 @@ def manager(tmp_path: Path) -> ModelManager:
 
 
 @pytest.fixture
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte, 256 in all, no pad token; the last byte stands for the end."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=alphabet[-1])
-
-
-@pytest.fixture
-def tiny_folder(
-    tiny_llama: LlamaForCausalLM, byte_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> Path:
-    """`tiny_llama` as a user's own Hugging Face folder."""
-    folder = tmp_path / "tiny"
-    tiny_llama.save_pretrained(folder)
-    byte_tokenizer.save_pretrained(folder)
-    return folder
+def load(manager: ModelManager) -> Callable[[Path], LoadedModel]:
+    """Load the model of a folder."""
+    return lambda folder: load_model(ModelConfig(name=str(folder)), manager=manager)

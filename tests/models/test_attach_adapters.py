@@ -1,36 +1,30 @@
-"""Adapters that requests choose among: which fit, and what is said of those that do not."""
+"""Adapters that requests choose among: which ones fit, and how others are refused."""
 
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+from peft import PrefixTuningConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llamahome.models import ModelError
-from llamahome.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, attach_adapters
+from llamahome.models.adapters import ADAPTER_WEIGHTS, attach_adapters
+from tests.lora import change_lora, save_lora
 
 # peft 0.21 asks transformers 5.23 for a property by its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
 
-def _saved(base: LlamaForCausalLM, folder: Path, **changes: Any) -> Path:
-    lora = LoraConfig(
-        **{"r": 2, "target_modules": ["q_proj"], "init_lora_weights": False, **changes}
-    )
-    get_peft_model(copy.deepcopy(base), lora).save_pretrained(folder)
-    return folder
-
-
-def test_adapters_lie_beside_the_weights(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+def test_several_adapters_are_attached_by_name(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
     folders = {
-        "sql": _saved(tiny_llama, tmp_path / "one"),
-        "law": _saved(
+        "sql": save_lora(tiny_llama, tmp_path / "one"),
+        "law": save_lora(
             tiny_llama, tmp_path / "two", r=5, target_modules=["v_proj"], modules_to_save=["norm"]
         ),
     }
@@ -52,19 +46,19 @@ def test_adapters_lie_beside_the_weights(tiny_llama: LlamaForCausalLM, tmp_path:
     ],
 )
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`", "ignore:Adapter 'default'")
-def test_what_requests_cannot_choose_is_refused(
+def test_an_adapter_that_changes_shared_weights_is_refused(
     changes: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
     sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32}
     heads = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
     base = LlamaForCausalLM(LlamaConfig(**sizes, **heads, attention_bias=True))
-    folder = _saved(base, tmp_path / "other", **changes)
+    folder = save_lora(base, tmp_path / "other", **changes)
     with pytest.raises(ModelError, match=reason):
         attach_adapters(base, {"other": folder})
 
 
-def test_an_adapter_that_is_no_lora_is_refused(
+def test_an_adapter_other_than_lora_is_refused(
     tiny_llama: LlamaForCausalLM, tmp_path: Path
 ) -> None:
     prefix = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
@@ -77,7 +71,7 @@ def test_an_adapter_that_is_no_lora_is_refused(
 def test_names_that_peft_cannot_hold_are_refused(
     name: str, tiny_llama: LlamaForCausalLM, tmp_path: Path
 ) -> None:
-    folder = _saved(tiny_llama, tmp_path / "one")
+    folder = save_lora(tiny_llama, tmp_path / "one")
     with pytest.raises(ModelError, match=r"engine\.adapters names one"):
         attach_adapters(tiny_llama, {name: folder})
 
@@ -89,7 +83,7 @@ def test_folders_without_an_adapter_are_refused(
         attach_adapters(tiny_llama, {})
     with pytest.raises(ModelError, match="holds no LoRA adapter"):
         attach_adapters(tiny_llama, {"none": tmp_path})
-    folder = _saved(tiny_llama, tmp_path / "one")
+    folder = save_lora(tiny_llama, tmp_path / "one")
     (folder / ADAPTER_WEIGHTS).rename(folder / "adapter_model.bin")
     with pytest.raises(ModelError, match="pickled adapters are never loaded"):
         attach_adapters(tiny_llama, {"pickled": folder})
@@ -108,11 +102,9 @@ def test_an_adapter_of_another_model_is_refused(
             num_key_value_heads=2,
         )
     )
-    folder = _saved(wider, tmp_path / "wider")
+    folder = save_lora(wider, tmp_path / "wider")
     with pytest.raises(ModelError, match=r"(?s)'wider' in .* does not fit: .*size mismatch"):
         attach_adapters(copy.deepcopy(tiny_llama), {"wider": folder})
-    config = json.loads((folder / ADAPTER_CONFIG).read_text())
-    config["target_modules"] = ["no_such_proj"]
-    (folder / ADAPTER_CONFIG).write_text(json.dumps(config))
+    change_lora(folder, target_modules=["no_such_proj"])
     with pytest.raises(ModelError, match=r"does not fit: .*no_such_proj"):
         attach_adapters(copy.deepcopy(tiny_llama), {"wider": folder})

@@ -17,11 +17,11 @@ def recorded(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_untouched_files_verify_and_are_counted(recorded: Path) -> None:
+def test_unchanged_files_are_verified_and_counted(recorded: Path) -> None:
     assert verify_checksums(recorded, "cure") == 2
 
 
-def test_one_flipped_bit_is_found_and_named(recorded: Path) -> None:
+def test_a_file_with_one_flipped_bit_is_named(recorded: Path) -> None:
     data = bytearray((recorded / "weights").read_bytes())
     data[100] ^= 1
     (recorded / "weights").write_bytes(data)
@@ -35,7 +35,7 @@ def test_a_missing_file_is_named(recorded: Path) -> None:
         verify_checksums(recorded, "do this")
 
 
-def test_a_folder_without_checksums_says_so(recorded: Path) -> None:
+def test_a_folder_without_checksums_cannot_be_verified(recorded: Path) -> None:
     (recorded / CHECKSUMS).unlink()
     with pytest.raises(ModelError, match=r"has no checksums\.json"):
         verify_checksums(recorded, "cure")

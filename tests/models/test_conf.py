@@ -13,7 +13,7 @@ FILES = sorted((Path(__file__).parents[2] / "conf" / "model").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_every_model_of_the_config_tree_has_a_name_that_can_resolve(file: Path) -> None:
+def test_every_conf_model_is_the_embedded_one_or_a_hub_id(file: Path) -> None:
     composed = OmegaConf.load(file)
     assert isinstance(composed, DictConfig)
     model = load_config(composed, ModelConfig)

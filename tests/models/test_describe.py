@@ -17,7 +17,7 @@ from llamahome.models import (
 )
 
 
-def test_the_embedded_models_numbers() -> None:
+def test_the_embedded_model_is_described() -> None:
     info = ModelManager().describe(EMBEDDED_MODEL, budget=256)
     assert info.kind == "embedded"
     assert info.parameters == 134_515_008
@@ -29,7 +29,7 @@ def test_the_embedded_models_numbers() -> None:
     assert info.policy is None
 
 
-def test_numbers_agree_with_the_loaded_model(
+def test_a_description_agrees_with_the_loaded_model(
     tiny_llama: LlamaForCausalLM, manager: ModelManager, tmp_path: Path
 ) -> None:
     tiny_llama.to(torch.bfloat16).save_pretrained(tmp_path / "half", max_shard_size="100KB")
@@ -43,7 +43,7 @@ def test_numbers_agree_with_the_loaded_model(
     assert info.memory_bytes == info.parameters * 2 + 2048 * info.kv_bytes_per_token
 
 
-def test_a_slot_takes_the_budget_that_is_carried(
+def test_a_slot_has_the_carried_budget_by_default(
     tiny_llama: LlamaForCausalLM, manager: ModelManager, tmp_path: Path
 ) -> None:
     policy = PolicyConfig(name="window", budget=48, sink=2, recent=32, interval=16)
@@ -65,19 +65,19 @@ def test_a_damaged_header_is_named(tiny_folder: Path, manager: ModelManager, dam
         manager.describe(str(tiny_folder))
 
 
-def test_quantised_weights_are_not_described(tiny_folder: Path, manager: ModelManager) -> None:
+def test_quantised_weights_are_refused(tiny_folder: Path, manager: ModelManager) -> None:
     save_file({"w": torch.zeros(4, dtype=torch.int8)}, tiny_folder / "model.safetensors")
     with pytest.raises(ModelError, match="weights of I8"):
         manager.describe(str(tiny_folder))
 
 
-def test_pickled_weights_are_not_described(tiny_folder: Path, manager: ModelManager) -> None:
+def test_pickled_weights_are_refused(tiny_folder: Path, manager: ModelManager) -> None:
     (tiny_folder / "model.safetensors").rename(tiny_folder / "pytorch_model.bin")
     with pytest.raises(ModelError, match="pickles"):
         manager.describe(str(tiny_folder))
 
 
-def test_code_that_a_config_asks_for_is_not_run(tiny_folder: Path, manager: ModelManager) -> None:
+def test_a_models_own_code_is_never_run(tiny_folder: Path, manager: ModelManager) -> None:
     (tiny_folder / "own.py").write_text("raise SystemExit('code of a stranger ran')")
     (tiny_folder / "config.json").write_text(
         '{"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}'

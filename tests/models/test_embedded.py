@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from llamahome.models.checksums import file_sha256, verify_checksums
 from llamahome.models.embedded import ensure_embedded
 
-# model.safetensors as transformers 5.23 writes it, after
+# The hash of model.safetensors as transformers 5.23 writes it, after
 # AutoModelForCausalLM.from_pretrained(..., gguf_file=..., dtype=float32,
 # quantization_config=GgufConfig(dequantize=True)).save_pretrained(...).
 TRANSFORMERS_SHA256 = "a672150fb4f99d7c8f4168cecdd464069c0ef3a37d8113f22ddb9d48031d03cd"
@@ -28,11 +28,13 @@ def tokenizer(embedded_model_dir: Path) -> PreTrainedTokenizerFast:
     return loaded
 
 
-def test_weights_are_bit_for_bit_what_transformers_dequantises(embedded_model_dir: Path) -> None:
+def test_the_weights_equal_transformers_own_dequantisation_bit_for_bit(
+    embedded_model_dir: Path,
+) -> None:
     assert file_sha256(embedded_model_dir / "model.safetensors") == TRANSFORMERS_SHA256
 
 
-def test_the_converted_folder_has_checksums_that_hold(embedded_model_dir: Path) -> None:
+def test_the_converted_folder_matches_its_checksums(embedded_model_dir: Path) -> None:
     assert verify_checksums(embedded_model_dir, "cure") == 6
 
 
@@ -49,14 +51,14 @@ def test_digits_are_split_before_the_merges(
     assert tokenizer.tokenize(text) == tokens
 
 
-def test_text_survives_the_tokenizer_and_gets_no_bos(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_text_survives_the_tokenizer_without_a_bos(tokenizer: PreTrainedTokenizerFast) -> None:
     text = "Don't  panic:\n\t42 été, 日本語 🦙"
     ids = tokenizer(text).input_ids
     assert tokenizer.decode(ids) == text
     assert not set(ids) & set(tokenizer.all_special_ids)
 
 
-def test_the_chat_template_comes_along(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_the_tokenizer_has_the_chat_template(tokenizer: PreTrainedTokenizerFast) -> None:
     messages = [{"role": "user", "content": "Hi"}]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert isinstance(text, str)
@@ -79,16 +81,16 @@ def test_the_embedded_model_knows_the_capital_of_france(
 
 
 def _convert(folder: Path) -> None:
-    """A run in the background of a shell begins deaf to interrupts."""
+    """Convert with interrupts enabled, which a shell's background jobs ignore."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     ensure_embedded(folder)
 
 
-def test_an_interrupted_conversion_leaves_nothing_and_two_at_once_make_one_folder(
+def test_an_interrupted_conversion_leaves_nothing_and_two_concurrent_ones_make_one_folder(
     tmp_path: Path,
 ) -> None:
     folder, partial = tmp_path / "model", tmp_path / "model.partial"
-    # Children of a server that has imported the product once, rather than one import each.
+    # The server imports the product once, so its children need not.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["llamahome.models.embedded"])
 

@@ -1,24 +1,22 @@
-"""What tells two models apart, and what does not."""
+"""Fingerprints: equal for the same model, different for different ones."""
 
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM
 
 from llamahome.models import attach_adapters, fingerprint
-from llamahome.models.adapters import ADAPTER_CONFIG
+from tests.lora import change_lora, save_lora
 
 # peft 0.21 asks transformers 5.23 for a property by its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
 
-def test_a_model_is_the_same_wherever_it_is_loaded_from(
+def test_a_fingerprint_does_not_depend_on_folder_or_attention(
     tiny_llama: LlamaForCausalLM, tmp_path: Path
 ) -> None:
     tiny_llama.save_pretrained(tmp_path)
@@ -28,7 +26,7 @@ def test_a_model_is_the_same_wherever_it_is_loaded_from(
     assert fingerprint(loaded) == fingerprint(tiny_llama)
 
 
-def test_one_weight_a_precision_or_another_rotation_tells_models_apart(
+def test_a_fingerprint_depends_on_each_weight_the_dtype_and_the_rotary_frequencies(
     tiny_llama: LlamaForCausalLM,
 ) -> None:
     changed = copy.deepcopy(tiny_llama)
@@ -41,11 +39,10 @@ def test_one_weight_a_precision_or_another_rotation_tells_models_apart(
     assert len({fingerprint(model) for model in models}) == 4
 
 
-def test_adapters_their_names_and_their_scales_count(
+def test_a_fingerprint_depends_on_adapters_their_names_and_scales(
     tiny_llama: LlamaForCausalLM, tmp_path: Path
 ) -> None:
-    lora = LoraConfig(r=2, lora_alpha=4, target_modules=["v_proj"], init_lora_weights=False)
-    get_peft_model(copy.deepcopy(tiny_llama), lora).save_pretrained(tmp_path)
+    save_lora(tiny_llama, tmp_path, lora_alpha=4, target_modules=["v_proj"])
 
     def attached(name: str) -> str:
         return fingerprint(attach_adapters(copy.deepcopy(tiny_llama), {name: tmp_path}))
@@ -53,6 +50,5 @@ def test_adapters_their_names_and_their_scales_count(
     first = attached("a")
     assert attached("a") == first
     assert len({first, attached("b"), fingerprint(tiny_llama)}) == 3
-    config = json.loads((tmp_path / ADAPTER_CONFIG).read_text())
-    (tmp_path / ADAPTER_CONFIG).write_text(json.dumps({**config, "lora_alpha": 8}))
+    change_lora(tmp_path, lora_alpha=8)
     assert attached("a") != first

@@ -12,7 +12,7 @@ from llamahome.models.folders import (
 )
 
 
-def test_a_build_that_fails_leaves_no_folder_of_that_name(tmp_path: Path) -> None:
+def test_a_failed_build_leaves_no_finished_folder(tmp_path: Path) -> None:
     def build(partial: Path) -> None:
         partial.mkdir()
         (partial / "half").write_text("x")
@@ -24,7 +24,7 @@ def test_a_build_that_fails_leaves_no_folder_of_that_name(tmp_path: Path) -> Non
     assert finished_folders(tmp_path) == []
 
 
-def test_a_build_goes_on_from_what_an_earlier_one_left(tmp_path: Path) -> None:
+def test_a_build_finds_what_an_earlier_one_left(tmp_path: Path) -> None:
     (tmp_path / "model.partial").mkdir()
     (tmp_path / "model.partial" / "first").write_text("1")
 
@@ -41,7 +41,7 @@ def test_a_folder_that_exists_is_not_built_again(tmp_path: Path) -> None:
     build_once(tmp_path / "model", build)
 
 
-def test_removal_takes_what_was_begun_too(tmp_path: Path) -> None:
+def test_removal_includes_the_partial_folder(tmp_path: Path) -> None:
     for name in ("model", "model.partial"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()
@@ -51,7 +51,7 @@ def test_removal_takes_what_was_begun_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "../a", "/a", "a\\b", "a\0b"])
-def test_names_that_could_leave_their_folder_are_refused(name: str) -> None:
+def test_names_that_could_escape_their_folder_are_refused(name: str) -> None:
     assert not is_folder_name(name)
 
 

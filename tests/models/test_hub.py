@@ -1,4 +1,4 @@
-"""The real client against a small hub on loopback."""
+"""Downloads by the real client from a small hub on loopback."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UNWANTED = {"pytorch_model.bin": b"\x80\x04.", "original/params.json": b"{}", "r
 
 
 class Hub(ThreadingHTTPServer):
-    """Repositories by id, each a dict of file names and contents."""
+    """A hub of repositories by id, each a dict of file names and contents."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), HubHandler)
@@ -112,7 +112,7 @@ def hub_manager(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mo
     return ModelManager(tmp_path / "cache", HfApi(endpoint=hub.endpoint, token=False))
 
 
-def test_a_hub_model_is_downloaded_once_without_pickles_and_code(
+def test_a_hub_model_is_downloaded_once_without_pickles_or_code(
     hub: Hub, hub_manager: ModelManager
 ) -> None:
     folder = hub_manager.resolve("someone/tiny")
@@ -141,7 +141,7 @@ def test_a_downloaded_model_is_listed_described_and_removed(
         hub_manager.describe("someone/tiny", "v1")
 
 
-def test_a_broken_download_is_no_model_and_goes_on_later(
+def test_a_broken_download_is_no_model_and_is_resumed_later(
     hub: Hub, hub_manager: ModelManager
 ) -> None:
     hub.fail_on = "model.safetensors"
@@ -162,12 +162,12 @@ def test_a_broken_download_is_no_model_and_goes_on_later(
     assert not kept & fetched
 
 
-def test_a_gated_model_asks_for_a_token(hub_manager: ModelManager) -> None:
+def test_a_gated_model_needs_a_token(hub_manager: ModelManager) -> None:
     with pytest.raises(ModelError, match=r"gated.*HF_TOKEN"):
         hub_manager.resolve("someone/gated")
 
 
-def test_an_unknown_model_and_an_unknown_revision_are_told_apart(
+def test_an_unknown_model_and_an_unknown_revision_get_different_errors(
     hub_manager: ModelManager,
 ) -> None:
     with pytest.raises(ModelNotFoundError, match=r"someone/nothing is not on the hub, or private"):
@@ -177,22 +177,24 @@ def test_an_unknown_model_and_an_unknown_revision_are_told_apart(
     assert not list((hub_manager.cache_dir / "hub").glob("*.partial"))
 
 
-def test_a_model_with_pickles_only_is_refused(hub: Hub, hub_manager: ModelManager) -> None:
+def test_a_model_with_only_pickles_is_refused(hub: Hub, hub_manager: ModelManager) -> None:
     with pytest.raises(ModelError, match="no weights as safetensors"):
         hub_manager.resolve("someone/pickled")
     assert not any(path.endswith(".bin") for path in hub.requested)
 
 
-def test_offline_says_how_to_go_on(
+def test_offline_mode_is_named_with_its_cure(
     hub_manager: ModelManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # What HF_HUB_OFFLINE=1 sets when the client is imported.
+    # The client's import sets this for HF_HUB_OFFLINE=1.
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelNotFoundError, match=r"OfflineModeIsEnabled.*unset HF_HUB_OFFLINE"):
         hub_manager.resolve("someone/tiny")
 
 
-def test_a_hub_that_does_not_answer_is_no_traceback(manager: ModelManager, hub: Hub) -> None:
+def test_a_hub_that_does_not_answer_is_reported_as_unreachable(
+    manager: ModelManager, hub: Hub
+) -> None:
     hub.shutdown()
     hub.server_close()
     unreachable = ModelManager(manager.cache_dir, HfApi(endpoint=hub.endpoint, token=False))
@@ -201,7 +203,9 @@ def test_a_hub_that_does_not_answer_is_no_traceback(manager: ModelManager, hub: 
 
 
 @pytest.mark.parametrize("revision", [None, "v1.0", "refs/pr/1", "..", "a@b"])
-def test_a_folders_name_gives_id_and_revision_back(tmp_path: Path, revision: str | None) -> None:
+def test_id_and_revision_can_be_read_from_a_folders_name(
+    tmp_path: Path, revision: str | None
+) -> None:
     folder = hub_folder(tmp_path, "some-one/a-model_1.5", revision)
     assert folder.parent == tmp_path
     assert folder.resolve() == folder
@@ -211,5 +215,5 @@ def test_a_folders_name_gives_id_and_revision_back(tmp_path: Path, revision: str
 @pytest.mark.parametrize(
     "name", ["model", "a/b/c", "../b", "a/..", "a--b/c", "/a/b", "a b/c", "a/"]
 )
-def test_other_forms_are_no_hub_ids(name: str) -> None:
+def test_other_names_are_no_hub_ids(name: str) -> None:
     assert not is_hub_id(name)

@@ -25,7 +25,7 @@ def run_name(manager: ModelManager, tiny_folder: Path) -> str:
     return "first-run"
 
 
-def test_the_cache_can_be_named_in_the_environment(
+def test_the_environment_can_name_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLAMAHOME_CACHE", str(tmp_path / "named"))
@@ -41,7 +41,7 @@ def test_a_run_resolves_by_its_name(manager: ModelManager, run_name: str) -> Non
     assert manager.resolve(run_name) == manager.runs_dir / run_name / "model"
 
 
-def test_a_local_folder_resolves_absolute_and_relative(
+def test_a_local_folder_resolves_by_absolute_and_relative_path(
     manager: ModelManager, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert manager.resolve(str(tiny_folder)) == tiny_folder
@@ -49,7 +49,7 @@ def test_a_local_folder_resolves_absolute_and_relative(
     assert manager.resolve("tiny") == manager.resolve("./tiny") == tiny_folder
 
 
-def test_a_run_goes_before_a_local_folder(
+def test_a_run_takes_precedence_over_a_local_folder(
     manager: ModelManager, run_name: str, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(tiny_folder, tiny_folder.parent / run_name)
@@ -57,7 +57,7 @@ def test_a_run_goes_before_a_local_folder(
     assert manager.resolve(run_name) == manager.runs_dir / run_name / "model"
 
 
-def test_an_unknown_name_says_what_was_tried_and_what_is_close(
+def test_the_error_for_an_unknown_name_says_what_was_tried_and_which_names_are_close(
     manager: ModelManager, run_name: str
 ) -> None:
     with pytest.raises(ModelNotFoundError) as caught:
@@ -73,7 +73,9 @@ def test_an_unknown_name_says_what_was_tried_and_what_is_close(
 @pytest.mark.parametrize(
     "name", ["..", "../cache", "../../etc", "/etc", "first-run/../..", "a/../../b", "x\0y", ""]
 )
-def test_names_that_climb_lead_nowhere(manager: ModelManager, run_name: str, name: str) -> None:
+def test_names_that_leave_the_cache_find_and_remove_nothing(
+    manager: ModelManager, run_name: str, name: str
+) -> None:
     with pytest.raises(ModelNotFoundError):
         manager.resolve(name)
     with pytest.raises(ModelError):
@@ -81,7 +83,7 @@ def test_names_that_climb_lead_nowhere(manager: ModelManager, run_name: str, nam
     assert (manager.runs_dir / run_name / "model").is_dir()
 
 
-def test_a_revision_only_goes_with_a_hub_id(manager: ModelManager, run_name: str) -> None:
+def test_a_revision_needs_a_hub_id(manager: ModelManager, run_name: str) -> None:
     with pytest.raises(ModelError, match=r"model\.revision='main'"):
         manager.resolve(run_name, "main")
 
@@ -96,7 +98,7 @@ def test_verify_finds_a_flipped_bit_in_a_run(manager: ModelManager, run_name: st
         manager.verify(run_name)
 
 
-def test_removing_a_run_takes_its_checkpoints(manager: ModelManager, run_name: str) -> None:
+def test_removing_a_run_removes_its_checkpoints(manager: ModelManager, run_name: str) -> None:
     manager.remove(run_name)
     assert not (manager.runs_dir / run_name).exists()
     with pytest.raises(ModelNotFoundError):
@@ -121,7 +123,7 @@ def test_a_run_that_links_out_of_the_cache_is_not_removed(
     assert (outside / "model" / "config.json").is_file()
 
 
-def test_removing_what_is_not_there_says_so(manager: ModelManager) -> None:
+def test_removing_a_missing_model_is_refused(manager: ModelManager) -> None:
     with pytest.raises(ModelNotFoundError, match="nothing to remove"):
         manager.remove("someone/something")
 
@@ -131,7 +133,7 @@ def test_a_hub_model_that_is_not_downloaded_is_not_described(manager: ModelManag
         manager.describe("someone/something")
 
 
-def test_list_shows_runs_and_leaves_out_broken_ones(
+def test_list_includes_runs_and_omits_broken_ones(
     manager: ModelManager,
     run_name: str,
     embedded_model_dir: Path,

@@ -23,7 +23,7 @@ POLICIES = [
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
-def test_a_policy_survives_save_and_load(
+def test_a_policy_survives_saving_and_loading(
     policy: PolicyConfig, tiny_llama: LlamaForCausalLM, tmp_path: Path
 ) -> None:
     write_policy(tiny_llama.config, policy)
@@ -42,11 +42,11 @@ def test_the_stored_form_is_plain_json_with_a_format_number(tmp_path: Path) -> N
     assert stored["policy"]["budget"] == 96
 
 
-def test_a_config_of_others_carries_none() -> None:
+def test_a_plain_config_carries_no_policy() -> None:
     assert read_policy(LlamaConfig()) is None
 
 
-def test_carried_is_no_policy_to_write() -> None:
+def test_the_policy_named_carried_cannot_be_written() -> None:
     with pytest.raises(ValueError, match="carried"):
         write_policy(LlamaConfig(), PolicyConfig(name="carried", budget=None))
 
@@ -67,20 +67,22 @@ GOOD = {"name": "h2o", "budget": 96, "sink": 2, "recent": 32, "interval": 16, "s
         ({"format": 1, "policy": {**GOOD, "name": "${oc.env:HOME}"}}, r"interpolation"),
     ],
 )
-def test_a_policy_that_cannot_be_read_says_why(stored: object, message: str) -> None:
+def test_the_error_for_an_unreadable_policy_says_why(stored: object, message: str) -> None:
     config = LlamaConfig.from_dict({"llamahome": stored})
     with pytest.raises(PolicyFormatError, match=message):
         read_policy(config)
 
 
-def test_an_adapters_policy_survives_in_its_own_file(tmp_path: Path) -> None:
+def test_an_adapters_policy_is_kept_in_its_own_file(tmp_path: Path) -> None:
     assert read_adapter_policy(tmp_path) is None
     write_adapter_policy(tmp_path, POLICIES[1])
     assert read_adapter_policy(tmp_path) == POLICIES[1]
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"format": 9, "policy": {}}'])
-def test_an_adapters_unreadable_policy_names_the_file(text: str, tmp_path: Path) -> None:
+def test_the_error_for_an_adapters_unreadable_policy_names_the_file(
+    text: str, tmp_path: Path
+) -> None:
     (tmp_path / "llamahome.json").write_text(text)
     with pytest.raises(PolicyFormatError, match=r"llamahome\.json"):
         read_adapter_policy(tmp_path)
