@@ -1,4 +1,4 @@
-"""The matrix: every policy against the float64 loops and what all policies have in common."""
+"""The matrix: every policy against the float64 loop reference and the claims common to all."""
 
 from __future__ import annotations
 
@@ -8,44 +8,21 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from llamahome.attention import Entries, HybridAttention, Rotary, build_policy
 from llamahome.attention.policies import BUILDERS
 from llamahome.attention.reference import Head, Score, reference
-from llamahome.attention.walk import Walk
 from llamahome.config import PolicyConfig
 from llamahome.config.policy import POLICIES
+from tests.attention.sequences import LENGTH, kept_positions, one_layer, qkv, token_ids
 from tests.policies import CASES, policy_case
 
-LENGTH, DIM = 32, 8
 EVICTING = [case for case in CASES if case != "h2o_pyramid"]  # one layer makes no pyramid
 
 
-def qkv(length: int = LENGTH) -> tuple[Tensor, Tensor, Tensor]:
-    """Two KV heads with three query heads each, in float64."""
-    torch.manual_seed(length)
-    query = 2 * torch.randn(1, 6, length, DIM, dtype=torch.float64)
-    key = 2 * torch.randn(1, 2, length, DIM, dtype=torch.float64)
-    return query, key, torch.randn(1, 2, length, DIM, dtype=torch.float64)
-
-
-def one_layer() -> LlamaForCausalLM:
-    """A model of the shape of `qkv`, for what depends on a model."""
-    return LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=6 * DIM,
-            intermediate_size=8,
-            num_hidden_layers=1,
-            num_attention_heads=6,
-            num_key_value_heads=2,
-            vocab_size=8,
-        )
-    )
-
-
 def sums(head: Head, position: int) -> list[float]:
-    """Per query that saw the position, oldest first: the group's probability."""
+    """Return the group's probability from each query that saw the position, oldest first."""
     return [sum(by_head) for by_head in head.received[position]]
 
 
@@ -54,7 +31,7 @@ def decayed(values: list[float], time: float) -> float:
 
 
 def score_of(case: str, config: PolicyConfig, key: Tensor, value: Tensor) -> Score:
-    """What a policy's paper says, in terms of all that a key has ever received."""
+    """Return the score of a case's paper, from all probabilities that a key has received."""
 
     def ones(head: Head, s: int) -> list[float]:
         return [1.0] * len(head.received[s])
@@ -106,7 +83,7 @@ def rotate_at(rotary: Rotary, x: Tensor, place: int) -> Tensor:
 @pytest.mark.parametrize("case", EVICTING)
 @pytest.mark.parametrize("length", [LENGTH, 27])
 @pytest.mark.parametrize("interval", [1, 4, 5])
-def test_equals_the_loop_reference(case: str, length: int, interval: int) -> None:
+def test_attention_equals_the_loop_reference(case: str, length: int, interval: int) -> None:
     config = policy_case(case, interval=interval)
     config.pattern = {name: b for name, b in config.pattern.items() if name.startswith("L0")}
     query, key, value = qkv(length)
@@ -121,46 +98,39 @@ def test_equals_the_loop_reference(case: str, length: int, interval: int) -> Non
         score_of(case, config, key[0], value[0]),
         *([] if rotary is None else [lambda x, place: rotate_at(rotary, x, place)]),
     )
-    # The model's cosines come in float32.
+    # The model computes cosines in float32.
     tolerance = 1e-9 if rotary is None else 1e-5
     torch.testing.assert_close(out[0], expected, rtol=tolerance, atol=tolerance)
-
-
-def kept_positions(config: PolicyConfig, *tensors: Tensor, layer_idx: int = 0) -> list[Tensor]:
-    """Positions (G, K) that each chunk but the first finds, for policies of one budget."""
-    walk = Walk(
-        policy=build_policy(config), layer_idx=layer_idx, heads=(0, 1), scaling=1.0, rotary=None
-    )
-    return [positions[0] for positions in walk.run(*tensors)[1][1:]]
 
 
 ONE_BUDGET = [case for case in EVICTING if "pattern" not in case and "rolling" not in case]
 
 
 @pytest.mark.parametrize("case", ONE_BUDGET)
-def test_keeps_what_the_reference_keeps(case: str) -> None:
+def test_a_policy_keeps_the_same_entries_as_the_reference(case: str) -> None:
     config = policy_case(case)
     query, key, value = qkv()
-    query = query / math.sqrt(DIM)  # the walk below does not scale
     score = score_of(case, config, key[0], value[0])
-    _, expected = reference(query[0] * math.sqrt(DIM), key[0], value[0], config, score)
+    _, expected = reference(query[0], key[0], value[0], config, score)
     for chunk, positions in enumerate(kept_positions(config, query, key, value)):
-        assert [row.tolist() for row in positions] == [head[chunk] for head in expected]
+        assert [head.tolist() for head in positions] == [head[chunk] for head in expected]
 
 
 @pytest.mark.parametrize("case", ONE_BUDGET)
-def test_sinks_and_recent_always_stay(case: str) -> None:
+def test_sinks_and_recent_entries_always_stay(case: str) -> None:
     config = policy_case(case)
     for chunk, positions in enumerate(kept_positions(config, *qkv(60)), start=1):
         length = chunk * config.interval
         always = {0, 1, *range(max(0, length - config.recent), length)}
-        for row in positions.tolist():
-            assert always <= set(row)
-            assert len(row) == min(length, 12)
+        for head in positions.tolist():
+            assert always <= set(head)
+            assert len(head) == min(length, 12)
 
 
-def test_policies_keep_different_keys() -> None:
-    kept = {case: str(kept_positions(policy_case(case), *qkv(60))) for case in ONE_BUDGET}
+def test_each_policy_keeps_different_entries() -> None:
+    query, key, value = qkv(60)
+    query = 3 * query  # sharp attention, which tells the policies apart
+    kept = {case: str(kept_positions(policy_case(case), query, key, value)) for case in ONE_BUDGET}
     assert len(set(kept.values())) == len(ONE_BUDGET)
 
 
@@ -169,7 +139,7 @@ def test_every_policy_is_in_the_matrix() -> None:
     assert names == set(BUILDERS) == set(POLICIES) - {"full"}
 
 
-def test_random_depends_on_seed_layer_and_head_alone() -> None:
+def test_random_depends_on_seed_layer_and_head() -> None:
     def last(seed: int, layer_idx: int) -> Tensor:
         config = policy_case("random", seed=seed)
         return kept_positions(config, *qkv(60), layer_idx=layer_idx)[-1]
@@ -181,12 +151,15 @@ def test_random_depends_on_seed_layer_and_head_alone() -> None:
 
 
 @pytest.mark.parametrize("case", EVICTING)
-def test_a_budget_of_the_length_is_dense_attention(tiny_llama: LlamaForCausalLM, case: str) -> None:
-    ids = torch.randint(3, 256, (2, 77), generator=torch.Generator().manual_seed(1))
+@pytest.mark.parametrize("length", [40, 64, 77])
+def test_a_budget_equal_to_the_length_is_dense_attention(
+    tiny_llama: LlamaForCausalLM, case: str, length: int
+) -> None:
+    ids = token_ids(length, rows=2)
     tiny_llama.set_attn_implementation("eager")
     expected = tiny_llama(ids).logits
-    config = policy_case(case, budget=77)
-    config.pattern = dict.fromkeys(config.pattern, 77)
+    config = policy_case(case, budget=length)
+    config.pattern = dict.fromkeys(config.pattern, length)
     attention = HybridAttention(build_policy(config), tiny_llama)
     attention.attach(tiny_llama)
     logits = tiny_llama(
@@ -201,5 +174,5 @@ def test_gradients_are_exact(case: str) -> None:
     config.pattern = {"L0H1": 7} if config.pattern else {}
     attention = HybridAttention(build_policy(config), one_layer().double())
     tensors = [x[:, :, :14].clone().requires_grad_() for x in qkv()]
-    # float32 cosines make rolling positions inexact in float64
+    # The model computes cosines in float32, so rolling positions are inexact.
     assert torch.autograd.gradcheck(attention, tensors, atol=1e-4)

@@ -11,16 +11,13 @@ from llamahome.attention import Entries, HybridAttention, Policy, build_policy
 from llamahome.attention.scorer import Scorer
 from llamahome.attention.walk import Walk, walk_with_gradients
 from llamahome.config import ConfigError, PolicyConfig
-from tests.attention.test_policies import one_layer, qkv
-from tests.linear_policy import linear_policy
-
-__all__ = ["linear_policy"]
+from tests.attention.sequences import one_layer, qkv
 
 CONFIG = {"budget": 6, "sink": 1, "recent": 4, "interval": 3}
 
 
 def _linear(seed: int = 0) -> tuple[Policy, Tensor]:
-    """Build the linear policy with random weights; returns them too."""
+    """Build the linear policy with random weights, and return both."""
     model = one_layer().double()
     policy = build_policy(PolicyConfig(name="linear", **CONFIG), model)
     assert policy.weights is not None
@@ -36,7 +33,7 @@ def _walk(policy: Policy, heads: tuple[int, ...] = (0, 1)) -> Walk:
 
 
 def _plain(query: Tensor, key: Tensor, value: Tensor, walk: Walk) -> Tensor:
-    """Compute the walk's output by autograd alone, on the positions that the walk kept."""
+    """Compute the walk's output with plain autograd, on the positions that the walk kept."""
     features = walk.features(key, value)
     assert features is not None
     _, kept = walk.run(query, key, value, features)
@@ -46,18 +43,18 @@ def _plain(query: Tensor, key: Tensor, value: Tensor, walk: Walk) -> Tensor:
         for head in range(6):
             g = head // 3
             seen = [*positions[0, g].tolist(), *range(chunk.start, chunk.stop)]
-            for row, t in enumerate(range(chunk.start, chunk.stop)):
+            for i, t in enumerate(range(chunk.start, chunk.stop)):
                 for s in (s for s in seen if s <= t):
                     bias = features[0, g, s] - features[0, g, s].detach()
                     own = bias if s < chunk.start else 0.0
-                    logits[head, row, s] = query[0, head, t] @ key[0, g, s] * 0.3 + own
+                    logits[head, i, s] = query[0, head, t] @ key[0, g, s] * 0.3 + own
         grouped = value[0, :, : chunk.stop].repeat_interleave(3, dim=0)
         outputs.append(logits.softmax(dim=-1) @ grouped)
     return torch.cat(outputs, dim=1)[None]
 
 
 @pytest.mark.usefixtures("linear_policy")
-def test_the_loss_reaches_the_weights_as_plain_autograd_says() -> None:
+def test_the_gradient_of_the_weights_equals_plain_autograds() -> None:
     policy, weight = _linear()
     walk = _walk(policy)
     torch.manual_seed(3)
@@ -75,15 +72,13 @@ def test_the_loss_reaches_the_weights_as_plain_autograd_says() -> None:
 
 @pytest.mark.usefixtures("linear_policy")
 def test_weights_decide_which_entries_stay() -> None:
-    kept = [str(_walk(_linear(seed)[0]).run(*qkv(), _features(seed))[1]) for seed in (0, 1)]
-    assert kept[0] != kept[1]
+    query, key, value = qkv()
 
+    def kept(seed: int) -> str:
+        walk = _walk(_linear(seed)[0])
+        return str(walk.run(query, key, value, walk.features(key, value))[1])
 
-def _features(seed: int) -> Tensor:
-    _, key, value = qkv()
-    features = _walk(_linear(seed)[0]).features(key, value)
-    assert features is not None
-    return features.detach()
+    assert kept(0) != kept(1)
 
 
 @pytest.mark.usefixtures("linear_policy")
@@ -130,7 +125,7 @@ def test_weights_are_loaded_or_refused(tiny_llama: LlamaForCausalLM) -> None:
         build_policy(config)
 
 
-def test_a_rule_takes_no_weights() -> None:
+def test_a_policy_without_weights_refuses_them() -> None:
     policy = build_policy(PolicyConfig())
     assert policy.weights is None
     assert not policy.has_features

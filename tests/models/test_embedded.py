@@ -28,7 +28,7 @@ def tokenizer(embedded_model_dir: Path) -> PreTrainedTokenizerFast:
     return loaded
 
 
-def test_the_weights_equal_transformers_own_dequantisation_bit_for_bit(
+def test_weights_equal_transformers_dequantisation_bit_for_bit(
     embedded_model_dir: Path,
 ) -> None:
     assert file_sha256(embedded_model_dir / "model.safetensors") == TRANSFORMERS_SHA256

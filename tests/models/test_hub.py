@@ -192,9 +192,7 @@ def test_offline_mode_is_named_with_its_cure(
         hub_manager.resolve("someone/tiny")
 
 
-def test_a_hub_that_does_not_answer_is_reported_as_unreachable(
-    manager: ModelManager, hub: Hub
-) -> None:
+def test_a_hub_that_does_not_answer_is_unreachable(manager: ModelManager, hub: Hub) -> None:
     hub.shutdown()
     hub.server_close()
     unreachable = ModelManager(manager.cache_dir, HfApi(endpoint=hub.endpoint, token=False))
@@ -203,9 +201,7 @@ def test_a_hub_that_does_not_answer_is_reported_as_unreachable(
 
 
 @pytest.mark.parametrize("revision", [None, "v1.0", "refs/pr/1", "..", "a@b"])
-def test_id_and_revision_can_be_read_from_a_folders_name(
-    tmp_path: Path, revision: str | None
-) -> None:
+def test_a_folders_name_gives_its_id_and_revision(tmp_path: Path, revision: str | None) -> None:
     folder = hub_folder(tmp_path, "some-one/a-model_1.5", revision)
     assert folder.parent == tmp_path
     assert folder.resolve() == folder
