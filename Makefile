@@ -5,6 +5,7 @@
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+CPP := llamahome/native/csrc/*.cpp llamahome/native/csrc/*.h llamahome/native/csrc/*.inc
 UV_VERSION := 0.13.9
 PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null \
@@ -49,6 +50,7 @@ test: check  ## every check, the whole suite, and the coverage floors
 check: install  ## lint, format, types, floors
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
@@ -56,6 +58,7 @@ check: install  ## lint, format, types, floors
 format: install  ## format, and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
 
 # torch's CUDA packages are left out with torch: which of them belong to it depends on the machine.
 .PHONY: lock

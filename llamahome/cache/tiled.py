@@ -71,6 +71,7 @@ class TiledPlane:
             plane.positions,
             plane.key_scales,
             plane.value_scales,
+            None,
         )
         return plane
 

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 SOURCES = Path(__file__).parent / "csrc"
 NAME = "llamahome_native"
 # No -march: the instruction set is chosen at run time, so a cache may be shared by machines.
-# Errors of arithmetic are values here, never traps, which lets loops be vectorised.
+# Arithmetic errors are values here, never traps, which lets loops be vectorised.
 FLAGS = ("-std=c++20", "-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
 
 
@@ -58,7 +58,7 @@ def load_native() -> None:
 
 
 def _cache_folder() -> Path:
-    """One for every state of the sources, flags, compiler and torch."""
+    """Name the folder of one build: sources, flags, compiler and torch decide it."""
     digest = hashlib.sha256()
     for path in sorted(SOURCES.iterdir()):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
@@ -80,7 +80,7 @@ def _compiler_version() -> str:
 
 
 def _build(folder: Path) -> None:
-    (folder / "lock").unlink(missing_ok=True)  # torch's own, left behind by a build that was killed
+    (folder / "lock").unlink(missing_ok=True)  # torch's own, left by a build that was killed
     with _ninja_on_path():
         cpp_extension.load(
             name=NAME,
@@ -93,7 +93,7 @@ def _build(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _ninja_on_path() -> Iterator[None]:
-    """torch runs `ninja` by name; the one beside this Python need not be on PATH."""
+    """Put this Python's programs on PATH, since torch runs `ninja` by name."""
     before = os.environ["PATH"]
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), before])
     try:

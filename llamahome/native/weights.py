@@ -14,7 +14,7 @@ ALIGNMENT = 64  # bytes of a cache line
 
 
 class Arena:
-    """Memory for weights in huge pages, side by side: most layers are smaller than one page."""
+    """Memory for weights in huge pages, shared since most layers are smaller than one page."""
 
     CHUNK = 2**26
 
@@ -23,7 +23,7 @@ class Arena:
         self._used = 0
 
     def place(self, tensor: Tensor) -> Tensor:
-        """A copy of `tensor` in the arena, which lives as long as any of its tensors."""
+        """Copy `tensor` into the arena, which lives as long as any of its tensors."""
         size = -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
         if self._used + size > len(self._chunk):
             self._chunk = torch.empty(max(size, self.CHUNK), dtype=torch.uint8)
@@ -42,16 +42,16 @@ def linear(
     interleave: bool = False,
     arena: Arena | None = None,
 ) -> Any:
-    """A linear layer for the kernels.
+    """Pack a linear layer for the kernels.
 
     Args:
         weight: (N, K).
         bias: (N,) or None.
         int8: 8 bits with a bfloat16 scale for each output and group of 64 inputs (symmetric,
             rounded to nearest); otherwise float32.
-        interleave: rows are a gate's and then as many of an up projection: put their panels in
-            turns, so that a pair of panels holds what SwiGLU multiplies.
-        arena: where the weights are to lie; None leaves that to torch.
+        interleave: rows are a gate's and then as many of an up projection: alternate their panels,
+            so that a pair of panels holds the factors of SwiGLU.
+        arena: memory for the weights; None leaves that to torch.
     """
     rows = _rows(weight.shape[0], interleave, weight.device)
     ordered = _take_rows(weight.detach().float(), rows)
@@ -64,13 +64,13 @@ def linear(
 
 
 def adapter(down: Tensor, up: Tensor, *, interleave: bool = False) -> tuple[Tensor, Tensor]:
-    """A low-rank pair, down (r, K) and up (N, r), in the order of `linear`'s panels."""
+    """Pack a low-rank pair, down (r, K) and up (N, r), in the order of `linear`'s panels."""
     rows = _rows(up.shape[0], interleave, up.device)
     return down.detach().float().contiguous(), _panels(_take_rows(up.detach().float(), rows))
 
 
 def _rows(count: int, interleave: bool, device: torch.device) -> Tensor:
-    """Which row goes where; -1 is padding, to whole pairs of panels."""
+    """Return the order of rows in the panels; -1 pads to whole pairs of panels."""
     if not interleave:
         return F.pad(torch.arange(count, device=device), (0, -count % (2 * LANES)), value=-1)
     half = count // 2
@@ -86,13 +86,13 @@ def _take_rows(tensor: Tensor, rows: Tensor) -> Tensor:
 
 
 def _panels(weight: Tensor) -> Tensor:
-    """(N, K) to (N / 16, K, 16)."""
+    """Arrange (N, K) as (N / 16, K, 16)."""
     panels: Tensor = weight.unflatten(0, (-1, LANES))
     return panels.transpose(1, 2).contiguous()
 
 
 def _quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, K) to weight + 128, (N / 16, K / 64, 16, 16, 4), and scales (N / 16, K / 64, 16)."""
+    """Quantise (N, K) to weight + 128, (N/16, K/64, 16, 16, 4), and scales (N/16, K/64, 16)."""
     grouped = F.pad(weight, (0, -weight.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
     scales = (grouped.abs().amax(dim=-1) / 127).bfloat16()
     # bfloat16 may have rounded a scale down: then the largest weight is clamped.

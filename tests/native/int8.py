@@ -1,4 +1,4 @@
-"""What the kernels' 8 bits stand for, in plain torch. N outputs, K inputs in groups of 64."""
+"""The kernels' 8-bit arithmetic in plain torch. N outputs, K inputs in groups of 64."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ GROUP = 64
 
 
 def dequantized(weight: Tensor) -> Tensor:
-    """(N, K) as int8 with a bfloat16 scale for each output and group, and back."""
+    """Quantise (N, K) to int8 with a bfloat16 scale per output and group, and back."""
     grouped = _grouped(weight)
     scale = (grouped.abs().amax(-1, keepdim=True) / 127).bfloat16().float()
     steps = torch.where(scale > 0, grouped / scale, 0).round().clamp(-127, 127)
@@ -18,7 +18,7 @@ def dequantized(weight: Tensor) -> Tensor:
 
 
 def rounded(x: Tensor) -> Tensor:
-    """Activations (..., K) as int8 with a float32 scale for each token and group, and back."""
+    """Quantise activations (..., K) to int8 with a float32 scale per token and group, and back."""
     grouped = _grouped(x)
     peak = grouped.abs().amax(-1, keepdim=True)
     steps = (grouped * torch.where(peak > 0, 127 / peak, 0)).round()
@@ -26,7 +26,7 @@ def rounded(x: Tensor) -> Tensor:
 
 
 class Int8Linear(nn.Module):
-    """A linear layer as the kernels compute it, but for the order of its sums."""
+    """Linear layer as the kernels compute it, except for the order of its sums."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What an engine says where the kernels cannot be built, as JSON; arguments are values of CXX."""
+"""Print as JSON how an engine behaves if the kernels cannot be built; arguments: values of CXX."""
 
 from __future__ import annotations
 

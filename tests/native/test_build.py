@@ -1,4 +1,4 @@
-"""Where the kernels cannot be built: what the user reads, and that decoding goes on."""
+"""Builds that fail: the user reads one line, and decoding goes on in torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llamahome.native import load_native
 SCRIPT = Path(__file__).parent / "no_compiler.py"
 
 
-def test_without_a_compiler_torch_decodes_and_one_line_says_why(tmp_path: Path) -> None:
+def test_without_a_compiler_torch_decodes_and_one_warning_says_why(tmp_path: Path) -> None:
     broken = tmp_path / "broken-g++"
     broken.write_text('#!/bin/sh\ntest "$1" = --version && echo broken 1.0\n')
     broken.chmod(0o700)
@@ -39,6 +39,6 @@ def test_without_a_compiler_torch_decodes_and_one_line_says_why(tmp_path: Path) 
     assert found["native"] == f"engine.runner='native': {missing}; use engine.runner=auto"
 
 
-def test_a_second_load_is_nothing() -> None:
+def test_loading_twice_is_harmless() -> None:
     load_native()
     load_native()

@@ -1,4 +1,4 @@
-"""Weights in the kernels' order, against dequantisers written here. N outputs, K inputs."""
+"""Packed weights, unpacked again by loops written here. N outputs, K inputs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def _random(n: int, k: int) -> Tensor:
 
 
 def _packed(weight: Tensor, *, interleave: bool = False) -> tuple[Tensor, Tensor]:
-    """As `pack.linear` hands them to the kernels."""
+    """Pack weights as `pack.linear` hands them to the kernels."""
     rows = pack._rows(len(weight), interleave, weight.device)
     return pack._quantized(pack._take_rows(weight, rows))
 
 
 def _unpacked(packed: Tensor, scales: Tensor) -> Tensor:
-    """(N, K), padding included, one number at a time as kernels.h says they lie."""
+    """Unpack to (N, K), padding included, one number at a time as kernels.h describes."""
     panels, groups = scales.shape[:2]
     weight = torch.zeros(panels * LANES, groups * GROUP)
     for panel in range(panels):
@@ -40,7 +40,7 @@ def _unpacked(packed: Tensor, scales: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("n", "k"), [(32, 64), (40, 70), (1, 1), (33, 128), (16, 130)])
-def test_int8_comes_back_within_half_a_step(n: int, k: int) -> None:
+def test_int8_is_within_half_a_step_of_the_weight(n: int, k: int) -> None:
     weight = _random(n, k)
     packed, scales = _packed(weight)
     unpacked = _unpacked(packed, scales)
@@ -49,7 +49,7 @@ def test_int8_comes_back_within_half_a_step(n: int, k: int) -> None:
     assert unpacked.shape == (-(-n // 32) * 32, -(-k // GROUP) * GROUP)
     error = F.pad((unpacked[:n, :k] - weight).abs(), (0, -k % GROUP)).unflatten(1, (-1, GROUP))
     largest = F.pad(weight.abs(), (0, -k % GROUP)).unflatten(1, (-1, GROUP)).amax(-1)
-    # Half a step; where bfloat16 rounded a scale, by up to 2^-8, the largest weight moves with it.
+    # Half a step; rounding a scale to bfloat16, by up to 2^-8, moves the largest weight with it.
     assert bool((error.amax(-1) <= largest / 127 * 0.5 + largest * 2**-8 + 1e-7).all())
     assert bool((packed >= 1).all())  # symmetric: -127 to 127
     assert unpacked[n:].abs().sum() == 0
@@ -57,7 +57,7 @@ def test_int8_comes_back_within_half_a_step(n: int, k: int) -> None:
     torch.testing.assert_close(unpacked[:n, :k], dequantized(weight), rtol=0, atol=0)
 
 
-def test_scales_follow_their_group() -> None:
+def test_each_group_has_its_own_scale() -> None:
     weight = torch.ones(32, 192)
     weight[:, 64:128] *= 1e-6
     weight[:, 128:] = 0
@@ -73,8 +73,8 @@ def test_numbers_too_small_for_a_scale_become_zeros() -> None:
 
 
 @pytest.mark.parametrize("half", [16, 5, 20, 32, 50])
-def test_gate_and_up_take_turns_by_panels(half: int) -> None:
-    """Padded each for itself, so that lane by lane the gate lies beside its up."""
+def test_panels_of_gate_and_up_alternate(half: int) -> None:
+    """Each is padded by itself, so a gate and its up have the same lane."""
     rows = pack._rows(2 * half, True, torch.device("cpu")).view(-1, 2, LANES)
     gate, up = rows[:, 0].flatten(), rows[:, 1].flatten()
     assert gate[:half].tolist() == list(range(half))
@@ -86,11 +86,11 @@ def test_gate_and_up_take_turns_by_panels(half: int) -> None:
 def test_rows_are_padded_to_pairs_of_panels(n: int) -> None:
     rows = pack._rows(n, False, torch.device("cpu"))
     assert rows.tolist() == [*range(n), *[-1] * (-n % 32)]
-    taken = pack._take_rows(torch.arange(1.0, n + 1), rows)  # a bias, say
+    taken = pack._take_rows(torch.arange(1.0, n + 1), rows)  # for example a bias
     assert taken.tolist() == [*range(1, n + 1), *[0] * (-n % 32)]
 
 
-def test_float32_lies_in_panels() -> None:
+def test_float32_weights_are_packed_in_panels() -> None:
     weight = _random(32, 10)
     panels = pack._panels(weight)
     assert panels.shape == (2, 10, LANES)

@@ -16,6 +16,7 @@ from llamahome.engine.runners.contract import RowInput, StepOutput, plain_model
 from llamahome.engine.runners.native_model import build_model
 from llamahome.engine.runners.threads import one_torch_thread
 from llamahome.native import load_native
+from llamahome.native.columns import AcceptColumns, RowColumns
 
 
 @dataclass(frozen=True)
@@ -102,13 +103,13 @@ class NativeRunner:
             torch.tensor(ids),
             torch.tensor(
                 [
-                    [
-                        row.slot,
-                        n,
-                        slots.lengths[row.slot],
-                        slots.policy.config.group == "max",
-                        row.drafted,
-                    ]
+                    RowColumns(
+                        slot=row.slot,
+                        tokens=n,
+                        length=slots.lengths[row.slot],
+                        max_mass=slots.policy.config.group == "max",
+                        drafted=row.drafted,
+                    )
                     for row, n in zip(rows, counts, strict=True)
                 ]
             ),
@@ -121,7 +122,6 @@ class NativeRunner:
             torch.tensor(self._weights(used, counts), dtype=torch.float32),
             torch.tensor(self._adapters(rows, counts)),
             torch.tensor(wanted),
-            True,
         )
         self._drafted = {row.slot: i for i, row in enumerate(rows) if row.drafted}
         self._commit({row.slot: n for row, n in zip(rows, counts, strict=True) if not row.drafted})
@@ -134,7 +134,9 @@ class NativeRunner:
         return StepOutput(logits=logits if whole else logits[last], every=every)
 
     def settle(self, kept: Mapping[int, int]) -> None:
-        self._model.settle(torch.tensor([[self._drafted[slot], n] for slot, n in kept.items()]))
+        self._model.accept(
+            torch.tensor([AcceptColumns(self._drafted[slot], n) for slot, n in kept.items()])
+        )
         with one_torch_thread():
             self._commit(kept)
 

@@ -14,8 +14,9 @@ constexpr int kMaxQueries = 24;  // query rows that attend together
 enum class KvType : int { kFloat = 0, kHalf = 1, kInt8 = 2 };
 enum class Epilogue : int { kStore = 0, kAdd = 1, kSiluMul = 2 };
 
-// A linear layer in panels of 16 outputs, two of which are computed together. int8: (N / 16, K / 64,
-// 16, 16, 4) of weight + 128, with a bfloat16 scale for each output and group; float: (N / 16, K, 16).
+// A linear layer in panels of 16 outputs, two of which are computed together. int8: (N / 16, K /
+// 64, 16, 16, 4) of weight + 128, with a bfloat16 scale for each output and group; float: (N / 16,
+// K, 16).
 struct LinearData {
   const uint8_t* int8_weight = nullptr;
   const uint16_t* scales = nullptr;  // (N / 16, K / 64, 16), bfloat16
@@ -36,9 +37,9 @@ struct AdapterData {
 struct Activations {
   const float* values = nullptr;  // (M, K)
   const int8_t* quantized = nullptr;
-  const float* scales = nullptr;      // (M, K / 64)
-  const int32_t* offsets = nullptr;   // (M, K / 64): -128 x the group's sum
-  const float* const* low = nullptr;  // (M): down x of the token's adapter
+  const float* scales = nullptr;                 // (M, K / 64)
+  const int32_t* offsets = nullptr;              // (M, K / 64): -128 x the group's sum
+  const float* const* low = nullptr;             // (M): down x of the token's adapter
   const AdapterData* const* adapters = nullptr;  // (M), null for none
 };
 
@@ -52,6 +53,8 @@ struct KvView {
 
 struct Kernels {
   const char* name;
+  // float16 to float32; `count` is a multiple of 16.
+  void (*halves)(const uint16_t* from, int count, float* out);
   // RMSNorm of one token.
   void (*rms_norm)(const float* x, const float* weight, float eps, int size, float* out);
   // One token to int8 in groups of 64; `padded` >= size is a multiple of 64.

@@ -1,6 +1,6 @@
-#include "kernels.h"
-
 #include <cstring>
+
+#include "kernels.h"
 
 #define LLAMAHOME_ISA "portable"
 

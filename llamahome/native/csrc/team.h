@@ -1,5 +1,6 @@
 // A team of threads for one parallel region per step, with barriers that stay cheap when cores are
-// shared: they spin briefly and then yield, where OpenMP's would burn the other program's time slice.
+// shared: they spin briefly and then yield, where OpenMP's would burn the other program's time
+// slice.
 #pragma once
 
 #include <atomic>

@@ -1,0 +1,30 @@
+"""Columns of the integer tensors that describe a step to the kernels, as in csrc/step.h."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class RowColumns(NamedTuple):
+    """A request's part of a step.
+
+    Attributes:
+        slot: that its entries are in.
+        tokens: of this step.
+        length: tokens before this step.
+        max_mass: whether mass is the max over a KV group, not the sum.
+        drafted: whether the tokens after the first are drafts, to be accepted later.
+    """
+
+    slot: int
+    tokens: int
+    length: int
+    max_mass: bool
+    drafted: bool
+
+
+class AcceptColumns(NamedTuple):
+    """Outcome of verification: `accepted` tokens of batch row `row` stay, the first included."""
+
+    row: int
+    accepted: int

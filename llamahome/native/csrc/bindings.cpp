@@ -1,0 +1,239 @@
+// The classes and operators that torch knows: they keep tensors alive and hand out pointers.
+#include <ATen/ops/empty.h>
+#include <ATen/ops/slice.h>
+#include <sys/mman.h>
+#include <torch/custom_class.h>
+#include <torch/library.h>
+
+#include <deque>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "model.h"
+
+namespace llamahome {
+namespace {
+
+using at::Tensor;
+
+// weight: uint8 (N / 16, K / 64, 16, 16, 4) with scales bfloat16 (N / 16, K / 64, 16), or float32
+// (N / 16, K, 16) without; bias (N,) or none.
+class LinearBinding : public torch::CustomClassHolder {
+ public:
+  LinearBinding(Tensor weight, std::optional<Tensor> scales, std::optional<Tensor> bias,
+                int64_t inputs) {
+    weight = keep(weight.contiguous());
+    LinearData& data = linear.data;
+    data.outputs = static_cast<int>(weight.size(0)) * kLanes;
+    TORCH_CHECK(data.outputs % (2 * kLanes) == 0, "panels come in pairs");
+    data.inputs = static_cast<int>(weight.size(1));
+    if (scales) {
+      TORCH_CHECK(weight.scalar_type() == at::kByte && scales->scalar_type() == at::kBFloat16);
+      data.int8_weight = weight.data_ptr<uint8_t>();
+      data.scales = reinterpret_cast<const uint16_t*>(keep(*scales).data_ptr());
+      data.inputs *= kGroup;
+    } else {
+      data.float_weight = weight.data_ptr<float>();
+    }
+    if (bias) data.bias = keep(*bias).data_ptr<float>();
+    linear.inputs = static_cast<int>(inputs);
+  }
+
+  // down (rank, K), up (N / 16, rank, 16), float32; `index` counts adapters from 0.
+  void set_adapter(int64_t index, Tensor down, Tensor up) {
+    TORCH_CHECK(down.size(1) == linear.inputs && up.size(0) * kLanes == linear.data.outputs);
+    auto& adapters = linear.adapters;
+    if (static_cast<int64_t>(adapters.size()) <= index) adapters.resize(index + 1);
+    AdapterData& adapter = adapters[index];
+    adapter.down = keep(down).data_ptr<float>();
+    adapter.up = keep(up).data_ptr<float>();
+    adapter.rank = static_cast<int>(down.size(0));
+  }
+
+  Linear linear;
+
+ private:
+  const Tensor& keep(Tensor tensor) { return kept_.emplace_back(std::move(tensor)); }
+
+  std::deque<Tensor> kept_;
+};
+
+using LinearPtr = c10::intrusive_ptr<LinearBinding>;
+
+class ModelBinding : public torch::CustomClassHolder {
+ public:
+  // shape: hidden, heads, KV heads, head_dim, intermediate.
+  ModelBinding(std::vector<int64_t> shape, double eps, double scaling, int64_t threads,
+               std::string isa)
+      : model_(Shape{static_cast<int>(shape.at(0)), static_cast<int>(shape.at(1)),
+                     static_cast<int>(shape.at(2)), static_cast<int>(shape.at(3)),
+                     static_cast<int>(shape.at(4)), static_cast<float>(eps),
+                     static_cast<float>(scaling)},
+               static_cast<int>(threads), isa) {}
+
+  std::string isa() const { return model_.isa(); }
+
+  // embedding (V, hidden), float32 or float16.
+  void set_ends(Tensor embedding, Tensor norm, LinearPtr head) {
+    embedding = keep(embedding.contiguous());
+    Embedding table;
+    if (embedding.scalar_type() == at::kFloat) {
+      table.floats = embedding.data_ptr<float>();
+    } else {
+      table.halves = reinterpret_cast<const uint16_t*>(embedding.data_ptr<at::Half>());
+    }
+    model_.set_ends(table, floats(norm), keep(head));
+  }
+
+  // cos and sin (positions, D / 2), float32.
+  void set_rotary(Tensor cos, Tensor sin) {
+    model_.set_rotary(floats(cos.contiguous()), floats(sin.contiguous()));
+  }
+
+  void add_layer(Tensor attention_norm, LinearPtr qkv, LinearPtr out, Tensor mlp_norm,
+                 LinearPtr gate_up, LinearPtr down) {
+    Layer layer;
+    layer.attention_norm.weights = {floats(attention_norm)};
+    layer.mlp_norm.weights = {floats(mlp_norm)};
+    layer.qkv = keep(qkv);
+    layer.out = keep(out);
+    layer.gate_up = keep(gate_up);
+    layer.down = keep(down);
+    model_.add_layer(layer);
+  }
+
+  void set_adapter_norm(int64_t layer, bool mlp, int64_t index, Tensor weight) {
+    model_.set_adapter_norm(layer, mlp, index, floats(weight));
+  }
+
+  // keys (slots, heads, capacity / 16, D, 16), values (slots, heads, capacity, D), the others
+  // (slots, heads, capacity).
+  void add_plane(int64_t layer, std::vector<int64_t> heads, int64_t budget_index, Tensor keys,
+                 Tensor values, Tensor mass, Tensor positions, std::optional<Tensor> key_scales,
+                 std::optional<Tensor> value_scales, std::optional<Tensor> features) {
+    LayerPlanes& to = model_.planes().at(layer);
+    Plane plane;
+    plane.type = keys.scalar_type() == at::kFloat  ? KvType::kFloat
+                 : keys.scalar_type() == at::kHalf ? KvType::kHalf
+                                                   : KvType::kInt8;
+    plane.heads = static_cast<int>(heads.size());
+    plane.capacity = static_cast<int>(values.size(2));
+    plane.dim = static_cast<int>(values.size(3));
+    plane.itemsize = static_cast<int>(values.element_size());
+    plane.budget_index = static_cast<int>(budget_index);
+    plane.keys = static_cast<char*>(keep(keys).data_ptr());
+    plane.values = static_cast<char*>(keep(values).data_ptr());
+    plane.mass = floats(mass);
+    plane.positions = keep(positions).data_ptr<int64_t>();
+    if (plane.type == KvType::kInt8) {
+      plane.key_scales = floats(key_scales.value());
+      plane.value_scales = floats(value_scales.value());
+    }
+    if (features) plane.features = floats(*features);
+    for (size_t i = 0; i < heads.size(); ++i) {
+      to.head.at(heads[i]) = {static_cast<int>(to.planes.size()), static_cast<int>(i)};
+    }
+    to.planes.push_back(plane);
+  }
+
+  // One step. ids (M,) int64; rows (B, kRowColumns) int64; held (budgets, B) int64: entries in the
+  // slot before; weights (M,) float32: of each query in the mass; adapters (M,) int64, -1 for none;
+  // wanted (L,) int64: tokens whose outcome is asked for. Returns the last hidden states
+  // (L, hidden), normed, and the logits (L, V padded).
+  std::tuple<Tensor, Tensor> forward(Tensor ids, Tensor rows, Tensor held, Tensor weights,
+                                     Tensor adapters, Tensor wanted) {
+    TORCH_CHECK(rows.size(1) == kRowColumns, "rows have ", kRowColumns, " columns");
+    const StepInput input{static_cast<int>(ids.size(0)), static_cast<int>(rows.size(0)),
+                          ids.data_ptr<int64_t>(),       rows.data_ptr<int64_t>(),
+                          held.data_ptr<int64_t>(),      adapters.data_ptr<int64_t>(),
+                          weights.data_ptr<float>()};
+    const int64_t count = wanted.size(0);
+    Tensor hidden = at::empty({count, model_.shape().hidden}, at::kFloat);
+    Tensor logits = logits_for(count);
+    model_.forward(input, wanted.data_ptr<int64_t>(), static_cast<int>(count),
+                   hidden.data_ptr<float>(), logits.data_ptr<float>());
+    return {hidden, logits};
+  }
+
+  // After verification: rows (n, kAcceptColumns) int64. The mass of accepted draft tokens is added;
+  // entries of the others are overwritten by the next step.
+  void accept(Tensor rows) {
+    TORCH_CHECK(rows.size(1) == kAcceptColumns, "rows have ", kAcceptColumns, " columns");
+    for (int64_t i = 0; i < rows.size(0); ++i) {
+      const int64_t* column = rows.data_ptr<int64_t>() + kAcceptColumns * i;
+      model_.accept(column[kRow], column[kAccepted]);
+    }
+  }
+
+  // Keeps, of `count` entries of each of these slots, the `budget` that are protected or score
+  // highest (ties: the older), in order; scores (rows, heads, >= count) float64.
+  void compact(int64_t layer, int64_t plane_index, Tensor slots, Tensor scores, int64_t count,
+               int64_t budget, int64_t recent, Tensor lengths, Tensor sinks) {
+    TORCH_CHECK(scores.scalar_type() == at::kDouble && scores.stride(2) == 1);
+    const Plane::Compaction what{slots.data_ptr<int64_t>(),
+                                 lengths.data_ptr<int64_t>(),
+                                 sinks.data_ptr<int64_t>(),
+                                 scores.data_ptr<double>(),
+                                 scores.stride(0),
+                                 scores.stride(1),
+                                 static_cast<int>(slots.size(0)),
+                                 static_cast<int>(count),
+                                 static_cast<int>(budget),
+                                 static_cast<int>(recent)};
+    model_.planes().at(layer).planes.at(plane_index).compact(what, model_.team());
+  }
+
+ private:
+  // Fresh memory costs page faults at every step, so the last step's is reused if nobody holds it.
+  Tensor logits_for(int64_t count) {
+    if (!logits_.defined() || logits_.size(0) < count || logits_.storage().use_count() > 1) {
+      logits_ = at::empty({count, model_.outputs()}, at::kFloat);
+    }
+    return logits_.slice(0, 0, count);
+  }
+
+  const Tensor& keep(Tensor tensor) { return tensors_.emplace_back(std::move(tensor)); }
+  float* floats(Tensor tensor) { return keep(std::move(tensor)).data_ptr<float>(); }
+  const Linear* keep(LinearPtr linear) { return &linears_.emplace_back(std::move(linear))->linear; }
+
+  std::deque<Tensor> tensors_;
+  std::vector<LinearPtr> linears_;
+  Tensor logits_;
+  Model model_;
+};
+
+// Asks for huge pages: fewer address translations where whole slots are read at every step.
+void advise_huge_pages(const Tensor& tensor) {
+#if defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kPage = 4096;
+  const uintptr_t start = reinterpret_cast<uintptr_t>(tensor.data_ptr());
+  const uintptr_t begin = (start + kPage - 1) & ~(kPage - 1);
+  const uintptr_t end = (start + tensor.nbytes()) & ~(kPage - 1);
+  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
+}  // namespace
+}  // namespace llamahome
+
+TORCH_LIBRARY(llamahome, library) {
+  using llamahome::LinearBinding;
+  using llamahome::ModelBinding;
+  library.class_<LinearBinding>("Linear")
+      .def(torch::init<at::Tensor, std::optional<at::Tensor>, std::optional<at::Tensor>, int64_t>())
+      .def("set_adapter", &LinearBinding::set_adapter);
+  library.class_<ModelBinding>("Model")
+      .def(torch::init<std::vector<int64_t>, double, double, int64_t, std::string>())
+      .def("isa", &ModelBinding::isa)
+      .def("set_ends", &ModelBinding::set_ends)
+      .def("set_rotary", &ModelBinding::set_rotary)
+      .def("add_layer", &ModelBinding::add_layer)
+      .def("set_adapter_norm", &ModelBinding::set_adapter_norm)
+      .def("add_plane", &ModelBinding::add_plane)
+      .def("forward", &ModelBinding::forward)
+      .def("accept", &ModelBinding::accept)
+      .def("compact", &ModelBinding::compact);
+  library.def("advise_huge_pages(Tensor tensor) -> ()", &llamahome::advise_huge_pages);
+}

@@ -1,0 +1,80 @@
+// Linear layers of a step: norm, quantisation, low-rank adapters, multiplication.
+// Axes: M tokens, N outputs, K inputs.
+#pragma once
+
+#include <vector>
+
+#include "kernels.h"
+#include "step.h"
+#include "team.h"
+
+namespace llamahome {
+
+struct Linear {
+  LinearData data;
+  std::vector<AdapterData> adapters;  // by index; of rank 0 where an adapter leaves the layer alone
+  int inputs = 0;                     // without padding
+
+  bool int8() const { return data.int8_weight != nullptr; }
+  int pairs() const { return data.outputs / (2 * kLanes); }
+  const void* pair(int index) const {
+    const size_t size = static_cast<size_t>(data.inputs) * 2 * kLanes;
+    if (int8()) return data.int8_weight + index * size;
+    return data.float_weight + index * size;
+  }
+};
+
+// Weights of a norm: the model's, then each adapter's, null where it has none of its own.
+struct Norm {
+  std::vector<const float*> weights;
+
+  const float* of(int adapter) const {
+    const size_t index = static_cast<size_t>(adapter + 1);
+    const bool own = index < weights.size() && weights[index] != nullptr;
+    return weights[own ? index : 0];
+  }
+};
+
+class LinearWork {
+ public:
+  LinearWork(const Kernels* kernels, Team& team, float eps)
+      : kernels_(kernels), team_(team), eps_(eps), own_(team.size()) {}
+
+  // Allocates all that threads will need, where running out of memory can still be an error.
+  void reserve(int tokens, const std::vector<const Linear*>& layers);
+
+  // Norms (with a norm) and quantises the tokens (M, stride) that `linear` reads, and applies the
+  // down projections of adapters. With few tokens each thread prepares a copy for itself.
+  const Activations& prepare(const Linear& linear, const float* from, int stride, const Norm* norm,
+                             int tokens, const int64_t* adapters, int id);
+
+  // Multiplies. With few tokens each thread has its part of the outputs, and while it computes the
+  // last of them it fetches the first that it will read of layer `next`; with many, threads take
+  // parts as they become free. Ends in a barrier.
+  void multiply(const Linear& linear, const Activations& in, int tokens, Epilogue epilogue,
+                float* out, int stride, Step& step, size_t layer, Phase phase, const Linear* next,
+                int id);
+
+ private:
+  struct Quantized {
+    Buffer values, scales, offsets, bytes, low;
+    std::vector<const float*> low_of;
+    std::vector<const AdapterData*> adapter_of;
+    Activations view;
+  };
+
+  void allocate(Quantized& to, const Linear& linear, int tokens, const int64_t* adapters);
+  void prepare_token(Quantized& to, const Linear& linear, const float* x, const float* norm_weight,
+                     int m);
+  int share(int count, int id) const { return count * id / team_.size(); }
+
+  static constexpr int kAlone = 4;  // tokens that each thread prepares for itself
+
+  const Kernels* kernels_;
+  Team& team_;
+  const float eps_;
+  Quantized shared_;
+  std::vector<Quantized> own_;
+};
+
+}  // namespace llamahome
