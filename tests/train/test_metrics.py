@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 
@@ -35,11 +36,10 @@ def test_a_restart_undoes_the_steps_after_its_checkpoint() -> None:
 def test_observers_get_what_is_added_during_the_block(tmp_path: Path) -> None:
     metrics.append(tmp_path, {"step": 1})
     seen: list[metrics.Record] = []
-    with metrics.follow(tmp_path, [seen.append]):
+    came = threading.Event()
+    with metrics.follow(tmp_path, [seen.append, lambda record: came.set()]):
         metrics.append(tmp_path, {"step": 2})
-        deadline = time.monotonic() + 10
-        while not seen and time.monotonic() < deadline:
-            time.sleep(0.01)
+        assert came.wait(60)
         assert seen == [{"step": 2}]
         metrics.append(tmp_path, {"step": 3})
     assert seen == [{"step": 2}, {"step": 3}]
