@@ -13,28 +13,13 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from llamahome.config import ConfigError, PolicyConfig, TrainRoot
+from llamahome.config.fixed import fixed_keys, value_at
 from llamahome.config.policy import CARRIED
 from llamahome.models import ModelInfo, ModelManager
 from llamahome.models.adapters import adapter_chain
 from train.data import batches, build_datasets, eval_batches, resolve_files
 
 RUN_FILE = "run.json"
-# What checkpoints hold, and the order of the data, only make sense together with these.
-FIXED_GROUPS = ("model", "policy", "data")
-FIXED_TRAINER_KEYS = (
-    "method",
-    "precision",
-    "learning_rate",
-    "weight_decay",
-    "kl_weight",
-    "anneal_steps",
-    "budget_jitter",
-    "dense_share",
-    "seed",
-    "batch_size",
-    "accumulation",
-    "num_workers",
-)
 
 
 @dataclass(frozen=True)
@@ -129,17 +114,22 @@ def _named(runs_dir: Path, root: TrainRoot) -> Path:
     directory = runs_dir / str(root.trainer.run_name)
     started = directory / RUN_FILE
     if started.is_file():
-        _check_same(json.loads(started.read_text()), asdict(root), directory)
+        _check_same(json.loads(started.read_text()), root, directory)
     directory.mkdir(parents=True, exist_ok=True)
     return directory
 
 
-def _check_same(started: dict[str, Any], asked: dict[str, Any], directory: Path) -> None:
-    before, now = _fixed(started), _fixed(asked)
+def _check_same(started: dict[str, Any], asked: TrainRoot, directory: Path) -> None:
+    """Refuse another value of a fixed key; one that is newer than the run has no former value."""
+    used = (
+        (key, value)
+        for key, value in fixed_keys(asked)
+        if asked.trainer.method == "lora" or not key.startswith("trainer.lora.")
+    )
     different = [
-        f"{key}={now.get(key)!r} (was {value!r})"
-        for key, value in before.items()
-        if now.get(key) != value
+        f"{key}={value!r} (was {before!r})"
+        for key, value in used
+        if (before := value_at(started, key, default=value)) != value
     ]
     if different:
         raise ConfigError(
@@ -147,18 +137,6 @@ def _check_same(started: dict[str, Any], asked: dict[str, Any], directory: Path)
             f"{', '.join(different)}. Choose a new trainer.run_name, set these back to resume, "
             f"or remove {directory}"
         )
-
-
-def _fixed(root: dict[str, Any]) -> dict[str, Any]:
-    fixed = {
-        f"{group}.{key}": value for group in FIXED_GROUPS for key, value in root[group].items()
-    }
-    trainer = root["trainer"]
-    fixed.update({f"trainer.{k}": trainer[k] for k in FIXED_TRAINER_KEYS if k in trainer})
-    if root["trainer"]["method"] == "lora":
-        fixed["trainer.lora"] = root["trainer"]["lora"]
-    fixed["deepspeed.zero_stage"] = root["deepspeed"]["zero_stage"]
-    return fixed
 
 
 def _new(runs_dir: Path, root: TrainRoot) -> Path:

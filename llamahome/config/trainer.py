@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from llamahome.config.checks import above, at_least, one_of, require
+from llamahome.config.fixed import FIXED, fixed
 
 
 @dataclass(kw_only=True)
@@ -67,31 +68,31 @@ class TrainerConfig:
 
     run_name: str | None = None
     output_dir: str | None = None
-    method: str = "full"
+    method: str = fixed("full")
     export: str = "merged"
     steps: int = 200
-    batch_size: int = 1
-    accumulation: int = 1
-    learning_rate: float = 2e-5
-    warmup_steps: int = 10
-    weight_decay: float = 0.0
-    kl_weight: float = 0.0
-    anneal_steps: int = 0
-    budget_jitter: float = 0.0
-    dense_share: float = 0.0
-    max_grad_norm: float = 1.0
-    precision: str = "fp32"
+    batch_size: int = fixed(1)
+    accumulation: int = fixed(1)
+    learning_rate: float = fixed(2e-5)
+    warmup_steps: int = fixed(10)
+    weight_decay: float = fixed(0.0)
+    kl_weight: float = fixed(0.0)
+    anneal_steps: int = fixed(0)
+    budget_jitter: float = fixed(0.0)
+    dense_share: float = fixed(0.0)
+    max_grad_norm: float = fixed(1.0)
+    precision: str = fixed("fp32")
     gradient_checkpointing: bool = False
-    seed: int = 0
-    num_workers: int = 2
+    seed: int = fixed(0)
+    num_workers: int = fixed(2)
     cpus_per_worker: int = 1
     use_gpu: bool = False
     eval_every: int = 50
-    eval_batches: int = 8
+    eval_batches: int = fixed(8)
     checkpoint_every: int = 50
     keep_checkpoints: int = 2
     max_failures: int = 2
-    lora: LoraConfig = field(default_factory=LoraConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig, metadata=FIXED)
 
     def __post_init__(self) -> None:
         one_of("trainer.method", self.method, ("full", "lora"))
@@ -158,7 +159,7 @@ class DeepSpeedConfig:
         bucket_size: elements reduced or gathered at a time.
     """
 
-    zero_stage: int = 2
+    zero_stage: int = fixed(2)
     offload_optimizer: bool = False
     offload_parameters: bool = False
     bucket_size: int = 50_000_000
