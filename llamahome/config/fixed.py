@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import field, fields, is_dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 Value = TypeVar("Value")
 
@@ -14,7 +14,7 @@ FIXED = {"fixed": True}
 
 def fixed(default: Value) -> Value:
     """Declare a fixed field with this default."""
-    return cast(Value, field(default=default, metadata=FIXED))
+    return field(default=default, metadata=FIXED)
 
 
 def fixed_keys(config: Any) -> Iterator[tuple[str, Any]]:

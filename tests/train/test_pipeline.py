@@ -30,7 +30,7 @@ from llamahome.config import (
 from llamahome.models import load_model
 from tests.train.curves import logged
 from tests.train.reference import held_out_loss, training_losses
-from tests.train.waiting import run, run_dir, start, wait_for
+from tests.train.waiting import PATIENT_ENV, run, run_dir, start, wait_for
 from train import metrics
 from train.pipeline import RAY_ENV, TrainingResult, train_model
 
@@ -48,7 +48,7 @@ TOLERANCE = 1e-4
 @pytest.fixture(scope="module", autouse=True)
 def ray_cluster() -> Iterator[None]:
     """One local Ray for all runs of this module."""
-    with ray_session(ClusterConfig(), min_cpus=2, env={**RAY_ENV, "OMP_NUM_THREADS": "1"}):
+    with ray_session(ClusterConfig(), min_cpus=2, env={**RAY_ENV, **PATIENT_ENV}):
         yield
 
 

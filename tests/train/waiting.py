@@ -17,6 +17,8 @@ from train import metrics
 from train.pipeline import TrainingPipeline, TrainingResult
 
 STALLED_S = 900  # a run's start writes nothing and takes minutes on a busy machine
+# On a busy machine Ray's workers starve: it gives them a niceness of 15, and OpenMP's threads spin.
+PATIENT_ENV = {"RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1"}
 
 
 def run_dir(root: TrainRoot) -> Path:
