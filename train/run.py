@@ -1,4 +1,4 @@
-"""A run's folder: its name, what it was started with, and whether it may be resumed."""
+"""The folder of a run: its name, its config, and whether it may be resumed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Run:
     """A prepared run.
 
     Attributes:
-        root: the config with everything looked up: absolute files, the policy itself.
+        root: the config with absolute files and the policy itself.
         directory: holds run.json, metrics.jsonl, checkpoints, curves and the exported model.
     """
 
@@ -44,11 +44,11 @@ class Run:
 
 
 def prepare_run(root: TrainRoot, manager: ModelManager) -> Run:
-    """Look up model, policy and files, and make the run's folder or find it again.
+    """Look up model, policy and files, and create or find the run's folder.
 
     Raises:
-        ConfigError: for a config that cannot train this model, or that differs from the one the
-            named run was started with in what its checkpoints depend on.
+        ConfigError: for a config that cannot train this model, or that has another value of a
+            fixed key than the named run was started with.
         DataError: for data that cannot be used, or is too little for this many workers.
         ModelError: for a model that cannot be used.
     """
@@ -64,7 +64,7 @@ def prepare_run(root: TrainRoot, manager: ModelManager) -> Run:
 
 
 def _looked_up(root: TrainRoot, model: ModelInfo) -> TrainRoot:
-    """`root` as the workers need it: they run elsewhere, and must all train the same."""
+    """Return the config for workers, which run elsewhere: absolute files, the policy itself."""
     if root.model.dtype != "auto":
         raise ConfigError(
             f"model.dtype={root.model.dtype!r}: a run trains in trainer.precision; "
@@ -93,7 +93,7 @@ def _policy(policy: PolicyConfig, model: ModelInfo) -> PolicyConfig:
 
 
 def _check_data(root: TrainRoot, model: ModelInfo, manager: ModelManager) -> None:
-    """Build what the workers will build: better one error now than one in each of them later."""
+    """Build the workers' data here first: one error now is better than one in each worker."""
     folders = adapter_chain(model.path, manager.resolve)
     folder = next((f for f in folders if (f / "tokenizer_config.json").is_file()), model.path)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -140,7 +140,7 @@ def _check_same(started: dict[str, Any], asked: TrainRoot, directory: Path) -> N
 
 
 def _new(runs_dir: Path, root: TrainRoot) -> Path:
-    """A folder of a name that no run has yet, reserved by making it."""
+    """Create a folder whose name no run has yet."""
     for name in _names(root):
         try:
             (runs_dir / name).mkdir(parents=True)

@@ -28,7 +28,7 @@ OPTIONS = sorted(
     for path in CONF.glob("*/*.yaml")
     if path.parent.name != "experiment"
 )
-# Options that cannot do without a value of the user's own, and the key that says so.
+# Options that need a value from the user, and its key.
 TO_BE_GIVEN = {
     ("data", "alpaca"): "data.train_file",
     ("data", "chat"): "data.train_file",

@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parents[2]
 def refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *overrides: str
 ) -> str:
-    """What `python -m train` says as it ends with exit code 2."""
+    """Return the message with which `python -m train` ends, with exit code 2."""
     monkeypatch.setattr(sys, "argv", ["train", *overrides])
     with pytest.raises(SystemExit) as left:
         main()

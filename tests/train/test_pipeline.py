@@ -1,4 +1,4 @@
-"""Whole runs on Ray: what they compute, survive, resume, export and log."""
+"""Whole runs on Ray: losses, restarts, resuming, export and logs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ pytestmark = [
     pytest.mark.ray,
     # Ray Data, which Ray Train imports, sets its own deprecated options.
     pytest.mark.filterwarnings("ignore:`.*` is deprecated:DeprecationWarning:ray.data"),
-    # PEFT asks transformers by an old name.
+    # PEFT uses an old name of transformers.
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
     pytest.mark.timeout(3600),  # waits end when a run stands still (tests.train.waiting)
 ]
@@ -131,7 +131,7 @@ def test_killed_worker_resumes_on_the_same_curve(root: TrainRoot, model_dir: Pat
     wait_for(lambda: training.done() or steps_done() >= 1, directory)
     victim = newest_worker()  # looking for it takes longer than a step
     wait_for(lambda: training.done() or steps_done() >= 5, directory)
-    victim.kill()  # SIGKILL, which leaves a process no moment to react
+    victim.kill()  # SIGKILL, so that it cannot react
     wait_for(training.done, directory)
     result = training.result()
 

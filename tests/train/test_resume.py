@@ -13,7 +13,7 @@ from llamahome.config import ConfigError, TrainRoot
 from llamahome.models import ModelManager
 from train.run import RUN_FILE, prepare_run
 
-# A new key must be put into one of the two.
+# A new key must be added to one of the two.
 FIXED = {
     "model": "name revision dtype",
     "policy": "name budget sink recent interval decay normalize group window seed layers pattern "

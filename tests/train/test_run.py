@@ -1,4 +1,4 @@
-"""A run's folder: names, what may be resumed, and what is refused before anything starts."""
+"""A run's folder: its name, resuming it, and refusals before anything starts."""
 
 from __future__ import annotations
 

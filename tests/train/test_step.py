@@ -36,7 +36,7 @@ def alone(tmp_path: Path) -> Iterator[None]:
 
 
 class Engine:
-    """Predicts the same logit for every token, and records what it is asked to do."""
+    """An engine that predicts the same logit for every token, and records its calls."""
 
     device = torch.device("cpu")
     global_steps = 7
@@ -62,10 +62,10 @@ class Engine:
 
 
 @pytest.mark.usefixtures("alone")
-def test_a_step_weighs_every_label_of_its_micro_batches_alike() -> None:
+def test_every_label_of_a_step_weighs_the_same() -> None:
     engine = Engine(0.0)
     losses, tokens = train_step(engine, [BATCH, BATCH], FULL, cross_entropy)
-    nat = torch.tensor(4.0).log().item()  # four tokens, all as likely
+    nat = torch.tensor(4.0).log().item()  # four equally likely tokens
     assert losses == {"loss": pytest.approx(nat)}
     assert tokens == 6
     assert engine.backwards == pytest.approx([nat / 2, nat / 2])
@@ -82,7 +82,7 @@ def halves(engine: Engine, batch: dict[str, torch.Tensor], attention: object) ->
 def test_an_objective_brings_its_own_columns() -> None:
     engine = Engine(4.0)
     losses, _ = train_step(engine, [BATCH, BATCH], FULL, halves)
-    assert losses == pytest.approx({"loss": 6.0, "first": 2.0, "second": 4.0})  # of four labels
+    assert losses == pytest.approx({"loss": 6.0, "first": 2.0, "second": 4.0})  # four labels
     assert engine.backwards == pytest.approx([3.0, 3.0])
 
 
@@ -124,7 +124,7 @@ def test_counts_span_workers_and_micro_batches(tmp_path: Path) -> None:
     try:
         mine = [micro_batch(8, [0, 3, 4]), micro_batch(4, [2])]  # nothing predicts a first label
         assert count_tokens(mine, torch.device("cpu")) == (8, 18)
-        # Averaged over two workers, each label's gradient then weighs one part in eight.
+        # Averaged over two workers, each label's gradient then weighs one eighth.
         assert gradient_scale(8) == 2 / 8
         assert gradient_scale(0) == 2
     finally:

@@ -9,9 +9,7 @@ import pytest
     ("step", "every", "due"),
     [(4, 2, True), (3, 2, False), (9, 0, True), (8, 0, False), (9, 2, True)],
 )
-def test_what_is_due_every_few_steps_is_due_at_the_end_too(
-    step: int, every: int, due: bool
-) -> None:
+def test_the_last_step_is_always_due(step: int, every: int, due: bool) -> None:
     from train.worker import is_due  # DeepSpeed looks for its device when it is imported
 
     assert is_due(step, every, last=9) is due

@@ -1,4 +1,4 @@
-"""Runs in a thread, watched by what they write: a wait lasts as long as the run advances."""
+"""Runs in a thread, with waits that last as long as the run's files advance."""
 
 from __future__ import annotations
 
