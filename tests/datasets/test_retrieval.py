@@ -21,7 +21,7 @@ DATA = DataConfig(
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def texts(byte_tokenizer: PreTrainedTokenizerFast) -> list[str]:
     rows = build_datasets(DATA, byte_tokenizer, seed=0).train
     assert all(row["labels"] == row["input_ids"] for row in rows)

@@ -19,6 +19,7 @@ from llamahome.config import (
     TrainerConfig,
     TrainRoot,
 )
+from llamahome.models import ModelManager
 
 WORDS = ["budget", "cache", "chunk", "evict", "gather", "heavy", "layer", "mass", "query", "sink"]
 
@@ -97,3 +98,8 @@ def root(model_dir: Path, chats: Path, tmp_path: Path) -> TrainRoot:
         ),
         tracking=TrackingConfig(wandb="disabled", tensorboard=False),
     )
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> ModelManager:
+    return ModelManager(tmp_path / "cache")

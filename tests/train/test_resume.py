@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,11 +59,6 @@ def resume_after(root: TrainRoot, manager: ModelManager, key: str) -> None:
     section[name] = "another"
     file.write_text(json.dumps(started))
     prepare_run(root, manager)
-
-
-@pytest.fixture
-def manager(tmp_path: Path) -> ModelManager:
-    return ModelManager(tmp_path / "cache")
 
 
 @pytest.fixture

@@ -16,11 +16,6 @@ from llamahome.models import ModelManager, ModelNotFoundError, write_policy
 from train.run import prepare_run
 
 
-@pytest.fixture
-def manager(tmp_path: Path) -> ModelManager:
-    return ModelManager(tmp_path / "cache")
-
-
 def changed(root: TrainRoot, group: str, **values: Any) -> TrainRoot:
     return replace(root, **{group: replace(getattr(root, group), **values)})
 
