@@ -13,7 +13,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from llamahome.config import ConfigError, PolicyConfig, TrainRoot
-from llamahome.config.fixed import fixed_keys, value_at
+from llamahome.config.fixed import changed_keys
 from llamahome.config.policy import CARRIED
 from llamahome.models import ModelInfo, ModelManager
 from llamahome.models.adapters import adapter_chain
@@ -120,16 +120,10 @@ def _named(runs_dir: Path, root: TrainRoot) -> Path:
 
 
 def _check_same(started: dict[str, Any], asked: TrainRoot, directory: Path) -> None:
-    """Refuse another value of a fixed key; one that is newer than the run has no former value."""
-    used = (
-        (key, value)
-        for key, value in fixed_keys(asked)
-        if asked.trainer.method == "lora" or not key.startswith("trainer.lora.")
-    )
     different = [
         f"{key}={value!r} (was {before!r})"
-        for key, value in used
-        if (before := value_at(started, key, default=value)) != value
+        for key, value, before in changed_keys(asked, started)
+        if asked.trainer.method == "lora" or not key.startswith("trainer.lora.")
     ]
     if different:
         raise ConfigError(

@@ -17,26 +17,20 @@ def fixed(default: Value) -> Value:
     return field(default=default, metadata=FIXED)
 
 
-def fixed_keys(config: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the dotted name and the value of every fixed key of a dataclass and its sections."""
-    yield from _keys(config, "", within=False)
+def changed_keys(
+    config: Any, before: Mapping[str, Any], prefix: str = "", within: bool = False
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yield dotted name, value and former value of each fixed key that differs from `before`.
 
-
-def _keys(config: Any, prefix: str, *, within: bool) -> Iterator[tuple[str, Any]]:
+    A key that `before` does not have is newer than the run, so it has no former value.
+    """
     for declared in fields(config):
+        if declared.name not in before:
+            continue
         key, value = prefix + declared.name, getattr(config, declared.name)
+        was = before[declared.name]
         is_fixed = within or "fixed" in declared.metadata
         if is_dataclass(value):
-            yield from _keys(value, f"{key}.", within=is_fixed)
-        elif is_fixed:
-            yield key, value
-
-
-def value_at(config: Mapping[str, Any], key: str, default: Any) -> Any:
-    """Return the value of a dotted key in nested mappings, or `default` where it is not there."""
-    value: Any = config
-    for name in key.split("."):
-        if name not in value:
-            return default
-        value = value[name]
-    return value
+            yield from changed_keys(value, was, f"{key}.", is_fixed)
+        elif is_fixed and value != was:
+            yield key, value, was
