@@ -1,6 +1,6 @@
 """Fine-tune the embedded model under a KV budget, serve it, and ask it a question.
 
-`make quickstart` runs this. It types the commands that a user would, and stops what it started.
+`make quickstart` runs this. It runs the commands that a user would type, and stops what it started.
 The last line is one JSON object.
 """
 
@@ -27,7 +27,7 @@ from llamahome.models import ModelManager
 from train import metrics
 
 ROOT = Path(__file__).resolve().parent
-CONVERSATIONS = ROOT / "train" / "datasets" / "wordnet_eval.jsonl"
+CONVERSATIONS = ROOT / "datasets" / "wordnet_eval.jsonl"
 QUESTION = 'What does the noun "harbor" mean?'
 START_LIMIT_S = 180
 
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def train(run: str) -> tuple[float, float]:
-    """Fine-tune; the held-out loss before and after."""
+    """Fine-tune, and return the held-out loss before and after."""
     say("1/3", "fine-tuning the embedded model on WordNet instructions under H2O eviction")
     command = [sys.executable, "-m", "train", "experiment=quickstart", f"trainer.run_name={run}"]
     subprocess.run(command, cwd=ROOT, check=True)
@@ -73,7 +73,7 @@ def carried_policy(run: str) -> PolicyConfig:
 
 @contextmanager
 def served(run: str) -> Iterator[str]:
-    """The endpoint's address while it serves `run`."""
+    """Serve `run` for the length of the block, and yield the endpoint's address."""
     say("2/3", "serving the fine-tuned model with Ray Serve")
     url = f"http://127.0.0.1:{free_port()}"
     port = url.rpartition(":")[2]
@@ -102,15 +102,15 @@ def wait_until_healthy(url: str, server: subprocess.Popen[bytes]) -> None:
 
 
 def ask(url: str, model: str, policy: PolicyConfig) -> tuple[str, dict[str, Any]]:
-    """Stream an answer to a conversation much longer than the budget; the answer and its usage."""
+    """Stream an answer to a conversation longer than the budget; return it and its usage."""
     messages = [*long_conversation(), {"role": "user", "content": QUESTION}]
     say("3/3", f"asking after {len(messages) - 1} messages of context, budget {policy.budget}")
     console.print(f"[bold]{QUESTION}[/bold]")
     client = OpenAI(base_url=f"{url}/v1", api_key="none")
     answer, usage = "", {}
-    stream = client.chat.completions.create(
+    stream = client.chat.completions.create(  # type: ignore[call-overload]  # plain dicts
         model=model,
-        messages=messages,  # type: ignore[arg-type]
+        messages=messages,
         max_tokens=64,
         temperature=0,
         stream=True,
@@ -127,7 +127,7 @@ def ask(url: str, model: str, policy: PolicyConfig) -> tuple[str, dict[str, Any]
 
 
 def long_conversation(turns: int = 40) -> list[dict[str, str]]:
-    """Held-out conversations, one after the other."""
+    """Join held-out conversations."""
     messages: list[dict[str, str]] = []
     with CONVERSATIONS.open(encoding="utf-8") as lines:
         for line in lines:

@@ -1,4 +1,4 @@
-"""Starts or joins Ray: the one module below `train/` and `serve/` that imports it."""
+"""Ray sessions: start or join a cluster. Below `train/` and `serve/` only this imports Ray."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ CONNECT_TIMEOUT_S = 5.0
 def ray_session(
     cluster: ClusterConfig, *, min_cpus: float = 1, env: Mapping[str, str] | None = None
 ) -> Iterator[None]:
-    """A connection to Ray for the length of a `with` block.
+    """Connect to Ray for the length of a `with` block.
 
-    `local` starts a cluster that listens on loopback, asks every client for a token, and is gone
-    afterwards with its temp dir, after errors, Ctrl-C and SIGTERM too. Any other address is
-    joined, and only left again; with a token where one exists. Workers import `train` and `serve`
-    from this repository's path, which is the same on every node that `ray up` prepares.
+    `local` starts a cluster that listens on loopback and asks every client for a token. It ends
+    with the block and removes its temp dir, also after errors, Ctrl-C and SIGTERM. Any other
+    address is joined, with a token if there is one, and only left again. Workers import `train` and
+    `serve` from this repository's path, which is the same on every node that `ray up` prepares.
 
     Args:
-        min_cpus: logical CPUs the caller will ask for; a local cluster without `num_cpus` has at
-            least these. Ray counts them; it does not check that the machine has them.
-        env: environment variables for the workers; for all of Ray where the cluster is local.
+        min_cpus: logical CPUs that the caller will ask for; a local cluster without `num_cpus` has
+            at least these. Ray counts them; it does not check that the machine has them.
+        env: environment variables for the workers; for all of Ray if the cluster is local.
 
     Raises:
         ConfigError: when no Ray runs at `cluster.address`, or `cluster.temp_dir` is too long.
-        RuntimeError: inside another session; a process has one Ray connection.
+        RuntimeError: inside another session, since a process has one Ray connection.
     """
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         raise RuntimeError("this process is connected to Ray already; leave that session first")
@@ -68,9 +68,9 @@ def ray_session(
 async def manage_resources(
     cluster: ClusterConfig, *, min_cpus: float = 1, env: Mapping[str, str] | None = None
 ) -> AsyncIterator[None]:
-    """`ray_session` for `async with`: Ray starts and stops in a thread, the loop runs on.
+    """Open `ray_session` for `async with`: Ray starts and stops in a thread, the loop runs on.
 
-    SIGTERM is left to the loop's owner, since only the main thread may handle signals.
+    The loop's owner handles SIGTERM, since only the main thread may handle signals.
     """
     session = ray_session(cluster, min_cpus=min_cpus, env=env)
     start = asyncio.create_task(asyncio.to_thread(session.__enter__))
@@ -78,7 +78,7 @@ async def manage_resources(
         await asyncio.shield(start)
         yield
     finally:
-        await asyncio.wait({start})  # a cancelled caller must not leave a starting cluster behind
+        await asyncio.wait({start})  # a cancelled caller must not leave a cluster that is starting
         if start.exception() is None:
             await asyncio.to_thread(session.__exit__, None, None, None)
 
@@ -89,8 +89,8 @@ def _own_cluster(cluster: ClusterConfig, min_cpus: float, env: Mapping[str, str]
         temp_dir = private / "ray" if cluster.temp_dir is None else _checked(cluster.temp_dir)
         token = private / "auth_token"
         token.write_text(secrets.token_hex(32))
-        # Not "disabled", though nobody else is meant to come: other users of the machine could, and
-        # Ray Serve's replicas open a port to every network whatever Ray itself does.
+        # Not "disabled": other users of the machine could connect, and Ray Serve's replicas open a
+        # port to every network whatever Ray itself does.
         auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
         with _environment({**env, **auth}, loopback=True):
             import ray
@@ -142,7 +142,7 @@ def _joined_cluster(address: str, env: Mapping[str, str]) -> Iterator[None]:
 
 
 def _check_reachable(address: str) -> None:
-    """Ray itself goes on trying a dead host:port for minutes."""
+    """Refuse a dead host:port at once; Ray itself tries it for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():
         try:
@@ -159,10 +159,10 @@ def _no_ray(address: str) -> ConfigError:
 
 
 def use_the_nodes_interface() -> None:
-    """Runs in each worker: Gloo meets the other machines on the interface that Ray uses.
+    """Make Gloo use, in each worker, the network interface that Ray uses.
 
-    Left alone it takes the address that the machine's own name stands for, on Debian and Ubuntu
-    127.0.1.1, where no other machine reaches it.
+    By default it takes the address of the machine's own name, on Debian and Ubuntu 127.0.1.1, which
+    no other machine reaches.
     """
     import ray
 
@@ -173,7 +173,7 @@ def use_the_nodes_interface() -> None:
 
 
 def _auth_mode() -> str:
-    """Ray's own clients send a token only when told to; one that exists is meant to be used."""
+    """Ask for a token wherever one exists; Ray's own clients send none by default."""
     has_token = (
         "RAY_AUTH_TOKEN" in os.environ
         or "RAY_AUTH_TOKEN_PATH" in os.environ
@@ -184,11 +184,11 @@ def _auth_mode() -> str:
 
 @contextlib.contextmanager
 def _environment(variables: Mapping[str, str], *, loopback: bool = False) -> Iterator[None]:
-    """Set `variables` for Ray and its processes; put everything back afterwards.
+    """Set `variables` for Ray and its processes, and restore everything afterwards.
 
-    Ray reads these when it is first imported, which a caller may have done before: the values it
-    keeps are refreshed by hand. `loopback` makes every port listen on 127.0.0.1; Ray has this
-    for laptops whose firewall asks about each port, and on Linux listens on all interfaces.
+    Ray reads them when it is first imported, perhaps before this call, so the values it keeps are
+    refreshed by hand. `loopback` makes every port listen on 127.0.0.1. Ray has this for laptops
+    whose firewall asks about each port; on Linux it listens on all interfaces.
     """
     variables = {**variables, "RAY_USAGE_STATS_ENABLED": "0"}
     if loopback:
@@ -221,9 +221,9 @@ def _python_path() -> str:
 
 @contextlib.contextmanager
 def _private_dir() -> Iterator[Path]:
-    """A folder nobody else can enter. Ray opens its own temp dir to everybody, so that lies inside.
+    """Create a folder that only this user can enter, around Ray's temp dir, which is open to all.
 
-    The system's folder for temporary files is taken where sockets fit below it, else /tmp.
+    It is in the system's folder for temporary files if sockets fit below that, else in /tmp.
     """
     usual = tempfile.gettempdir()
     parent = usual if len(os.fsencode(usual)) + 25 <= LONGEST_TEMP_DIR else "/tmp"
@@ -243,7 +243,7 @@ def _checked(configured: str) -> Path:
 
 
 def _processes(temp_dir: Path) -> list[psutil.Process]:
-    """Ray's processes below this one: its services name the temp dir, workers are theirs."""
+    """Return Ray's processes: services that name the temp dir, and the workers below them."""
     found = []
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -253,7 +253,7 @@ def _processes(temp_dir: Path) -> list[psutil.Process]:
 
 
 def _end(processes: list[psutil.Process]) -> None:
-    """Workers leave on their own once Ray is down; one that hangs must not outlive it."""
+    """Wait for Ray's processes to end, and kill those that hang."""
     _, alive = psutil.wait_procs(processes, timeout=STOP_TIMEOUT_S)
     for process in alive:
         logger.warning("killing process %d of the local Ray cluster: it did not stop", process.pid)
@@ -264,7 +264,7 @@ def _end(processes: list[psutil.Process]) -> None:
 
 @contextlib.contextmanager
 def _sigterm_unwinds() -> Iterator[None]:
-    """SIGTERM leaves through every `finally`, as Ctrl-C does."""
+    """Turn SIGTERM into an exception, so that every `finally` runs, as after Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -23,7 +23,7 @@ from wordnet_topics import Topic, read_topics
 
 logger = logging.getLogger("make_wordnet")
 
-# Of each kind: questions that stand alone, questions within a talk about the word, answers.
+# Questions that stand alone, questions within a talk about the word, and answers.
 Phrases = tuple[list[str], list[str], list[str]]
 PHRASES: dict[str, Phrases] = {
     "meaning": (
@@ -104,7 +104,7 @@ Maker = Callable[[list[Topic], random.Random], Talk]
 
 
 def values(topic: Topic, kind: str) -> list[str]:
-    """What can be answered about `topic`; none where the database says nothing."""
+    """Return the possible answers about `topic`; none if the database has none."""
     single = {"meaning": topic.meaning, "reverse": topic.word}
     if kind in single:
         return [single[kind]]
@@ -117,7 +117,7 @@ def kinds(topic: Topic) -> list[str]:
 
 
 def ask(topic: Topic, kind: str, rng: random.Random, within: bool = False) -> Exchange:
-    """One question of `kind` and its answer; `within` a talk about the word it may say "it"."""
+    """Write a question of `kind` and its answer; `within` a talk it may call the word "it"."""
     questions, follow_ups, answers = PHRASES[kind]
     name = f'the {topic.part} "{topic.word}"'
     value = rng.choice(values(topic, kind))
@@ -150,7 +150,7 @@ def single(group: list[Topic], rng: random.Random) -> Talk:
 
 
 def study(group: list[Topic], rng: random.Random) -> Talk:
-    """Two to five questions about one word."""
+    """Ask two to five questions about one word."""
     topic = rng.choice([topic for topic in group if len(kinds(topic)) > 2])
     others = [kind for kind in kinds(topic) if PHRASES[kind][1] and kind != "meaning"]
     rng.shuffle(others)
@@ -160,7 +160,7 @@ def study(group: list[Topic], rng: random.Random) -> Talk:
 
 
 def tour(group: list[Topic], rng: random.Random) -> Talk:
-    """Two to five related words, then a question that only the talk's beginning answers."""
+    """Ask about two to five related words, then something that only the beginning answers."""
     topics = rng.sample(group, min(len(group), rng.randint(2, 5)))
     exchanges = [ask(topics[0], "meaning", rng)]
     exchanges += [ask(topic, "meaning", rng, within=True) for topic in topics[1:]]
@@ -183,11 +183,11 @@ def quiz(group: list[Topic], rng: random.Random) -> Talk:
 
 
 def talks(groups: list[list[Topic]], rng: random.Random) -> Iterator[Talk]:
-    """Talks without end: of ten, six are single questions."""
+    """Yield talks without end: six of ten are single questions."""
     related = [group for group in groups if len(group) > 1]
-    told = [group for group in groups if any(len(kinds(topic)) > 2 for topic in group)]
+    rich = [group for group in groups if any(len(kinds(topic)) > 2 for topic in group)]
     pools: dict[Maker, list[list[Topic]]]
-    pools = {single: groups, study: told, tour: related, quiz: related}
+    pools = {single: groups, study: rich, tour: related, quiz: related}
     turns = {make: cycle(rng.sample(pool, len(pool))) for make, pool in pools.items()}
     order = [single, study, single, tour, single, single, study, single, quiz, single]
     for make in cycle([make for make in order if pools[make]]):
@@ -195,7 +195,7 @@ def talks(groups: list[list[Topic]], rng: random.Random) -> Iterator[Talk]:
 
 
 def records(groups: list[list[Topic]], count: int, rng: random.Random) -> list[dict[str, Any]]:
-    """`count` different chats about the words of `groups`."""
+    """Return `count` different chats about the words of `groups`."""
     made: dict[str, dict[str, Any]] = {}
     for topics, exchanges in islice(talks(groups, rng), 10 * count):
         if len(made) < count:

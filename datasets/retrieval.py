@@ -1,8 +1,8 @@
-"""Novels with facts strewn into them, and questions about the facts: rows that train retrieval.
+"""Parts of a novel with inserted facts, and questions about them: rows that train retrieval.
 
-A dataset in llama-recipes' convention (conf/data/retrieval.yaml). Every row fills the context and
-is learned whole: the text as text, the answers as what the model must have kept. Names, facts and
-wordings are not those of `llamahome eval`'s needles or of `llamahome calibrate`'s probes.
+A dataset in llama-recipes' convention (conf/data/retrieval.yaml). Every row fills the context, and
+all its tokens are learned: the text, and answers that the model must have kept. Names, facts and
+wordings differ from those of `llamahome eval`'s needles or of `llamahome calibrate`'s probes.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from llamahome.data import read_text
 
 NOVEL = Path(__file__).parent / "emma.txt.gz"
-HELD_OUT = 0.05  # of the novel, its end
-FACTS = 6  # a row
+HELD_OUT = 0.05  # share of the novel, its end
+FACTS = 6  # per row
 PEOPLE = (
     "Mr. Ashby",
     "Mrs. Calloway",
@@ -34,7 +34,7 @@ PEOPLE = (
     "Miss Norwood",
     "Mr. Osgood",
 )
-# What is told, what is asked, and what is answered, of {who} and {code}.
+# A fact about {who} and {code}, the question about it, and the answer.
 KINDS = (
     (
         "The strongbox of {who} opens with {code}.",
@@ -60,19 +60,19 @@ KINDS = (
 
 
 class Fact(NamedTuple):
-    """Something said once in a row, and asked for at its end."""
+    """A sentence in a row, with the question and answer at the row's end."""
 
-    told: str
+    said: str
     asked: str
     answered: str
 
 
 def get_custom_dataset(
-    dataset_config: Any,  # llama-recipes hands it over; the context length is in it
+    dataset_config: Any,  # llama-recipes' config, with the context length
     tokenizer: PreTrainedTokenizerBase,
     split: str,
 ) -> list[dict[str, list[int]]]:
-    """Rows of `split` ("train" or "validation"), each a piece of the novel with facts in it."""
+    """Build the rows of `split` ("train" or "validation"), each a part of the novel with facts."""
     length = getattr(dataset_config, "context_length", 2048)
     words = read_text(NOVEL).split(" ")
     border = round(len(words) * (1 - HELD_OUT))
@@ -88,7 +88,7 @@ def get_custom_dataset(
 def _row(
     tokenizer: PreTrainedTokenizerBase, words: list[str], length: int, draw: random.Random
 ) -> list[int]:
-    """A chat of at most `length` tokens: a text with facts in it, then a question for each."""
+    """Encode a chat of at most `length` tokens: a text with facts, then a question about each."""
     facts = _facts(draw)
     count = len(words)
     while True:
@@ -100,7 +100,7 @@ def _row(
                 f"data.context_length={length}: {len(facts)} facts and their questions alone "
                 "take more; raise it"
             )
-        # In proportion: since the questions stay, this never leaves out too much.
+        # In proportion; since the questions stay, this never removes too much.
         count -= max(1, count * (len(ids) - length) // len(ids))
 
 
@@ -109,18 +109,18 @@ def _facts(draw: random.Random) -> list[Fact]:
     facts = []
     for who, texts in subjects:
         code = str(draw.randrange(10_000, 1_000_000))
-        told, asked, answered = (text.format(who=who, code=code) for text in texts)
-        facts.append(Fact(told=told, asked=asked, answered=answered))
+        said, asked, answered = (text.format(who=who, code=code) for text in texts)
+        facts.append(Fact(said=said, asked=asked, answered=answered))
     return facts
 
 
 def _chat(words: list[str], facts: list[Fact], draw: random.Random) -> list[dict[str, str]]:
-    """The talk about a text, every fact at a random place in it, asked for in another order."""
-    told = list(words)
+    """Insert each fact at a random place in the text, and ask for them in another order."""
+    text = list(words)
     for fact in facts:
-        told.insert(draw.randrange(len(told) + 1), f"\n\n{fact.told}\n\n")
+        text.insert(draw.randrange(len(text) + 1), f"\n\n{fact.said}\n\n")
     asked = draw.sample(facts, len(facts))
-    opening = f"Here is a part of a novel.\n\n{' '.join(told)}\n\n{asked[0].asked}"
+    opening = f"Here is a part of a novel.\n\n{' '.join(text)}\n\n{asked[0].asked}"
     messages = []
     for number, fact in enumerate(asked):
         messages += [

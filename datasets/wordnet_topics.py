@@ -10,8 +10,8 @@ from pathlib import Path
 
 PARTS = {"noun": "n", "verb": "v", "adj": "a", "adv": "r"}
 PART_NAMES = {"n": "noun", "v": "verb", "a": "adjective", "r": "adverb"}
-# Lexicographer files that hold people, groups, bodies and their functions, religion, war:
-# where words and examples that hurt are mostly found.
+# Lexicographer files about people, groups, bodies and their functions, religion, war: most
+# hurtful words and examples are in these.
 LEFT_OUT_FILES = {"08", "11", "14", "18", "26", "29", "33"}
 LEFT_OUT_STEMS = """
     abet abort abus adulter alcohol armies army assault atroci attack birth bleed blood bomb brandy
@@ -53,8 +53,8 @@ SENTENCE = re.compile(
     r"\b(is|are|was|were|has|had|will|would|can|could|did|does|must|should|may|might)\b",
     re.IGNORECASE,
 )
-# No whole sentence all the same: begins with its verb, has it in a relative clause, asks without
-# a question mark, or is a slip of the database.
+# No whole sentence either: begins with its verb, has it in a relative clause, asks without a
+# question mark, or is an error of the database.
 PHRASE = re.compile(
     r"^(is|are|was|were|has|had|have|did|does|where|what|how|why|who)\b.*[^?]$|"
     r"^(a|an|the)\b.*\b(who|that|which)\b|^(an estimate of|breathless at|given|glad)\b|"
@@ -65,7 +65,7 @@ PHRASE = re.compile(
 
 @dataclass
 class Synset:
-    """One meaning, as the database has it."""
+    """One meaning in the database."""
 
     part: str
     file: str
@@ -77,7 +77,7 @@ class Synset:
 
 @dataclass(order=True)
 class Topic:
-    """A common word in its first meaning, and what there is to say about it."""
+    """A common word in its first meaning, with all that can be asked about it."""
 
     word: str
     part: str
@@ -91,17 +91,17 @@ class Topic:
 
 
 def read_synsets(folder: Path) -> dict[str, Synset]:
-    """All synsets by part of speech and offset, such as n00001740."""
+    """Read all synsets, by part of speech and offset, such as n00001740."""
     synsets = {}
     for part, letter in PARTS.items():
         for line in (folder / f"data.{part}").read_text(encoding="ascii").splitlines():
-            if not line.startswith(" "):  # the licence stands on top
+            if not line.startswith(" "):  # the licence comes first
                 synsets[letter + line[:8]] = parse_synset(line, letter)
     return synsets
 
 
 def parse_synset(line: str, part: str) -> Synset:
-    """One line of a data file; the format is wndb(5WN)."""
+    """Parse one line of a data file; the format is wndb(5WN)."""
     columns, _, gloss = line.partition(" | ")
     cells = columns.split()
     count = int(cells[3], 16)
@@ -118,7 +118,7 @@ def parse_synset(line: str, part: str) -> Synset:
 
 
 def parse_gloss(gloss: str) -> tuple[str, list[str]]:
-    """The first clause of the definition (two when it is short) and the quoted examples."""
+    """Split off the definition's first clause (two if it is short) and the quoted examples."""
     definition, *_ = gloss.partition('"')
     clauses = [clause.strip() for clause in definition.split(";") if clause.strip()]
     meaning = clauses[0] if clauses else ""
@@ -128,7 +128,7 @@ def parse_gloss(gloss: str) -> tuple[str, list[str]]:
 
 
 def read_counts(folder: Path) -> dict[tuple[str, str], int]:
-    """How often the first sense of (word, part) was met in the tagged texts."""
+    """Read how often the first sense of (word, part) occurs in the tagged texts."""
     letters = {"1": "n", "2": "v", "3": "a", "4": "r", "5": "a"}
     counts: dict[tuple[str, str], int] = {}
     for line in (folder / "cntlist.rev").read_text(encoding="ascii").splitlines():
@@ -140,7 +140,7 @@ def read_counts(folder: Path) -> dict[tuple[str, str], int]:
 
 
 def read_first_senses(folder: Path) -> dict[tuple[str, str], str]:
-    """The synset of each word's most frequent sense."""
+    """Read the synset of each word's most frequent sense."""
     senses = {}
     for part, letter in PARTS.items():
         for line in (folder / f"index.{part}").read_text(encoding="ascii").splitlines():
@@ -151,7 +151,7 @@ def read_first_senses(folder: Path) -> dict[tuple[str, str], str]:
 
 
 def read_irregular(folder: Path) -> dict[str, str]:
-    """Irregular forms and their base words."""
+    """Read irregular forms and their base words."""
     lines = [
         line
         for part in PARTS
@@ -161,7 +161,7 @@ def read_irregular(folder: Path) -> dict[str, str]:
 
 
 def read_topics(folder: Path, least: int) -> list[list[Topic]]:
-    """Topics whose word was met at least `least` times in the tagged texts, one per synset.
+    """Read topics whose word occurs at least `least` times in the tagged texts, one per synset.
 
     Returns:
         Groups that share no broader term, opposite or similar synset with one another.
@@ -190,7 +190,7 @@ def is_clean(synset: Synset) -> bool:
     if synset.part == "n" and not NOUN_PHRASE.match(synset.meaning):
         return False
     text = " ".join([synset.meaning, *synset.words, *synset.examples])
-    # Adverbs and the like are at times explained by their use, not their meaning.
+    # Some adverbs are explained by their use, not their meaning.
     plain = re.fullmatch(r"(?!used )[a-z][a-z' ,-]{10,140}[a-z]", synset.meaning)
     return bool(plain) and not LEFT_OUT.search(text)
 
@@ -210,7 +210,7 @@ def make_topic(
     own = synsets[key]
 
     def related(symbol: str) -> list[str]:
-        """Words of the synsets that `symbol` points to, where that is what they mostly mean."""
+        """Return words of the synsets that `symbol` points to, if that is their usual meaning."""
         number = own.words.index(word) + 1
         ends = [(t, w) for s, t, source, w in own.pointers if s == symbol and source in (0, number)]
         words = [(synsets[target].words[max(at, 1) - 1], target) for target, at in ends]
@@ -226,10 +226,12 @@ def make_topic(
         synset=key,
         meaning="to " + own.meaning.removeprefix("to ") if own.part == "v" else own.meaning,
         sentence=as_sentence(min(sentences, key=len)) if sentences else None,
-        synonyms=[w for w in own.words if fits(w, key) and not alike(w, word)],
+        synonyms=[w for w in own.words if fits(w, key) and not similar(w, word)],
         opposite=next(iter(related("!")), None),
-        broader=next((w for w in related("@") if w not in TOO_BROAD and not alike(w, word)), None),
-        narrower=[w for w in related("~") if not alike(w, word)],
+        broader=next(
+            (w for w in related("@") if w not in TOO_BROAD and not similar(w, word)), None
+        ),
+        narrower=[w for w in related("~") if not similar(w, word)],
     )
 
 
@@ -248,8 +250,8 @@ def uses(example: str, word: str, irregular: dict[str, str]) -> bool:
     return any(form.startswith(stem) or irregular.get(form) == word for form in found)
 
 
-def alike(one: str, other: str) -> bool:
-    """Whether two words are spellings of one, or one holds the other."""
+def similar(one: str, other: str) -> bool:
+    """Return whether two words are spellings of one, or one contains the other."""
     return one in other or other in one or difflib.SequenceMatcher(None, one, other).ratio() > 0.8
 
 

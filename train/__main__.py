@@ -21,12 +21,12 @@ from train.progress import plain_console
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
 
-# The base of conf/train.yaml: every key that a dataclass has can be overridden, and no other.
+# The base of conf/train.yaml: exactly the keys of the dataclasses can be overridden.
 ConfigStore.instance().store(name="train_root", node=TrainRoot)
 
 
 def main() -> None:
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here, not to Hydra's printer
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises its errors here
     try:
         train()
     except HydraException as error:
@@ -35,8 +35,8 @@ def main() -> None:
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="train")
 def train(config: DictConfig) -> None:
-    """One run, or in a sweep (`-m`) each of its runs."""
-    configure_logging("WARNING")  # news comes through the progress bar
+    """Train one run; in a sweep (`-m`) Hydra calls this for each."""
+    configure_logging("WARNING")  # the progress bar shows the rest
     console = plain_console()
     try:
         result = TrainingPipeline(load_config(config, TrainRoot), console=console).run()

@@ -1,4 +1,4 @@
-"""The budget of each training step: from dense to the target, a little around it, or none."""
+"""The budget of each training step: falling from dense to the target, then varied around it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from llamahome.config import PolicyConfig, TrainerConfig
 def policy_at(
     policy: PolicyConfig, trainer: TrainerConfig, context_length: int, step: int
 ) -> PolicyConfig:
-    """The policy that step `step` (from 0) trains under; the same on all workers and on resuming.
+    """Return the policy of step `step` (from 0), the same on all workers and after a restart.
 
     Over `trainer.anneal_steps` the budget falls geometrically from the whole context to
     `policy.budget`. Then it is drawn log-uniformly within a factor of 1 + `trainer.budget_jitter`
-    around it, so that the model does not fit one size alone. What `policy` protects scales along.
-    A share of `trainer.dense_share` of all steps evicts nothing.
+    around it, so that the model does not fit one size alone. The recent window and the pattern
+    scale with it. A share of `trainer.dense_share` of all steps evicts nothing.
     """
     if policy.budget is None:
         return policy
@@ -33,7 +33,7 @@ def policy_at(
 
 
 def _scaled(policy: PolicyConfig, factor: float) -> PolicyConfig:
-    """Every budget and the recent window times `factor`, no smaller than sinks and chunks allow."""
+    """Multiply every budget and the recent window, no smaller than sinks and chunks allow."""
     assert policy.budget is not None
     recent = max(policy.interval, round(policy.recent * factor))
     protected = policy.sink + recent

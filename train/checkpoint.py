@@ -1,7 +1,6 @@
-"""Checkpoints: every worker writes its shards into the run's folder, Ray remembers which are whole.
+"""Checkpoints: every worker writes its shards into the run's folder, Ray tracks the complete ones.
 
-A step's checkpoint always has the same name, so one that was cut short is overwritten when the
-resumed run comes to that step again.
+A step's checkpoint always has the same name, so a resumed run overwrites one that was cut short.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ TAG = "deepspeed"
 
 @dataclass
 class Progress:
-    """How far a run is: what a checkpoint holds beside weights and optimiser state.
+    """Progress of a run, saved with weights and optimiser state.
 
     Attributes:
         step: optimiser steps done.
-        tokens: tokens read, by all workers.
+        tokens: tokens read by all workers.
     """
 
     step: int = 0
@@ -34,7 +33,7 @@ def save(engine: DeepSpeedEngine, run_dir: Path, progress: Progress, frozen: boo
     """Write a checkpoint together with all other workers and report it to Ray.
 
     Args:
-        frozen: whether some parameters are not trained (LoRA); those are left out.
+        frozen: leave out the parameters that are not trained (LoRA).
     """
     path = run_dir / "checkpoints" / f"step-{progress.step:06d}"
     engine.save_checkpoint(
@@ -48,7 +47,7 @@ def save(engine: DeepSpeedEngine, run_dir: Path, progress: Progress, frozen: boo
 
 
 def resume(engine: DeepSpeedEngine, frozen: bool) -> Progress:
-    """Load the newest whole checkpoint, if there is one, and say how far it was."""
+    """Load the newest complete checkpoint, if there is one, and return its progress."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return Progress()

@@ -1,4 +1,4 @@
-"""What a run trains on: rows from files, and batches addressed by (seed, step)."""
+"""Training data: rows from files, and batches addressed by (seed, step)."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class Datasets:
 
 
 def resolve_files(data: DataConfig) -> DataConfig:
-    """The same config with absolute files, for workers that run in another directory.
+    """Return the config with absolute files, for workers that run in another directory.
 
     Raises:
-        DataError: for a file that is neither under the working directory nor under the
-            repository; both places are named.
+        DataError: names both places, for a file that is neither in the working directory nor in
+            the repository.
     """
     train_file = _resolve("train_file", data.train_file, data.format)
     if data.eval_file is None:
@@ -72,9 +72,9 @@ def _resolve(key: str, name: str, format: str) -> str:
 def build_datasets(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> Datasets:
     """Read, encode and pack or cut the training and the held-out rows.
 
-    Everything is held in memory, on every worker alike. `seed` orders the records that are packed
-    together and picks those held out when there is no eval_file. Held-out rows are packed like
-    the training rows, in the file's order, so that they fill the cache as much.
+    Every worker holds all rows in memory. `seed` orders the records that are packed together and
+    picks those held out when there is no eval_file. Held-out rows are packed like the training
+    rows, in the file's order, so that they fill the cache as much.
 
     Raises:
         DataError: for a file, record or row that cannot be used, or when no row is left.
@@ -104,7 +104,7 @@ def _read(data: DataConfig, seed: int) -> tuple[list[Record], list[Record]]:
 
 
 def _read_text(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Row], list[Row]]:
-    """Rows of the training text, and of the held-out one or of the training text's end."""
+    """Return rows of the training text, and of the held-out text or else the end of the same."""
 
     def rows(file: str) -> list[Row]:
         return text_rows(read_text(Path(file)), tokenizer, data.context_length)[: data.limit]
@@ -131,7 +131,7 @@ def _arrange(rows: list[Row], data: DataConfig, name: str) -> list[Row]:
         long = sum(len(row["input_ids"]) > data.context_length for row in rows)
         if long:
             logger.warning("%d %s rows cut to %d tokens", long, name, data.context_length)
-    # A model predicts the next token, so the first label of a row has nothing to predict it.
+    # A model predicts the next token, so no position predicts the first label of a row.
     kept = [row for row in arranged if any(label != IGNORED for label in row["labels"][1:])]
     if len(kept) < len(arranged):
         logger.warning("%d %s rows without a label dropped", len(arranged) - len(kept), name)
@@ -161,12 +161,12 @@ def batches(
     start_step: int,
     pad_id: int,
 ) -> Iterator[Batch]:
-    """One worker's batches for ever, from micro-step `start_step` on.
+    """Return one worker's batches, an endless iterator, from micro-step `start_step` on.
 
     Step k is a function of (dataset, seed, k, batch_size, world_size) alone, so a run that starts
     at k continues exactly the one that stopped there. One shuffled pass over the rows follows
-    another, each row once per pass; a step may lie across two passes, so no row is left over.
-    Within a pass no two workers get the same row. With `padding` a step has rows of like length.
+    another, each row once per pass; a step may span two passes, so no row is left over. Within a
+    pass no two workers get the same row. With `padding` the rows of a step have similar lengths.
 
     Returns:
         Tensors input_ids, attention_mask and labels, each (B, T), padded on the right; T is the
@@ -197,10 +197,10 @@ def batches(
 def eval_batches(
     dataset: list[Row], *, batch_size: int, rank: int, world_size: int, limit: int, pad_id: int
 ) -> Iterator[Batch]:
-    """One worker's share of the held-out rows, the same at each call, at most `limit` batches.
+    """Return one worker's share of the held-out rows: at most `limit` batches, always the same.
 
-    Workers get different rows and, since they must step together, equally many: up to
-    world_size - 1 rows at the end are left out. The last batch may be smaller.
+    Workers get different rows, and equally many because they step together: up to world_size - 1
+    rows at the end are left out. The last batch may be smaller.
 
     Raises:
         DataError: at once, when there are fewer rows than workers.
@@ -217,7 +217,7 @@ def eval_batches(
 
 
 def _passes(count: int, seed: int) -> Callable[[int, int], list[int]]:
-    """Row numbers from one position to another in endless passes, each shuffled anew."""
+    """Return a function: row numbers between two positions of endless passes, each shuffled."""
 
     @lru_cache(maxsize=2)
     def shuffled(number: int) -> list[int]:
@@ -238,9 +238,9 @@ def _in_order(passes: Callable[[int, int], list[int]], together: int) -> Callabl
 def _by_length(
     dataset: list[Row], passes: Callable[[int, int], list[int]], together: int, seed: int
 ) -> Callable[[int], list[int]]:
-    """Row numbers of a step whose rows are of like length.
+    """Return a function: row numbers of a step whose rows have similar lengths.
 
-    As many rows of the passes as make whole steps are sorted at a time, and their steps shuffled.
+    It sorts as many rows of the passes as make whole steps, and shuffles these steps.
     """
     steps = len(dataset) // together
 

@@ -10,7 +10,7 @@ NEVER = 2**31
 
 
 def deepspeed_config(deepspeed: DeepSpeedConfig, trainer: TrainerConfig) -> dict[str, Any]:
-    """What `deepspeed.initialize` and transformers' `HfDeepSpeedConfig` are given.
+    """Build the config for `deepspeed.initialize` and transformers' `HfDeepSpeedConfig`.
 
     The optimiser and the schedule are ours (torch's), so that no DeepSpeed kernel is compiled.
     """

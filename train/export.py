@@ -31,9 +31,9 @@ FOLDER = "model"
 def export_model(
     engine: DeepSpeedEngine, tokenizer: PreTrainedTokenizerBase, root: TrainRoot, run_dir: Path
 ) -> None:
-    """Write `run_dir/model`, whole or not at all; all workers take part, rank 0 writes.
+    """Write `run_dir/model`, complete or not at all; all workers take part, rank 0 writes.
 
-    Full fine-tuning gives all weights, LoRA gives weights with the adapters merged in or, with
+    Full fine-tuning exports all weights, LoRA the weights with the adapters merged in or, with
     `trainer.export=adapter`, the adapters alone.
     """
     weights = _trained_weights(engine)
@@ -49,7 +49,7 @@ def export_model(
 
 
 def _trained_weights(engine: DeepSpeedEngine) -> dict[str, Tensor]:
-    """Every trained parameter by name, on rank 0's CPU; tied ones once. Empty on other ranks."""
+    """Return every trained parameter by name, tied ones once, on rank 0's CPU; empty elsewhere."""
     sharded = engine.zero_optimization_stage() == 3
     weights = {}
     for name, parameter in engine.module.named_parameters():
@@ -85,7 +85,7 @@ def _write_adapter(
 
 @contextmanager
 def _replaced(target: Path) -> Iterator[Path]:
-    """An empty folder that takes the place of `target` once the block is done."""
+    """Yield an empty folder that replaces `target` when the block is done."""
     partial, former = target.with_suffix(".partial"), target.with_suffix(".former")
     for left_over in (partial, former):
         shutil.rmtree(left_over, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""Which log lines reach the user: a run's own and every warning, but not each library's news.
+"""Warnings and failures of workers, as records of the run.
 
-Ray is told to keep its processes' output to itself (`cluster.session`), so what workers and the
-controller have to say goes among the run's records.
+Ray does not forward its processes' output (`cluster.session`), so workers and the controller write
+to the run's records what the user should see.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from train import metrics
 
 
 class RecordFailures(UserCallback):
-    """Runs in Ray's controller, which outlives the workers."""
+    """A callback in Ray's controller, which outlives the workers."""
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
@@ -29,7 +29,7 @@ class RecordFailures(UserCallback):
 
 
 class RecordWarnings(logging.Handler):
-    """Runs in a worker."""
+    """A log handler in a worker."""
 
     def __init__(self, run_dir: Path) -> None:
         super().__init__(logging.WARNING)
@@ -40,9 +40,9 @@ class RecordWarnings(logging.Handler):
 
 
 def record_warnings(run_dir: Path) -> None:
-    """Put this worker's warnings among the run's records."""
+    """Add this worker's warnings to the run's records."""
     handler = RecordWarnings(run_dir)
-    for name in (None, "DeepSpeed"):  # DeepSpeed's logger passes nothing on to the root
+    for name in (None, "DeepSpeed"):  # DeepSpeed's logger does not propagate to the root
         logging.getLogger(name).addHandler(handler)
-    # The driver has built the same rows and has said what it saw.
+    # The driver has built the same rows and logged the same lines.
     logging.getLogger("train.data").setLevel(logging.ERROR)

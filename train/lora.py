@@ -1,4 +1,4 @@
-"""LoRA adapters, configured by llama-recipes and put in place by PEFT."""
+"""LoRA adapters, configured by llama-recipes and added by PEFT."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from train.recipes import quiet_recipes
 
 
 def add_adapters(model: PreTrainedModel, lora: LoraConfig, base: str) -> PeftModel:
-    """`model` with its weights frozen and adapters to train.
+    """Freeze the weights of `model` and add adapters to train.
 
     Args:
         base: name of the model, written into the adapter so that it finds its base again.
@@ -53,9 +53,10 @@ def _check_targets(model: PreTrainedModel, lora: LoraConfig) -> None:
 
 
 def norms(model: PreTrainedModel) -> list[str]:
-    """Names of the decoder's normalisation modules, each once, as PEFT matches them: the last part.
+    """Return the names of the decoder's norms as PEFT matches them: the last part, each once.
 
-    A norm is what has one vector of weights and is called so, as in every Llama-like model.
+    A norm is a module with one vector of weights whose name ends in "norm", as in every Llama-like
+    model.
     """
     found = {
         name.rpartition(".")[2]

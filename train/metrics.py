@@ -1,7 +1,7 @@
-"""What a run reports, one JSON line each in its folder: steps, evaluations, failures, warnings.
+"""Records of a run, one JSON line each in its folder: steps, evaluations, failures, warnings.
 
-The workers append, the driver follows: nothing but the file lies between them, and it outlives
-both.
+The workers append and the driver follows. Only the file connects them, and it outlives both. A
+record with a step holds numbers only; which ones is up to the objective.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def append(run_dir: Path, record: Record) -> None:
 
 
 def read(run_dir: Path) -> list[Record]:
-    """All records, oldest first; steps repeated after a restart appear again."""
+    """Return all records, oldest first; steps repeated after a restart appear again."""
     path = run_dir / FILE_NAME
     return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
 
 
 def series(records: Sequence[Record], name: str) -> dict[int, float]:
-    """One metric by step, in order. Steps done again after a restart replace what they undid."""
+    """Return one metric by step, in order; steps repeated after a restart replace the former."""
     values: dict[int, float] = {}
     for record in records:
         if name in record:

@@ -1,11 +1,11 @@
-"""The model as it is trained: in training's precision, under hybrid attention, with adapters."""
+"""The model to train: in training's precision, under hybrid attention, with adapters."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,14 +20,14 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 def model_to_train(root: TrainRoot) -> ModelConfig:
-    """The model to load, in the precision that it is trained in."""
+    """Return the model to load, in the precision that it is trained in."""
     return replace(root.model, dtype=DTYPES[root.trainer.precision])
 
 
 def prepare_model(
     root: TrainRoot, settings: dict[str, Any]
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
-    """Load the model, each worker its shards alone under ZeRO-3, and make it ready to train.
+    """Load the model and make it ready to train; under ZeRO-3 a worker loads only its shards.
 
     Args:
         settings: DeepSpeed's config.
@@ -44,9 +44,15 @@ def prepare_model(
         return model, loaded.tokenizer
 
 
+def bare_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """Return the model without the adapters' wrapping, if it has any."""
+    bare = model.get_base_model() if isinstance(model, PeftModel) else model
+    return cast(PreTrainedModel, bare)
+
+
 @contextmanager
 def _sharded_loading(settings: dict[str, Any]) -> Iterator[None]:
-    """Under ZeRO-3, have transformers shard each parameter as soon as it exists."""
+    """Make transformers shard each parameter as soon as it exists, under ZeRO-3."""
     if settings["zero_optimization"]["stage"] < 3:
         yield
         return
@@ -54,4 +60,4 @@ def _sharded_loading(settings: dict[str, Any]) -> Iterator[None]:
     try:
         yield
     finally:
-        del loading  # transformers only holds it weakly: from here on, models load whole again
+        del loading  # transformers holds it weakly: from here on, models load whole again

@@ -22,16 +22,16 @@ from train.progress import plain_console, show_progress
 from train.run import Run, prepare_run
 from train.tracking import track
 
-# A report waits for the controller's next look at the workers; every two seconds is Ray's default.
+# A report waits until the controller polls the workers, which Ray does every two seconds.
 RAY_ENV = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
-    """What a run came to.
+    """Result of a training run.
 
     Attributes:
-        run_name, run_dir: of the run.
+        run_name, run_dir: name and folder of the run.
         model_dir: the exported Hugging Face folder, which carries the policy.
         loss_before, loss_after: held-out loss under the policy, before and after training.
         steps, tokens: optimiser steps done and tokens read.
@@ -53,7 +53,7 @@ class TrainingPipeline:
 
     Args:
         root: its config.
-        manager: finds the model and says where runs live; None is the default one.
+        manager: finds the model and knows where runs live; None is the default one.
         console: shows progress; None is standard output.
     """
 
@@ -89,7 +89,7 @@ class TrainingPipeline:
 
 
 async def train_model(root: TrainRoot, *, console: Console | None = None) -> TrainingResult:
-    """`TrainingPipeline.run` for asynchronous callers: it trains in a thread."""
+    """Run `TrainingPipeline` in a thread, for asynchronous callers."""
     return await asyncio.to_thread(TrainingPipeline(root, console=console).run)
 
 
@@ -103,7 +103,7 @@ def _headline(run: Run) -> str:
 
 
 def _session(root: TrainRoot) -> AbstractContextManager[None]:
-    """Ray for this run; a session that the caller has opened is used as it is."""
+    """Return a Ray session for this run, or none where the caller has opened one."""
     if ray.is_initialized():
         return nullcontext()
     cpus = root.trainer.num_workers * root.trainer.cpus_per_worker
@@ -111,7 +111,7 @@ def _session(root: TrainRoot) -> AbstractContextManager[None]:
 
 
 def _work(config: dict[str, Any]) -> None:
-    from train.worker import run_worker  # DeepSpeed is for workers: it looks for their device
+    from train.worker import run_worker  # in the worker alone: DeepSpeed looks for its device
 
     run_worker(config)
 

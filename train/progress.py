@@ -1,4 +1,4 @@
-"""A run on the screen: a bar in a terminal, a line every tenth of the way elsewhere."""
+"""Progress on the screen: a bar in a terminal, elsewhere a line every tenth of the run."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from train.metrics import Observer, Record
 
 
 def plain_console(stderr: bool = False) -> Console:
-    """Text as it is: no markup, and lines broken by the terminal alone, so paths stay whole."""
+    """Return a console that prints text unchanged: no markup, and no line breaks inside paths."""
     return Console(stderr=stderr, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
 def show_progress(console: Console, steps: int) -> Iterator[Observer]:
-    """An observer that shows loss, tokens per second and time left on `console`."""
+    """Yield an observer that shows loss, tokens per second and time left on `console`."""
     if not console.is_terminal:
         yield _lines(console, steps)
         return
@@ -75,7 +75,7 @@ def _news(record: Record) -> str:
 
 
 def _message(record: Record) -> str | None:
-    """One line for a record that is no training step; None when it has nothing to say."""
+    """Return one line for a record that is no training step; None for an unknown one."""
     if "eval_loss" in record:
         return f"step {record['step']}: held-out loss {record['eval_loss']:.4f}"
     if "failure" in record:

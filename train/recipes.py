@@ -1,6 +1,6 @@
-"""What is taken from llama-recipes, each piece with its traps handled.
+"""Parts of llama-recipes, with their pitfalls handled.
 
-Imports are inside the functions: its packages take seconds to import and are needed by few runs.
+Imports are inside the functions: its packages take seconds to import, and few runs need them.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ KEYS = ("input_ids", "attention_mask", "labels")
 
 @contextlib.contextmanager
 def quiet_recipes() -> Iterator[None]:
-    """Import llama_recipes without its note that it is an alias, and with warning filters kept.
+    """Drop llama_recipes' warning that it is an alias, and keep the process's warning filters.
 
-    Its packages call `warnings.simplefilter("default")` for the whole process as they warn.
+    Its packages call `warnings.simplefilter("default")` for the whole process when they warn.
     Warnings from any other place are passed on.
     """
     with warnings.catch_warnings(record=True) as caught:
@@ -41,11 +41,11 @@ def quiet_recipes() -> Iterator[None]:
 def custom_rows(
     file: str, tokenizer: PreTrainedTokenizerBase, split: str, limit: int | None, length: int
 ) -> list[Row]:
-    """Rows of a Python file in the custom-dataset convention.
+    """Read rows from a Python file in the custom-dataset convention.
 
     The file's `get_custom_dataset(dataset_config, tokenizer, split)`, or the function named after
     a colon, returns rows of input_ids, attention_mask and labels for "train" or "validation".
-    Its dataset_config says how many tokens a row may have in `context_length`.
+    Its dataset_config has the most tokens of a row as `context_length`.
     Its optional get_data_collator is not used: batches are padded in `train.data`.
 
     Raises:
@@ -85,22 +85,22 @@ def _checked(raw: Any, where: str) -> Row:
 
 
 def pack(rows: list[Row], length: int) -> list[Row]:
-    """Rows joined and cut anew every `length` tokens; the last may be shorter.
+    """Join rows and cut them every `length` tokens; the last may be shorter.
 
-    Records that share a row see each other: positions and attention run on across them.
+    Records that share a row see each other: positions and attention continue across them.
     """
     with quiet_recipes():
         from llama_recipes.data.concatenator import ConcatDataset
     tail = sum(len(row["input_ids"]) for row in rows) % length
-    # ConcatDataset gives a chunk out only once more tokens follow, and drops what is left.
-    # So fill the last chunk and put one token after it, then take the filling off again.
+    # ConcatDataset returns a chunk only when more tokens follow, and drops the rest. So fill the
+    # last chunk and add one token after it, then remove the filling.
     filling = 1 + (length - tail if tail else 0)
     filler = {
         "input_ids": [0] * filling,
         "attention_mask": [0] * filling,
         "labels": [IGNORED] * filling,
     }
-    # Its progress bar has no switch; workers' logs are no place for it.
+    # Its progress bar cannot be turned off.
     with contextlib.redirect_stderr(io.StringIO()):
         packed = cast(list[Row], ConcatDataset([*rows, filler], chunk_size=length).samples)
     if tail:
@@ -109,7 +109,7 @@ def pack(rows: list[Row], length: int) -> list[Row]:
 
 
 def groups_by_length(rows: list[Row], size: int) -> list[list[int]]:
-    """Row numbers in groups of `size` rows of like length, shortest first.
+    """Return row numbers in groups of `size` rows of similar length, shortest first.
 
     The sampler only sorts here. Its shuffle, and its distributed form, draw from the global random
     state, which workers do not share and a resumed run does not have. It would leave out the

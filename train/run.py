@@ -1,4 +1,4 @@
-"""A run's folder: its name, what it was started with, and whether it may be resumed."""
+"""The folder of a run: its name, its config, and whether it may be resumed."""
 
 from __future__ import annotations
 
@@ -13,28 +13,13 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from llamahome.config import ConfigError, PolicyConfig, TrainRoot
+from llamahome.config.fixed import changed_keys
 from llamahome.config.policy import CARRIED
 from llamahome.models import ModelInfo, ModelManager
 from llamahome.models.adapters import adapter_chain
 from train.data import batches, build_datasets, eval_batches, resolve_files
 
 RUN_FILE = "run.json"
-# What checkpoints hold, and the order of the data, only make sense together with these.
-FIXED_GROUPS = ("model", "policy", "data")
-FIXED_TRAINER_KEYS = (
-    "method",
-    "precision",
-    "learning_rate",
-    "weight_decay",
-    "kl_weight",
-    "anneal_steps",
-    "budget_jitter",
-    "dense_share",
-    "seed",
-    "batch_size",
-    "accumulation",
-    "num_workers",
-)
 
 
 @dataclass(frozen=True)
@@ -42,7 +27,7 @@ class Run:
     """A prepared run.
 
     Attributes:
-        root: the config with everything looked up: absolute files, the policy itself.
+        root: the config with absolute files and the policy itself.
         directory: holds run.json, metrics.jsonl, checkpoints, curves and the exported model.
     """
 
@@ -59,11 +44,11 @@ class Run:
 
 
 def prepare_run(root: TrainRoot, manager: ModelManager) -> Run:
-    """Look up model, policy and files, and make the run's folder or find it again.
+    """Look up model, policy and files, and create or find the run's folder.
 
     Raises:
-        ConfigError: for a config that cannot train this model, or that differs from the one the
-            named run was started with in what its checkpoints depend on.
+        ConfigError: for a config that cannot train this model, or that has another value of a
+            fixed key than the named run was started with.
         DataError: for data that cannot be used, or is too little for this many workers.
         ModelError: for a model that cannot be used.
     """
@@ -79,7 +64,7 @@ def prepare_run(root: TrainRoot, manager: ModelManager) -> Run:
 
 
 def _looked_up(root: TrainRoot, model: ModelInfo) -> TrainRoot:
-    """`root` as the workers need it: they run elsewhere, and must all train the same."""
+    """Return the config for workers, which run elsewhere: absolute files, the policy itself."""
     if root.model.dtype != "auto":
         raise ConfigError(
             f"model.dtype={root.model.dtype!r}: a run trains in trainer.precision; "
@@ -108,7 +93,7 @@ def _policy(policy: PolicyConfig, model: ModelInfo) -> PolicyConfig:
 
 
 def _check_data(root: TrainRoot, model: ModelInfo, manager: ModelManager) -> None:
-    """Build what the workers will build: better one error now than one in each of them later."""
+    """Build the workers' data here first: one error now is better than one in each worker."""
     folders = adapter_chain(model.path, manager.resolve)
     folder = next((f for f in folders if (f / "tokenizer_config.json").is_file()), model.path)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -129,17 +114,16 @@ def _named(runs_dir: Path, root: TrainRoot) -> Path:
     directory = runs_dir / str(root.trainer.run_name)
     started = directory / RUN_FILE
     if started.is_file():
-        _check_same(json.loads(started.read_text()), asdict(root), directory)
+        _check_same(json.loads(started.read_text()), root, directory)
     directory.mkdir(parents=True, exist_ok=True)
     return directory
 
 
-def _check_same(started: dict[str, Any], asked: dict[str, Any], directory: Path) -> None:
-    before, now = _fixed(started), _fixed(asked)
+def _check_same(started: dict[str, Any], asked: TrainRoot, directory: Path) -> None:
     different = [
-        f"{key}={now.get(key)!r} (was {value!r})"
-        for key, value in before.items()
-        if now.get(key) != value
+        f"{key}={value!r} (was {before!r})"
+        for key, value, before in changed_keys(asked, started)
+        if asked.trainer.method == "lora" or not key.startswith("trainer.lora.")
     ]
     if different:
         raise ConfigError(
@@ -149,20 +133,8 @@ def _check_same(started: dict[str, Any], asked: dict[str, Any], directory: Path)
         )
 
 
-def _fixed(root: dict[str, Any]) -> dict[str, Any]:
-    fixed = {
-        f"{group}.{key}": value for group in FIXED_GROUPS for key, value in root[group].items()
-    }
-    trainer = root["trainer"]
-    fixed.update({f"trainer.{k}": trainer[k] for k in FIXED_TRAINER_KEYS if k in trainer})
-    if root["trainer"]["method"] == "lora":
-        fixed["trainer.lora"] = root["trainer"]["lora"]
-    fixed["deepspeed.zero_stage"] = root["deepspeed"]["zero_stage"]
-    return fixed
-
-
 def _new(runs_dir: Path, root: TrainRoot) -> Path:
-    """A folder of a name that no run has yet, reserved by making it."""
+    """Create a folder whose name no run has yet."""
     for name in _names(root):
         try:
             (runs_dir / name).mkdir(parents=True)

@@ -10,7 +10,6 @@ from typing import Any
 from llamahome.config import TrackingConfig
 from train import metrics
 
-METRICS = ("loss", "eval_loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second")
 Log = Callable[[int, Mapping[str, float]], None]
 
 
@@ -18,10 +17,10 @@ Log = Callable[[int, Mapping[str, float]], None]
 def track(
     tracking: TrackingConfig, run_dir: Path, settings: Mapping[str, Any]
 ) -> Iterator[metrics.Observer]:
-    """An observer that logs a run's curves where `tracking` says, closed after the block.
+    """Yield an observer that logs every number of a step where `tracking` says.
 
     Args:
-        settings: the run's config, shown beside the curves.
+        settings: the run's config, shown next to the curves.
     """
     with ExitStack() as stack:
         logs: list[Log] = []
@@ -33,16 +32,13 @@ def track(
 
 
 def _once_each(logs: list[Log], logged: list[metrics.Record]) -> metrics.Observer:
-    """Steps that a restarted run repeats are left out: they are the same, and wandb wants order."""
+    """Leave out steps that a restarted run repeats: they are the same, and wandb wants order."""
     last: dict[str, int] = {}
 
     def new_values(record: metrics.Record) -> dict[str, float]:
         step = record.get("step", -1)
-        values = {
-            name: record[name] for name in METRICS if name in record and step > last.get(name, -1)
-        }
-        for name in values:
-            last[name] = step
+        values = {n: v for n, v in record.items() if n != "step" and step > last.get(n, -1)}
+        last.update((name, step) for name in values)
         return values
 
     def observe(record: metrics.Record) -> None:

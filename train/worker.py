@@ -1,13 +1,11 @@
-"""What every worker does, from its share of the machine to the exported model."""
+"""The work of one worker, from its share of the machine to the exported model."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import deepspeed
 import deepspeed.ops
@@ -15,20 +13,20 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
-from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel, get_cosine_schedule_with_warmup, set_seed
+from transformers import get_cosine_schedule_with_warmup, set_seed
 
 from llamahome.attention import HybridAttention, build_policy
-from llamahome.config import PolicyConfig, TrainerConfig, TrainRoot
+from llamahome.config import TrainerConfig, TrainRoot
 from train import checkpoint, metrics
 from train.anneal import policy_at
 from train.data import batches, build_datasets, eval_batches
 from train.deepspeed_config import deepspeed_config
 from train.export import export_model
 from train.logs import record_warnings
-from train.loss import Batch, count_tokens, distillation_losses, gradient_scale, label_loss
-from train.model import prepare_model
+from train.model import bare_model, prepare_model
+from train.objectives import build_objective
+from train.step import evaluate, train_step
 
 
 def run_worker(config: dict[str, Any]) -> None:
@@ -44,7 +42,9 @@ def run_worker(config: dict[str, Any]) -> None:
     settings = deepspeed_config(root.deepspeed, trainer)
     model, tokenizer = prepare_model(root, settings)
     engine = start_engine(model, trainer, settings)
-    attention = attention_for(model, root.policy)
+    policy, bare = build_policy(root.policy), bare_model(model)
+    attention = HybridAttention(policy, bare)
+    objective = build_objective(trainer)
     progress = checkpoint.resume(engine, has_frozen)
 
     data = build_datasets(root.data, tokenizer, trainer.seed)
@@ -72,15 +72,15 @@ def run_worker(config: dict[str, Any]) -> None:
         report_held_out()
     while progress.step < trainer.steps:
         started = time.perf_counter()
-        # From the step alone, so that dropout too goes on as it would have after a restart.
+        # A seed from the step alone, so that a restart continues dropout as well.
         set_seed(trainer.seed + progress.step * world_size + rank)
         learning_rate = engine.get_lr()[0]
-        policy = policy_at(root.policy, trainer, root.data.context_length, progress.step)
+        budgets = policy_at(root.policy, trainer, root.data.context_length, progress.step)
         losses, tokens = train_step(
             engine,
             list(islice(stream, trainer.accumulation)),
-            attention_for(model, policy),
-            kl_weight=trainer.kl_weight,
+            HybridAttention(policy.with_config(budgets), bare),
+            objective,
         )
         progress.step += 1
         progress.tokens += tokens
@@ -99,7 +99,7 @@ def run_worker(config: dict[str, Any]) -> None:
 
 
 def prepare_process(trainer: TrainerConfig) -> None:
-    """Take this worker's GPU or CPU threads and meet the other workers."""
+    """Take this worker's GPU or CPU threads, and meet the other workers."""
     device: torch.device = ray.train.torch.get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -108,19 +108,13 @@ def prepare_process(trainer: TrainerConfig) -> None:
     # Only inference uses this kernel; on a CPU, DeepSpeed would compile it now for a minute.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo")
-    set_seed(trainer.seed)  # adapters start alike on all workers
-
-
-def attention_for(model: PreTrainedModel | PeftModel, policy: PolicyConfig) -> HybridAttention:
-    """Hybrid attention for the model, whether or not it wears adapters."""
-    bare = model.get_base_model() if isinstance(model, PeftModel) else model
-    return HybridAttention(build_policy(policy), cast(PreTrainedModel, bare))
+    set_seed(trainer.seed)  # adapters start equal on all workers
 
 
 def start_engine(
     model: nn.Module, trainer: TrainerConfig, settings: dict[str, Any]
 ) -> DeepSpeedEngine:
-    """DeepSpeed around the model, AdamW, and a warm-up followed by a cosine decay."""
+    """Put DeepSpeed around the model, with AdamW and a warm-up followed by a cosine decay."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         trained, lr=trainer.learning_rate, weight_decay=trainer.weight_decay
@@ -130,66 +124,6 @@ def start_engine(
         model=model, optimizer=optimizer, lr_scheduler=schedule, config=settings
     )
     return engine
-
-
-def train_step(
-    engine: DeepSpeedEngine,
-    micro_batches: Sequence[Batch],
-    attention: HybridAttention,
-    *,
-    kl_weight: float = 0.0,
-) -> tuple[dict[str, float], int]:
-    """One optimiser step over this worker's micro-batches.
-
-    Args:
-        kl_weight: of the divergence from the dense model; with 0 there is none.
-
-    Returns:
-        Means over the labels of the global batch, `loss` and, with a kl_weight, its parts `ce` and
-        `kl`; and the tokens in it.
-    """
-    labels, tokens = count_tokens(micro_batches, engine.device)
-    scale = gradient_scale(labels)
-    total = torch.zeros(3, device=engine.device)  # loss, ce, kl
-    engine.train()
-    for batch in micro_batches:
-        batch = _to_device(batch, engine.device)
-        if kl_weight:
-            ce, kl = distillation_losses(engine, batch, attention)
-        else:
-            ce = label_loss(engine, batch, attention)
-            kl = torch.zeros_like(ce)
-        loss = ce + kl_weight * kl
-        engine.backward(loss * scale, scale_wrt_gas=False)
-        engine.step()
-        total += torch.stack([loss, ce, kl]).detach()
-    dist.all_reduce(total)
-    means = dict(zip(("loss", "ce", "kl"), (total / max(labels, 1)).tolist(), strict=True))
-    if not math.isfinite(means["loss"]):
-        raise FloatingPointError(
-            f"the loss is {means['loss']} after {engine.global_steps} steps; "
-            "lower trainer.learning_rate"
-        )
-    return means if kl_weight else {"loss": means["loss"]}, tokens
-
-
-@torch.no_grad()
-def evaluate(
-    engine: DeepSpeedEngine, held_out: Iterable[Batch], attention: HybridAttention
-) -> float:
-    """Mean loss over the held-out labels of all workers, under the policy."""
-    engine.eval()
-    total = torch.zeros((), device=engine.device)
-    held_out = list(held_out)
-    for batch in held_out:
-        total += label_loss(engine, _to_device(batch, engine.device), attention)
-    labels, _ = count_tokens(held_out, engine.device)
-    dist.all_reduce(total)
-    return float(total) / labels
-
-
-def _to_device(batch: Batch, device: torch.device) -> Batch:
-    return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
 def is_due(step: int, every: int, last: int) -> bool:

@@ -1,4 +1,4 @@
-"""Which Ray cluster: one of our own on this machine, or one that runs."""
+"""The Ray cluster: one of our own on this machine, or a running one."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from llamahome.config.checks import at_least, require
 
 @dataclass(kw_only=True)
 class ClusterConfig:
-    """Ray.
+    """Ray cluster to start or to join.
 
     Attributes:
         address: `local` starts a cluster that ends with the program; `auto` joins the one on this
             machine (on the head node of `ray up`); otherwise a ray:// or host:port address.
         num_cpus: logical CPUs of a local cluster; None counts the machine's.
-        temp_dir: of a local cluster; None makes a private one and removes it.
-        dashboard: of a local cluster, on loopback.
+        temp_dir: folder of a local cluster; None creates a private one and removes it.
+        dashboard: start the dashboard of a local cluster, on loopback.
     """
 
     address: str = "local"

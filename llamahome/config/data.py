@@ -1,4 +1,4 @@
-"""What a run trains on."""
+"""Training data."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ BATCHING = ("packing", "padding")
 
 @dataclass(kw_only=True)
 class DataConfig:
-    """Instruction records and how they become batches.
+    """Training data and how it becomes batches.
 
     Attributes:
         format: `chat` (JSON lines of {"messages": [...]}), `alpaca` (JSON or JSON lines of
-            instruction, input, output), `text` (one plain text, .txt or .txt.gz, every token of
-            which is learned) or `custom` (a Python file in llama-recipes' convention).
+            instruction, input, output), `text` (one plain text, .txt or .txt.gz, whose every
+            token is learned) or `custom` (a Python file in llama-recipes' convention).
         train_file: records, relative to the working directory or else to the repository; for
             `custom` "file.py" or "file.py:function".
-        eval_file: held-out records; None holds `eval_fraction` of train_file out (of a text its
-            end), or, for `custom`, asks train_file for its "validation" split.
-        eval_fraction: share of train_file held out when there is no eval_file.
+        eval_file: held-out records; None holds out `eval_fraction` of train_file (the end of a
+            text) or, for `custom`, asks train_file for its "validation" split.
+        eval_fraction: share of train_file held out without an eval_file.
         context_length: tokens in one training sequence.
-        batching: `packing` joins records up to context_length; `padding` keeps them apart, longer
-            ones cut at context_length, batches drawn from records of like length.
+        batching: `packing` joins records up to context_length; `padding` keeps them apart, cuts
+            longer ones, and batches records of similar length.
         limit: take only the first records of each file, or rows of a text; None takes all.
     """
 

@@ -15,22 +15,22 @@ class EngineConfig:
     Attributes:
         slots: requests decoded at once; each slot holds one request's KV entries.
         max_length: prompt plus generated tokens of one request.
-        draft_tokens: tokens guessed ahead in one step, all requests together, where they repeat
-            what came before (prompt lookup); needs the native runner; 0 guesses none.
-        protect_system: keep a chat's system prompt for ever, as sinks are kept.
-        max_queued: requests waiting for a slot before more are refused.
-        max_queued_tokens: the same in prompt tokens; a prompt that is longer may wait alone.
+        draft_tokens: draft tokens of one step, all requests together, copied from an earlier
+            repetition (prompt lookup); needs the native runner; 0 drafts none.
+        protect_system: never evict a chat's system prompt, like sinks.
+        max_queued: requests that may wait for a slot; more are refused.
+        max_queued_tokens: prompt tokens that may wait; one longer prompt may wait alone.
         prefill_tokens: prompt tokens of one step, all prompts together; decoding waits for no more.
-        snapshot_bytes: memory for slot states that prompts which begin alike start from; 0 computes
-            every prompt from its first token.
-        snapshot_dir: folder for snapshots that memory has no room for; none if None.
-        snapshot_disk_bytes: of that folder.
-        adapters: LoRA adapters that a request may name, and their folders or model names.
+        snapshot_bytes: memory for snapshots, from which prompts with a common prefix start; 0
+            computes every prompt from its first token.
+        snapshot_dir: folder for snapshots that do not fit into memory; None keeps none.
+        snapshot_disk_bytes: size of that folder.
+        adapters: folders or model names of the LoRA adapters that a request may name.
         runner: `native` (C++ kernels on the CPU), `torch`, or `auto`: native where it can be.
-        weights: on a CPU: `int8` (native: symmetric, groups of 64; torch: by channel), `fp32`, or
-            `auto`: int8 unless `model.dtype` asks for a precision or `runner` for torch.
-        kv_dtype: of keys and values: `fp32`, `fp16`, `bf16` (torch), `int8` (native) or `auto`:
-            native: fp16 beside int8 weights, else fp32; torch: the model's.
+        weights: precision on a CPU: `int8` (native: symmetric, groups of 64; torch: by channel),
+            `fp32`, or `auto`: int8 unless `model.dtype` asks for a precision or `runner` for torch.
+        kv_dtype: precision of keys and values: `fp32`, `fp16`, `bf16` (torch), `int8` (native) or
+            `auto`: native: fp16 with int8 weights, else fp32; torch: the model's.
         device: `auto` (a GPU when there is one), `cpu`, `cuda`, `cuda:1`, ...
         num_threads: CPU threads; 0 leaves torch's own choice.
     """

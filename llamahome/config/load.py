@@ -1,4 +1,4 @@
-"""From what Hydra composed to plain, checked dataclasses."""
+"""Plain, checked dataclasses from a config that Hydra composed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def load_config(composed: DictConfig, root: type[Root]) -> Root:
         _check_keys(composed, root, "")
         merged = OmegaConf.merge(OmegaConf.structured(root), composed)
         return cast(Root, OmegaConf.to_object(merged))
-    except ValidationError as error:  # its own words may hold a secret value
+    except ValidationError as error:  # its text may hold a secret value
         raise ConfigError(_wrong_type(str(error.full_key), composed, root)) from None
     except OmegaConfBaseException as error:
         reason = str(error.msg or error).splitlines()[0]
@@ -39,10 +39,10 @@ def load_config(composed: DictConfig, root: type[Root]) -> Root:
 
 
 def explain_override(error: Exception, root: type[Any]) -> str:
-    """One line for an override that Hydra refused: its own message does not say why.
+    """Say in one line why Hydra refused an override; its own message does not.
 
     Args:
-        error: Hydra's; what OmegaConf found is its cause.
+        error: Hydra's; its cause is OmegaConf's.
         root: the dataclass that was overridden.
     """
     cause = error.__cause__
@@ -92,7 +92,7 @@ def _wrong_type(path: str, composed: DictConfig, root: type[Any]) -> str:
 
 
 def _spell(hint: Any) -> str:
-    """A type as one would write it in YAML: `int or null`, `list[str]`."""
+    """Spell a type as in YAML: `int or null`, `list[str]`."""
     if isinstance(hint, UnionType):
         return " or ".join(map(_spell, get_args(hint)))
     if hint is NoneType:

@@ -1,4 +1,4 @@
-"""Which model, and in which precision."""
+"""A model and its precision."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ModelConfig:
     Attributes:
         name: the embedded model, a fine-tuned run, a Hugging Face folder, or a hub id.
         revision: branch, tag or commit of a hub id; None takes the default branch.
-        dtype: of the weights in memory; `auto` is bfloat16 on a GPU and float32 on a CPU.
+        dtype: precision of the weights in memory; `auto` is bfloat16 on a GPU and float32 on a CPU.
     """
 
     name: str = "smollm2-135m-instruct"

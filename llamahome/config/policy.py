@@ -1,4 +1,4 @@
-"""The eviction policy: which keys a cache of fixed size keeps."""
+"""The eviction policy: which entries a cache of fixed size keeps."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class PolicyConfig:
         sink: first tokens that always stay.
         recent: newest tokens that always stay. What is left of the budget goes to heavy hitters.
         interval: tokens in a chunk, between two compactions. 1 is the paper's H2O.
-        decay: of h2o and value_norm: tokens after which mass counts 1/e of what it did; None
+        decay: for h2o and value_norm: tokens after which mass counts 1/e of what it did; None
             never forgets.
-        normalize: of h2o and value_norm: divide a key's mass by the queries that could see it.
+        normalize: for h2o and value_norm: divide a key's mass by the queries that could see it.
         group: a key's mass is the `sum`, or the `max`, over the query heads of its KV group.
-        window: of snapkv: last queries of a chunk whose attention counts.
-        seed: of random.
+        window: for snapkv: last queries of a chunk whose attention counts.
+        seed: for random.
         layers: `flat` gives every layer `budget`, `pyramid` from 3/2 (first layer) down to 1/2
             (last) of it, the same in all.
         pattern: budgets that differ: {"L18H2": None, "L0": 512}. A key is a layer, or one of its
@@ -107,7 +107,7 @@ class PolicyConfig:
         )
 
     def _check_fits(self, key: str, budget: int, smallest: int | None = None) -> None:
-        """A head whose protected entries exceed its slots would evict any of them, silently."""
+        """Require room for what is protected; else a head would silently evict some of it."""
         held = budget if smallest is None else smallest
         least = "" if smallest is None else f" (the last layer of the pyramid has {smallest})"
         require(
@@ -119,7 +119,7 @@ class PolicyConfig:
         )
 
     def budget_of(self, layer_idx: int, head: int, num_layers: int) -> int | None:
-        """Entries kept for one KV head; None never evicts."""
+        """Return the entries kept for one KV head; None never evicts."""
         for name in (f"L{layer_idx}H{head}", f"L{layer_idx}"):
             if name in self.pattern:
                 return self.pattern[name]

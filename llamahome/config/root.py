@@ -9,6 +9,7 @@ from llamahome.config.cluster import ClusterConfig
 from llamahome.config.data import DataConfig
 from llamahome.config.engine import EngineConfig
 from llamahome.config.evaluation import EvalConfig
+from llamahome.config.fixed import FIXED
 from llamahome.config.model import ModelConfig
 from llamahome.config.policy import CARRIED, PolicyConfig
 from llamahome.config.serve import ServeConfig
@@ -24,9 +25,9 @@ def _carried() -> PolicyConfig:
 class TrainRoot:
     """Everything one training run needs."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
-    policy: PolicyConfig = field(default_factory=PolicyConfig)
-    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig, metadata=FIXED)
+    policy: PolicyConfig = field(default_factory=PolicyConfig, metadata=FIXED)
+    data: DataConfig = field(default_factory=DataConfig, metadata=FIXED)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

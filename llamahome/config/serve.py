@@ -1,4 +1,4 @@
-"""The endpoint: where it listens, how it scales, what it refuses."""
+"""The endpoint: its address, scaling and limits."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ class ServeConfig:
     """One Ray Serve application.
 
     Attributes:
-        host, port: of the HTTP proxy; any host but loopback needs an api_key.
+        host, port: address of the HTTP proxy; any host but loopback needs an api_key.
         api_key: bearer token that clients send; None asks for none.
         model_id: name in /v1/models; None is the model's own name.
         min_replicas, max_replicas: engine replicas.
-        target_ongoing_requests: per replica; the autoscaler adds replicas above it.
-        upscale_delay_s, downscale_delay_s: how long load must last before replicas change.
+        target_ongoing_requests: requests per replica above which the autoscaler adds replicas.
+        upscale_delay_s, downscale_delay_s: seconds that load must last before replicas change.
         cpus_per_replica, gpus_per_replica: Ray resources of one engine replica.
-        request_timeout_s: a request that takes longer is ended.
-        max_body_bytes: larger request bodies are refused with 413.
+        request_timeout_s: seconds after which a request is ended.
+        max_body_bytes: size of a request body above which it is refused with 413.
     """
 
     host: str = "127.0.0.1"
     port: int = 8000
-    api_key: str | None = field(default=None, repr=False)  # logging a config never shows it
+    api_key: str | None = field(default=None, repr=False)  # never logged
     model_id: str | None = None
     min_replicas: int = 1
     max_replicas: int = 1

@@ -1,4 +1,4 @@
-"""Where a run's curves go."""
+"""Destinations of a run's curves."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class TrackingConfig:
     """wandb and TensorBoard.
 
     Attributes:
-        wandb: `offline` writes to the run's folder, `online` uploads, `disabled` does neither.
-        project, entity: of wandb.
+        wandb: `offline` writes to the run's folder, `online` also uploads, `disabled` does neither.
+        project, entity: wandb's names.
         tensorboard: write event files to the run's folder.
     """
 

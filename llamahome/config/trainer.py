@@ -1,10 +1,11 @@
-"""How a run trains: optimisation, workers, checkpoints, ZeRO."""
+"""Training: optimisation, workers, checkpoints, ZeRO."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from llamahome.config.checks import above, at_least, one_of, require
+from llamahome.config.fixed import FIXED, fixed
 
 
 @dataclass(kw_only=True)
@@ -12,8 +13,8 @@ class LoraConfig:
     """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685); used when trainer.method is lora.
 
     Attributes:
-        train_norms: train the decoder's norms as well, a few thousand numbers that shift what
-            every layer attends to (cf. LongLoRA, Chen et al. 2023, arXiv 2309.12307, section 3.3).
+        train_norms: also train the decoder's norms, a few thousand numbers that shift what every
+            layer attends to (cf. LongLoRA, Chen et al. 2023, arXiv 2309.12307, section 3.3).
     """
 
     r: int = 16
@@ -43,22 +44,23 @@ class TrainerConfig:
     """One fine-tuning run.
 
     Attributes:
-        run_name: folder under output_dir; an existing name resumes that run. None makes a new one
+        run_name: folder under output_dir; an existing name resumes that run. None creates a name
             from model, policy and time.
-        output_dir: where runs live; None is the cache directory's `runs`.
+        output_dir: folder of all runs; None is the cache directory's `runs`.
         method: `full` trains every weight, `lora` adapters.
-        export: of a LoRA run, `merged` into plain weights or `adapter` alone.
+        export: result of a LoRA run: `merged` into plain weights, or the `adapter` alone.
         steps: optimiser steps.
         batch_size: sequences per worker and micro-step.
         accumulation: micro-steps per optimiser step.
-        kl_weight: of KL(dense || under the policy) in the loss, beside cross-entropy; the dense
-            model is the same one without its adapters.
-        anneal_steps: over which the budget falls from dense to policy.budget.
-        dense_share: of the steps train without eviction, so that dense serving loses nothing.
-        budget_jitter: j draws each step's budget from policy.budget / (1 + j) to x (1 + j).
+        kl_weight: weight of KL(dense || under the policy), added to cross-entropy; the dense model
+            is the same one without its adapters. 0 leaves cross-entropy alone.
+        anneal_steps: steps over which the budget falls from dense to policy.budget.
+        dense_share: share of the steps without eviction, so that dense serving loses nothing.
+        budget_jitter: j draws each step's budget between policy.budget / (1 + j) and
+            policy.budget x (1 + j).
         learning_rate: peak of a linear warm-up over warmup_steps and a cosine decay to 0.
         precision: fp32 or bf16 (DeepSpeed's bf16 with fp32 master weights).
-        num_workers: processes; each takes cpus_per_worker CPUs and, with use_gpu, one GPU.
+        num_workers: processes, each of which takes cpus_per_worker CPUs and, with use_gpu, one GPU.
         eval_every, checkpoint_every: optimiser steps between two; 0 only at the end.
         eval_batches: held-out batches per evaluation and worker.
         keep_checkpoints: newest checkpoints kept.
@@ -67,31 +69,31 @@ class TrainerConfig:
 
     run_name: str | None = None
     output_dir: str | None = None
-    method: str = "full"
+    method: str = fixed("full")
     export: str = "merged"
     steps: int = 200
-    batch_size: int = 1
-    accumulation: int = 1
-    learning_rate: float = 2e-5
-    warmup_steps: int = 10
-    weight_decay: float = 0.0
-    kl_weight: float = 0.0
-    anneal_steps: int = 0
-    budget_jitter: float = 0.0
-    dense_share: float = 0.0
-    max_grad_norm: float = 1.0
-    precision: str = "fp32"
+    batch_size: int = fixed(1)
+    accumulation: int = fixed(1)
+    learning_rate: float = fixed(2e-5)
+    warmup_steps: int = fixed(10)
+    weight_decay: float = fixed(0.0)
+    kl_weight: float = fixed(0.0)
+    anneal_steps: int = fixed(0)
+    budget_jitter: float = fixed(0.0)
+    dense_share: float = fixed(0.0)
+    max_grad_norm: float = fixed(1.0)
+    precision: str = fixed("fp32")
     gradient_checkpointing: bool = False
-    seed: int = 0
-    num_workers: int = 2
+    seed: int = fixed(0)
+    num_workers: int = fixed(2)
     cpus_per_worker: int = 1
     use_gpu: bool = False
     eval_every: int = 50
-    eval_batches: int = 8
+    eval_batches: int = fixed(8)
     checkpoint_every: int = 50
     keep_checkpoints: int = 2
     max_failures: int = 2
-    lora: LoraConfig = field(default_factory=LoraConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig, metadata=FIXED)
 
     def __post_init__(self) -> None:
         one_of("trainer.method", self.method, ("full", "lora"))
@@ -158,7 +160,7 @@ class DeepSpeedConfig:
         bucket_size: elements reduced or gathered at a time.
     """
 
-    zero_stage: int = 2
+    zero_stage: int = fixed(2)
     offload_optimizer: bool = False
     offload_parameters: bool = False
     bucket_size: int = 50_000_000

@@ -1,4 +1,4 @@
-"""The two `ray up` files, checked by Ray's own schema and against what the project promises."""
+"""The two `ray up` files, against Ray's own schema and the project's promises."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def written(request) -> dict:
 
 @pytest.fixture
 def prepared(written) -> dict:
-    """What `ray up` works with: defaults filled in, node types worked out."""
+    """The config as `ray up` uses it: with defaults and node types filled in."""
     return prepare_config(copy.deepcopy(written))
 
 
@@ -101,7 +101,7 @@ def test_nodes_get_this_folder_and_install_it_as_a_laptop_does(prepared):
     for commands in ("head_setup_commands", "worker_setup_commands"):
         assert "make -C ~/llamahome install" in prepared[commands]
     installs_ray = [c for c in prepared["head_setup_commands"] if re.search(r"install.*\bray\b", c)]
-    assert not installs_ray  # the one version is constraints.txt's
+    assert not installs_ray  # its version is in constraints.txt
 
 
 def test_ray_is_pinned_to_the_version_that_these_files_were_tried_with():

@@ -1,4 +1,4 @@
-"""Ray for real. Every cluster here is private: its own temp dir, and only its own processes end."""
+"""Real Ray clusters, each with its own temp dir; a test ends only its own processes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from cluster.session import manage_resources, ray_session
 from llamahome.config import ClusterConfig, ConfigError
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.fixture
 def short_dir(monkeypatch) -> Iterator[Path]:
-    """A temp dir for everything that is made, short enough for Ray's sockets."""
+    """A temp dir for all files, short enough for Ray's sockets."""
     with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as folder:
         monkeypatch.setenv("TMPDIR", folder)
-        monkeypatch.setattr(tempfile, "tempdir", None)  # forget the one that was looked up
+        monkeypatch.setattr(tempfile, "tempdir", None)  # forget the cached one
         yield Path(folder)
 
 
@@ -37,19 +38,18 @@ def descendants() -> Any:
 
 
 def ray_processes(temp_dir: Path) -> list[psutil.Process]:
-    """Those of ours that name `temp_dir`, and all below them."""
+    """Return our processes that name `temp_dir`."""
     return [p for p in descendants() if str(temp_dir) in " ".join(p.cmdline())]
 
 
-def until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for as long as the test may run: Ray takes minutes to start on a busy machine."""
     while not condition():
-        assert time.monotonic() < end, f"not so within {seconds} s"
         time.sleep(0.1)
 
 
 def look_around() -> dict[str, str | None]:
-    """Runs in a worker."""
+    """Return what a worker sees."""
     import serve
 
     assert serve.__file__ is not None
@@ -61,7 +61,7 @@ def look_around() -> dict[str, str | None]:
 def test_a_local_cluster_is_private_and_leaves_nothing(short_dir):
     names = ("GREETING", "PYTHONPATH", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
     before = {name: os.environ.get(name) for name in names}
-    others = descendants()  # of tests before this one
+    others = descendants()  # left by earlier tests
     started: list[psutil.Process] = []
     with (  # noqa: PT012
         pytest.raises(ZeroDivisionError),
@@ -139,10 +139,11 @@ def test_sigterm_during_the_start_leaves_nothing(short_dir):
         "with ray_session(ClusterConfig()): raise AssertionError('it came up too early')"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
-    until(lambda: bool(ray_processes(short_dir)))
+    until(lambda: process.poll() is not None or bool(ray_processes(short_dir)))
     started = ray_processes(short_dir)
+    assert started
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) in (128 + signal.SIGTERM, signal.SIGTERM)
+    assert process.wait() in (128 + signal.SIGTERM, signal.SIGTERM)
     until(lambda: not any(p.is_running() for p in started))
     assert list(short_dir.iterdir()) == []
 
@@ -153,7 +154,7 @@ def test_a_temp_dir_too_long_for_sockets_is_refused(tmp_path):
         pass
 
 
-def test_a_cluster_that_is_not_there_is_said_at_once():
+def test_a_cluster_that_is_not_there_is_refused_at_once():
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{unused.getsockname()[1]}"
@@ -165,7 +166,7 @@ def test_a_cluster_that_is_not_there_is_said_at_once():
 
 @pytest.fixture
 def other_cluster(short_dir, monkeypatch) -> Iterator[str]:
-    """A Ray that somebody else has started, with a token."""
+    """A running Ray of another owner, with a token."""
     token = short_dir / "token"
     token.write_text("0123456789" * 4)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
@@ -189,12 +190,12 @@ def other_cluster(short_dir, monkeypatch) -> Iterator[str]:
     )
     assert head.stdout is not None
     try:
-        until(lambda: "Ray runtime started" in (head.stdout.readline() if head.stdout else ""))
+        assert any("Ray runtime started" in line for line in head.stdout)
         yield f"127.0.0.1:{ports[0]}"
     finally:
         family = [head, *psutil.Process(head.pid).children(recursive=True)]
         head.send_signal(signal.SIGTERM)
-        head.wait(60)
+        head.wait()
         for process in family[1:]:
             if process.is_running():
                 process.kill()

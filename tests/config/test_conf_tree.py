@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import get_type_hints
 
@@ -28,7 +28,7 @@ OPTIONS = sorted(
     for path in CONF.glob("*/*.yaml")
     if path.parent.name != "experiment"
 )
-# Options that cannot do without a value of the user's own, and the key that says so.
+# Options that need a value from the user, and its key.
 TO_BE_GIVEN = {
     ("data", "alpaca"): "data.train_file",
     ("data", "chat"): "data.train_file",
@@ -67,11 +67,26 @@ def experiment_file(experiment: str) -> Path:
     return CONF / "experiment" / f"{experiment}.yaml"
 
 
-def applies_to(experiment: str) -> list[str]:
-    """The primaries whose sections hold everything that an experiment sets or chooses."""
+def choices(experiment: str) -> dict[str, str]:
+    """Return the options that an experiment chooses, by group."""
+    entries = yaml.safe_load(experiment_file(experiment).read_text()).get("defaults", [])
+    return {
+        key.removeprefix("override").strip().lstrip("/"): option
+        for entry in entries
+        if entry != "_self_"
+        for key, option in entry.items()
+    }
+
+
+def values(experiment: str) -> dict:
+    """Return the sections in which an experiment sets keys."""
     content = yaml.safe_load(experiment_file(experiment).read_text())
-    chosen = [key for entry in content.pop("defaults", []) if entry != "_self_" for key in entry]
-    sections = {key.removeprefix("override").strip().lstrip("/") for key in chosen} | set(content)
+    return {section: keys for section, keys in content.items() if section != "defaults"}
+
+
+def applies_to(experiment: str) -> list[str]:
+    """Return the primaries whose sections hold everything that an experiment sets or chooses."""
+    sections = set(choices(experiment)) | set(values(experiment))
     return [p for p, root in ROOTS.items() if sections <= {field.name for field in fields(root)}]
 
 
@@ -111,6 +126,34 @@ def test_every_option_says_what_it_is(group, option):
     assert (CONF / group / f"{option}.yaml").read_text().startswith("# ")
 
 
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_an_option_holds_only_what_differs_from_the_dataclass(group, option):
+    content = yaml.safe_load((CONF / group / f"{option}.yaml").read_text()) or {}
+    defaults = [
+        dict(leaves(asdict(getattr(root(), group))))
+        for root in ROOTS.values()
+        if group in get_type_hints(root)
+    ]
+    repeated = [
+        key
+        for key, value in leaves(content)
+        if key != "name" and all(default[key] == value for default in defaults)
+    ]
+    assert repeated == []
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiment_holds_only_what_differs_from_its_options(experiment):
+    chosen = [f"{group}={option}" for group, option in choices(experiment).items()]
+    without = [composed(primary, *chosen) for primary in applies_to(experiment)]
+    repeated = [
+        key
+        for key, value in leaves(values(experiment))
+        if all(OmegaConf.select(config, key) == value for config in without)
+    ]
+    assert repeated == []
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_loads(experiment):
     where = applies_to(experiment)
@@ -141,8 +184,7 @@ def test_override_of_a_wrong_type_or_an_unknown_option_is_refused():
 
 def test_command_line_wins_over_experiment_wins_over_group_option():
     experiment = next(e for e in EXPERIMENTS if applies_to(e) == ["train"])
-    own = dict(leaves(yaml.safe_load(experiment_file(experiment).read_text()) | {"defaults": None}))
-    key, value = next((k, v) for k, v in own.items() if type(v) is int)
+    key, value = next((k, v) for k, v in leaves(values(experiment)) if type(v) is int)
     plain, chosen = composed("train"), composed("train", f"experiment={experiment}")
     overridden = composed("train", f"experiment={experiment}", f"{key}={value + 1}")
     assert OmegaConf.select(plain, key) != value

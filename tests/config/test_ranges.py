@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from llamahome import config
 from llamahome.config import ConfigError, EvalRoot, ServeRoot, TrainRoot, load_config
 
-# key -> values that are refused, values that are just allowed, keys that must be set beside it
+# key -> values that are refused, values that are just allowed, keys that must be set with it
 RULES: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
     "model.name": (["", "  "], ["x"], {}),
     "model.dtype": (["int8", ""], ["auto", "float32", "bfloat16", "float16"], {}),

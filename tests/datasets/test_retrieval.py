@@ -1,4 +1,4 @@
-"""Rows with facts to be found again."""
+"""Rows with facts, and questions about them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DATA = DataConfig(
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def texts(byte_tokenizer: PreTrainedTokenizerFast) -> list[str]:
     rows = build_datasets(DATA, byte_tokenizer, seed=0).train
     assert all(row["labels"] == row["input_ids"] for row in rows)
@@ -29,7 +29,7 @@ def texts(byte_tokenizer: PreTrainedTokenizerFast) -> list[str]:
     return [str(byte_tokenizer.decode(row["input_ids"])) for row in rows]
 
 
-def test_every_row_asks_for_what_it_told_before(texts: list[str]) -> None:
+def test_every_row_asks_for_the_facts_in_it(texts: list[str]) -> None:
     assert len(texts) == 12
     for text in texts:
         novel, *answers = text.split("<|assistant|>")
@@ -39,7 +39,7 @@ def test_every_row_asks_for_what_it_told_before(texts: list[str]) -> None:
             assert novel.count(code) == 1
 
 
-def test_facts_lie_anywhere_in_the_text(texts: list[str]) -> None:
+def test_facts_are_anywhere_in_the_text(texts: list[str]) -> None:
     places = [
         match.start() / len(text)
         for text in texts
@@ -50,7 +50,7 @@ def test_facts_lie_anywhere_in_the_text(texts: list[str]) -> None:
     assert len({tuple(re.findall(r"\d{5,6}", text)) for text in texts}) == len(texts)
 
 
-def test_the_same_rows_come_again_and_held_out_ones_are_others(
+def test_rows_are_reproducible_and_held_out_ones_differ(
     byte_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     config = SimpleNamespace(context_length=2048)

@@ -46,7 +46,7 @@ ADVERBS = "00000031 02 r 01 slowly 0 000 | in a slow manner\n"
 
 @pytest.fixture
 def dictionary(tmp_path: Path) -> Path:
-    """Words by part, each met nine times, and no irregular forms but one."""
+    """Words by part, each with a count of nine, and one irregular form."""
     texts = {"noun": NOUNS, "verb": VERBS, "adj": ADJECTIVES, "adv": ADVERBS}
     letters = {"noun": ("n", 1), "verb": ("v", 2), "adj": ("a", 3), "adv": ("r", 4)}
     counts = []

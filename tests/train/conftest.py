@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,18 @@ from llamahome.config import (
     TrainerConfig,
     TrainRoot,
 )
+from llamahome.models import ModelManager
 
 WORDS = ["budget", "cache", "chunk", "evict", "gather", "heavy", "layer", "mass", "query", "sink"]
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Keep torch on one thread: OpenMP's threads spin, on a busy machine for minutes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -87,3 +98,8 @@ def root(model_dir: Path, chats: Path, tmp_path: Path) -> TrainRoot:
         ),
         tracking=TrackingConfig(wandb="disabled", tensorboard=False),
     )
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> ModelManager:
+    return ModelManager(tmp_path / "cache")

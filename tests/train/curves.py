@@ -1,4 +1,4 @@
-"""Reads back what TensorBoard was given."""
+"""TensorBoard's curves, read back."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 
 
 def logged(run_dir: Path, name: str) -> list[tuple[int, float]]:
-    """Steps and values of one curve, in the order they were written."""
+    """Return the steps and values of one curve, in the order they were written."""
     events = EventAccumulator(str(run_dir / "tensorboard")).Reload().Scalars(name)
     return [(event.step, event.value) for event in events]

@@ -23,7 +23,7 @@ def load(folder: Path) -> PreTrainedModel:
 
 
 def training_losses(root: TrainRoot, folder: Path) -> list[float]:
-    """The loss of each step of `root`, as torch's AdamW alone gives it."""
+    """Return the loss of each step of `root`, computed with torch's AdamW alone."""
     model = load(folder).train()
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=root.trainer.weight_decay)
     losses = []
@@ -40,7 +40,7 @@ def training_losses(root: TrainRoot, folder: Path) -> list[float]:
 
 @torch.no_grad()
 def held_out_loss(root: TrainRoot, folder: Path) -> float:
-    """Loss of the model in `folder` on what all workers of `root` evaluate."""
+    """Return the loss of the model in `folder` on the held-out rows of all workers of `root`."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     held_out = build_datasets(root.data, tokenizer, root.trainer.seed).eval
     rows: list[dict[str, Tensor]] = []

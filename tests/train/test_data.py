@@ -1,3 +1,5 @@
+"""Rows from every format, and batches that workers share."""
+
 from __future__ import annotations
 
 import json
@@ -52,7 +54,7 @@ def own_mistake(config, tokenizer, split):
 
 
 def make_row(number: int, tokens: int) -> Row:
-    """A row that carries its number in every token; the first half is not learned."""
+    """Build a row with its number in every token; the first half is not learned."""
     ids = [number] * tokens
     labels = [IGNORED] * (tokens // 2) + ids[tokens // 2 :]
     return {"input_ids": ids, "attention_mask": [1] * tokens, "labels": labels}
@@ -70,7 +72,7 @@ def flat(rows: list[Row], key: str) -> list[int]:
 def take(
     dataset: list[Row], steps: int, *, batching: str = "packing", start: int = 0, **changes: int
 ) -> list[Batch]:
-    """`steps` batches from `start` on; one worker, two rows a batch, unless `changes` say."""
+    """Take `steps` batches from `start` on; one worker, two rows per batch, but for `changes`."""
     options = {"batch_size": 2, "rank": 0, "world_size": 1, "seed": 0, "pad_id": PAD, **changes}
     data = DataConfig(batching=batching)
     return list(islice(batches(dataset, data=data, start_step=start, **options), steps))
@@ -126,7 +128,7 @@ def test_packing_writes_no_progress_bar(capfd: pytest.CaptureFixture[str]) -> No
     assert capfd.readouterr() == ("", "")
 
 
-def test_groups_by_length_are_of_like_length() -> None:
+def test_groups_by_length_hold_similar_lengths() -> None:
     rows = make_rows(12)
     groups = groups_by_length(rows, 4)
     assert sorted(i for group in groups for i in group) == list(range(12))
@@ -226,7 +228,7 @@ def test_workers_share_each_pass_without_overlap(batching: str, world_size: int)
 
 
 @pytest.mark.parametrize("batching", ["packing", "padding"])
-def test_rows_that_fill_no_step_are_not_left_out(batching: str) -> None:
+def test_rows_beyond_whole_steps_are_not_left_out(batching: str) -> None:
     rows = make_rows(7)
     # Seven passes of seven rows, or seven rounds of the six rows that make whole steps.
     steps = 7 * 7 if batching == "packing" else 7 * 3
@@ -256,7 +258,7 @@ def test_order_depends_on_seed_and_pass_and_not_on_the_global_random_state(batch
     assert numbers(one[:12]) != numbers(one[12:])
 
 
-def test_padding_batches_rows_of_like_length_over_all_workers() -> None:
+def test_padding_batches_rows_of_similar_length_over_all_workers() -> None:
     rows = make_rows(24)
     shares = [take(rows, 6, batching="padding", rank=rank, world_size=2) for rank in range(2)]
     lengths = [
@@ -283,7 +285,7 @@ def test_too_few_training_rows_are_refused_at_once() -> None:
 
 
 @pytest.mark.parametrize(("count", "limit", "sizes"), [(11, 9, [2, 2, 1]), (12, 2, [2, 2])])
-def test_eval_shares_are_even_disjoint_and_the_same_each_time(
+def test_eval_shares_are_equal_disjoint_and_repeatable(
     count: int, limit: int, sizes: list[int]
 ) -> None:
     rows = make_rows(count)

@@ -1,4 +1,4 @@
-"""What DeepSpeed is told."""
+"""DeepSpeed's config."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_batch_precision_and_clipping_follow_the_trainer() -> None:
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_stage_and_bucket_size_are_handed_on(stage: int) -> None:
+def test_stage_and_bucket_size_are_passed_on(stage: int) -> None:
     zero = deepspeed_config(DeepSpeedConfig(zero_stage=stage, bucket_size=1000), TrainerConfig())[
         "zero_optimization"
     ]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
+from tests.train.waiting import PATIENT_ENV
 from train.__main__ import main
 
 REPOSITORY = Path(__file__).parents[2]
@@ -18,7 +19,7 @@ REPOSITORY = Path(__file__).parents[2]
 def refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *overrides: str
 ) -> str:
-    """What `python -m train` says as it ends with exit code 2."""
+    """Return the message with which `python -m train` ends, with exit code 2."""
     monkeypatch.setattr(sys, "argv", ["train", *overrides])
     with pytest.raises(SystemExit) as left:
         main()
@@ -57,6 +58,7 @@ def test_a_wrong_override_is_named_in_one_line(
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(1800)  # it starts a Ray of its own, which takes minutes on a busy machine
 def test_a_sweep_trains_its_runs_and_writes_nothing_here(
     model_dir: Path, chats: Path, tmp_path: Path
 ) -> None:
@@ -79,7 +81,7 @@ def test_a_sweep_trains_its_runs_and_writes_nothing_here(
             f"trainer.output_dir={tmp_path}/runs",
         ],
         cwd=here,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **PATIENT_ENV},
         capture_output=True,
         text=True,
         check=False,

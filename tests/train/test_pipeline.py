@@ -1,12 +1,11 @@
-"""Whole runs on Ray: what they compute, survive, resume, export and log."""
+"""Whole runs on Ray: losses, restarts, resuming, export and logs."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,20 +18,29 @@ from rich.console import Console
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from cluster.session import ray_session
-from llamahome.config import ClusterConfig, ConfigError, DeepSpeedConfig, TrackingConfig, TrainRoot
-from llamahome.models import ModelManager, load_model
+from llamahome.config import (
+    ClusterConfig,
+    ConfigError,
+    DeepSpeedConfig,
+    ModelConfig,
+    PolicyConfig,
+    TrackingConfig,
+    TrainRoot,
+)
+from llamahome.models import load_model
 from tests.train.curves import logged
 from tests.train.reference import held_out_loss, training_losses
+from tests.train.waiting import PATIENT_ENV, run, run_dir, start, wait_for
 from train import metrics
-from train.pipeline import RAY_ENV, TrainingPipeline, TrainingResult, train_model
+from train.pipeline import RAY_ENV, TrainingResult, train_model
 
 pytestmark = [
     pytest.mark.ray,
     # Ray Data, which Ray Train imports, sets its own deprecated options.
     pytest.mark.filterwarnings("ignore:`.*` is deprecated:DeprecationWarning:ray.data"),
-    # PEFT asks transformers by an old name.
+    # PEFT uses an old name of transformers.
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
-    pytest.mark.timeout(600),  # workers take half a minute to start on a busy machine
+    pytest.mark.timeout(3600),  # waits end when a run stands still (tests.train.waiting)
 ]
 TOLERANCE = 1e-4
 
@@ -40,7 +48,7 @@ TOLERANCE = 1e-4
 @pytest.fixture(scope="module", autouse=True)
 def ray_cluster() -> Iterator[None]:
     """One local Ray for all runs of this module."""
-    with ray_session(ClusterConfig(), min_cpus=2, env={**RAY_ENV, "OMP_NUM_THREADS": "1"}):
+    with ray_session(ClusterConfig(), min_cpus=2, env={**RAY_ENV, **PATIENT_ENV}):
         yield
 
 
@@ -49,11 +57,9 @@ def with_stage(root: TrainRoot, stage: int, **trainer: Any) -> TrainRoot:
     return replace(root, deepspeed=deepspeed, trainer=replace(root.trainer, **trainer))
 
 
-def run(root: TrainRoot) -> TrainingResult:
-    assert root.trainer.output_dir is not None
-    manager = ModelManager(Path(root.trainer.output_dir) / "cache")
-    console = Console(file=io.StringIO())
-    return TrainingPipeline(root, manager=manager, console=console).run()
+def policy_in(folder: Path) -> PolicyConfig | None:
+    policy = load_model(ModelConfig(name=str(folder))).policy
+    return None if policy is None else policy.config
 
 
 def test_zero1_with_accumulation_matches_plain_pytorch(root: TrainRoot, model_dir: Path) -> None:
@@ -63,7 +69,7 @@ def test_zero1_with_accumulation_matches_plain_pytorch(root: TrainRoot, model_di
 
 
 def test_zero2_run_from_curve_to_export(root: TrainRoot, model_dir: Path) -> None:
-    """One run, many claims: a run costs half a minute."""
+    """One run proves many claims: a run costs half a minute."""
     root = with_stage(root, 2)
     root = replace(root, tracking=TrackingConfig(wandb="offline", tensorboard=True))
     result = run(root)
@@ -75,7 +81,7 @@ def test_zero2_run_from_curve_to_export(root: TrainRoot, model_dir: Path) -> Non
     assert (result.run_name, result.steps) == ("tiny", 8)
     assert result.tokens == metrics.read(result.run_dir)[-2]["tokens"]
     assert_plain_transformers_generates(result.model_dir)
-    assert load_model(replace(root.model, name=str(result.model_dir))).policy == root.policy
+    assert policy_in(result.model_dir) == root.policy
     assert_curves_are_logged(result)
     assert_other_config_is_refused(root)
     assert_continues_by_name(root, result)
@@ -116,31 +122,35 @@ def assert_continues_by_name(root: TrainRoot, first: TrainingResult) -> None:
 
 def test_killed_worker_resumes_on_the_same_curve(root: TrainRoot, model_dir: Path) -> None:
     root = with_stage(root, 3, steps=12)
-    assert root.trainer.output_dir is not None
-    run_dir = Path(root.trainer.output_dir) / "tiny"
-    killer = threading.Thread(target=kill_a_worker_after, args=(run_dir, 5))
-    killer.start()
-    result = run(root)
-    killer.join()
+    directory = run_dir(root)
 
-    records = metrics.read(run_dir)
+    def steps_done() -> int:
+        return max(metrics.series(metrics.read(directory), "loss"), default=0)
+
+    training = start(root)
+    wait_for(lambda: training.done() or steps_done() >= 1, directory)
+    victim = newest_worker()  # looking for it takes longer than a step
+    wait_for(lambda: training.done() or steps_done() >= 5, directory)
+    victim.kill()  # SIGKILL, so that it cannot react
+    wait_for(training.done, directory)
+    result = training.result()
+
+    records = metrics.read(directory)
     assert [record for record in records if "failure" in record]
     assert len([record for record in records if "loss" in record]) > 12  # some steps came twice
     assert result.losses == pytest.approx(training_losses(root, model_dir), abs=TOLERANCE)
     assert result.loss_after == pytest.approx(held_out_loss(root, result.model_dir), abs=TOLERANCE)
-    assert len(list((run_dir / "checkpoints").iterdir())) == root.trainer.keep_checkpoints
+    assert len(list((directory / "checkpoints").iterdir())) == root.trainer.keep_checkpoints
 
 
-def kill_a_worker_after(run_dir: Path, step: int) -> None:
-    """SIGKILL, which leaves a process no moment to react."""
-    while max(metrics.series(metrics.read(run_dir), "loss"), default=0) < step:
-        time.sleep(0.02)
-    workers = [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if "RayTrainWorker" in " ".join(process.cmdline())
-    ]
-    workers[0].kill()
+def newest_worker() -> psutil.Process:
+    """Return the worker that started last; those of earlier runs may still be ending."""
+    workers = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                workers.append(process)
+    return max(workers, key=psutil.Process.create_time)
 
 
 @pytest.mark.parametrize(("stage", "workers", "export"), [(2, 1, "adapter"), (3, 2, "merged")])
@@ -158,7 +168,7 @@ def test_lora_run_exports_what_it_trained(
     assert kl[4] > 0
 
     loaded = load_model(replace(root.model, name=str(result.model_dir)))
-    assert loaded.policy == root.policy
+    assert policy_in(result.model_dir) == root.policy
     assert (result.model_dir / "adapter_config.json").exists() == (export == "adapter")
     merged = result.run_dir / "loaded"
     loaded.model.save_pretrained(merged)
@@ -172,12 +182,11 @@ def test_failing_worker_ends_the_run_and_says_why(root: TrainRoot) -> None:
     root = with_stage(root, 1, num_workers=1, method="lora", lora=unknown, max_failures=0)
     with pytest.raises(TrainingFailedError, match="no_such_projection"):
         run(root)
-    assert root.trainer.output_dir is not None
-    run_dir = Path(root.trainer.output_dir) / "tiny"
-    (failure,) = [record["failure"] for record in metrics.read(run_dir) if "failure" in record]
+    directory = run_dir(root)
+    (failure,) = [record["failure"] for record in metrics.read(directory) if "failure" in record]
     expected = (
         "worker 0: ConfigError: trainer.lora.target_modules=['no_such_projection']: the model has "
         "no 'no_such_projection'; choose among down_proj, gate_proj"
     )
     assert failure.startswith(expected)
-    assert not (run_dir / "model").exists()
+    assert not (directory / "model").exists()

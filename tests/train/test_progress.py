@@ -1,4 +1,4 @@
-"""What a run shows, in a terminal and in a log file."""
+"""The output of a run, in a terminal and in a log file."""
 
 from __future__ import annotations
 
@@ -60,5 +60,5 @@ def test_brackets_in_a_failure_are_no_markup() -> None:
         assert failure in shown([{"failure": failure}], 10, terminal)
 
 
-def test_a_record_of_a_later_version_is_passed_over() -> None:
+def test_a_record_of_a_later_version_is_ignored() -> None:
     assert shown([{"news": 1}], 10, terminal=False) == ""

@@ -15,10 +15,11 @@ TENSORBOARD = TrackingConfig(wandb="disabled", tensorboard=True)
 def test_values_are_logged_by_step(tmp_path: Path) -> None:
     with track(TENSORBOARD, tmp_path, {}) as observe:
         observe({"step": 0, "eval_loss": 4.0})
-        observe({"step": 1, "loss": 3.0, "grad_norm": 0.5})
+        observe({"step": 1, "loss": 3.0, "grad_norm": 0.5, "kl": 0.25})
         observe({"failure": "worker 0: killed"})
     assert logged(tmp_path, "loss") == [(1, 3.0)]
     assert logged(tmp_path, "grad_norm") == [(1, 0.5)]
+    assert logged(tmp_path, "kl") == [(1, 0.25)]  # a column of one objective
     assert logged(tmp_path, "eval_loss") == [(0, 4.0)]
 
 

@@ -1,0 +1,35 @@
+"""Predictions of the labelled tokens, from which objectives are computed.
+
+Axes: B sequences, T tokens, P positions that predict a label, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from llamahome.attention import HybridAttention
+from llamahome.data import IGNORED
+from train.data import Batch
+
+
+def predictions(
+    model: Callable[..., Any], batch: Batch, attention: HybridAttention
+) -> tuple[Tensor, Tensor]:
+    """Return logits (B, P, V) and their targets (B, P), where any sequence has a label.
+
+    Only these positions reach the vocabulary projection, which is most of a small model's cost
+    and memory.
+    """
+    targets = batch["labels"][:, 1:]  # token t is predicted at t - 1
+    predicting = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
+    logits = model(
+        input_ids=batch["input_ids"],
+        position_ids=attention.position_ids(batch["input_ids"]),
+        use_cache=False,
+        logits_to_keep=predicting,
+        hybrid=attention,
+    ).logits
+    return logits, targets[:, predicting]
