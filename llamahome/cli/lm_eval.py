@@ -1,4 +1,4 @@
-"""`llamahome lm_eval`: lm-evaluation-harness, its tasks answered from the cache that serves."""
+"""`llamahome lm_eval`: tasks of lm-evaluation-harness, answered by the engine that serves."""
 
 from __future__ import annotations
 

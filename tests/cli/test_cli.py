@@ -32,8 +32,7 @@ def test_every_command_explains_itself(command: list[str]) -> None:
     assert "Usage" in result.output
 
 
-def test_help_needs_neither_torch_nor_ray() -> None:
-    """So that it answers at once."""
+def test_help_is_instant_without_torch_and_ray() -> None:
     code = (
         "import sys; from typer.testing import CliRunner; from llamahome.cli import app;"
         "CliRunner().invoke(app, ['--help']); print({'torch', 'ray'} & set(sys.modules))"
@@ -42,7 +41,7 @@ def test_help_needs_neither_torch_nor_ray() -> None:
     assert done.stdout.strip() == "set()"
 
 
-def test_generate_streams_an_answer_and_tells_the_memory(tiny_folder: Path) -> None:
+def test_generate_streams_an_answer_and_reports_memory(tiny_folder: Path) -> None:
     long = "word " * 60
     result = _run(
         "generate", long, "--model", str(tiny_folder), "--budget", "64", "--max-tokens", "8"

@@ -33,7 +33,7 @@ def evaluate(folder: Path, *overrides: str) -> Result:
     )
 
 
-def test_policies_stand_beside_dense_and_are_measured_once(tiny_folder: Path) -> None:
+def test_policies_are_shown_with_dense_and_measured_once(tiny_folder: Path) -> None:
     result = evaluate(tiny_folder)
     assert result.exit_code == 0, result.output
     summary = json.loads(result.stdout.splitlines()[-1])
@@ -54,6 +54,24 @@ def test_policies_stand_beside_dense_and_are_measured_once(tiny_folder: Path) ->
     again = evaluate(tiny_folder)
     assert json.loads(again.stdout.splitlines()[-1]) == summary
     assert output.read_text().splitlines() == lines
+
+
+def test_figures_of_another_precision_are_measured_apart(tiny_folder: Path) -> None:
+    exact = evaluate(tiny_folder, "eval.tasks=[perplexity]", "engine.weights=fp32")
+    asked = evaluate(tiny_folder, "eval.tasks=[perplexity]", "model.dtype=float32")
+    served = evaluate(tiny_folder, "eval.tasks=[perplexity]")
+    summaries = [json.loads(result.stdout.splitlines()[-1]) for result in (exact, asked, served)]
+    assert summaries[1] == summaries[0]  # not measured again
+    assert len((tiny_folder.parent / "out" / "results.jsonl").read_text().splitlines()) == 10
+    for result, rows, precision in (
+        (exact, summaries[0], "float32"),
+        (served, summaries[2], "int8"),
+    ):
+        assert all(f"{precision} weights" in row["runner"] for row in rows)
+        title = " ".join(result.stdout.split("policy")[0].split())
+        assert f"{precision} weights" in title
+    pairs = zip(summaries[0], summaries[2], strict=True)
+    assert all(a["perplexity"] != pytest.approx(b["perplexity"], rel=1e-6) for a, b in pairs)
 
 
 def test_an_evaluation_that_was_cut_short_goes_on(tiny_folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness through our cache, beside its own Hugging Face model."""
+"""lm-evaluation-harness through our engine, against its own Hugging Face model."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _ours(folder: Path, **arguments: Any) -> Any:
     from llamahome.cli.lm_eval import register
 
     register()
-    return get_model("llamahome")(pretrained=str(folder), **arguments)
+    return get_model("llamahome")(pretrained=str(folder), **{"weights": "fp32", **arguments})
 
 
 def _theirs(folder: Path) -> Any:
@@ -58,7 +58,7 @@ def test_dense_scores_are_those_of_lm_evals_own_model(tiny_folder: Path, scored:
     assert [score for score, _ in own] == pytest.approx([s for s, _ in reference], abs=1e-3)
 
 
-def test_greedy_continuations_are_told_from_others(tiny_folder: Path) -> None:
+def test_greedy_continuations_are_marked(tiny_folder: Path) -> None:
     model = _ours(tiny_folder, policy="full")
     until = {"until": [], "max_gen_toks": 6}
     (said,) = model.generate_until([_instance("generate_until", TEXT[:60], until)])
@@ -91,6 +91,16 @@ def test_a_small_budget_scores_otherwise(tiny_folder: Path, scored: list) -> Non
     assert evicted[3][0] == pytest.approx(dense[3][0], abs=1e-4)  # nothing to evict
 
 
+def test_scores_are_by_default_those_of_what_serves(tiny_folder: Path, scored: list) -> None:
+    exact = _ours(tiny_folder, policy="full").loglikelihood(scored, disable_tqdm=True)
+    served = _ours(tiny_folder, policy="full", weights="auto")
+    scores = served.loglikelihood(scored, disable_tqdm=True)
+    assert [s for s, _ in scores] == pytest.approx([s for s, _ in exact], rel=0.05)
+    assert scores[0][0] != pytest.approx(exact[0][0], abs=1e-4)
+    same = _ours(tiny_folder, policy="full", weights="auto", dtype="float32")
+    assert same.loglikelihood(scored, disable_tqdm=True) == exact
+
+
 def test_what_cannot_fit_is_refused_by_name(tiny_folder: Path) -> None:
     from llamahome.config import ConfigError
 
@@ -101,6 +111,8 @@ def test_what_cannot_fit_is_refused_by_name(tiny_folder: Path) -> None:
         model.generate_until([_instance("generate_until", "a", {"max_gen_toks": 30})])
     with pytest.raises(ConfigError, match="unknown budgett"):
         _ours(tiny_folder, budgett=3)
+    with pytest.raises(ConfigError, match=r"engine\.weights='int4' is not allowed"):
+        _ours(tiny_folder, weights="int4")
 
 
 def test_the_command_runs_a_task_of_a_local_file(tiny_folder: Path, tmp_path: Path) -> None:
