@@ -19,7 +19,7 @@ MEANS = {"perplexity": "perplexity", "needle": "accuracy", "recall": "accuracy"}
 
 
 def evaluate(context: typer.Context) -> None:
-    """Measure what eviction policies cost: perplexity, KL to dense, needles, recall.
+    """Measure the cost of eviction policies: perplexity, KL to dense, needles, recall.
 
     Takes Hydra overrides: llamahome eval eval=quick 'eval.policies=[h2o,window]' model.name=my-run
     """

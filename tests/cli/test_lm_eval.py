@@ -64,7 +64,7 @@ def test_greedy_continuations_are_marked(tiny_folder: Path) -> None:
     (said,) = model.generate_until([_instance("generate_until", TEXT[:60], until)])
     pairs = [(TEXT[:60], said), (TEXT[:60], " The end")]
     scores = model.loglikelihood([_instance("loglikelihood", *p) for p in pairs], disable_tqdm=True)
-    # A byte-level model may speak half a character, which no text can repeat.
+    # A byte-level model may generate half a character, which no text can repeat.
     assert [greedy for _, greedy in scores][1] is False
     assert scores[0][1] is ("\ufffd" not in said)
 
@@ -83,7 +83,7 @@ def test_answers_are_those_of_lm_evals_own_model(tiny_folder: Path) -> None:
     assert own == _theirs(tiny_folder).generate_until(asked, disable_tqdm=True)
 
 
-def test_a_small_budget_scores_otherwise(tiny_folder: Path, scored: list) -> None:
+def test_a_small_budget_changes_scores(tiny_folder: Path, scored: list) -> None:
     dense = _ours(tiny_folder, policy="full").loglikelihood(scored, disable_tqdm=True)
     small = _ours(tiny_folder, policy="h2o", budget=32, recent=16, interval=8)
     evicted = small.loglikelihood(scored, disable_tqdm=True)
