@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
-from typer.testing import CliRunner
 
-from llamahome.cli import app
 from llamahome.config import PolicyConfig, load_config
+from tests.cli.terminal import run, summary
 
 
 def test_the_policy_it_writes_is_the_one_it_prints(tiny_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "conf" / "mine.yaml"
-    result = CliRunner().invoke(
-        app,
-        ["calibrate", "--model", str(tiny_folder), "--context", "512", "--budget", "0.4",
-         "--length", "256", "--probes", "2", "--output", str(file)],
+    result = run(
+        "calibrate", "--model", str(tiny_folder), "--context", "512", "--budget", "0.4",
+        "--length", "256", "--probes", "2", "--output", str(file),
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    said = json.loads(result.stdout.splitlines()[-1])
+    said = summary(result.stdout)
     written = OmegaConf.load(file)
     assert isinstance(written, DictConfig)
     policy = load_config(written, PolicyConfig)
@@ -31,6 +28,6 @@ def test_the_policy_it_writes_is_the_one_it_prints(tiny_folder: Path, tmp_path: 
 
 
 def test_a_budget_of_the_context_is_refused(tiny_folder: Path) -> None:
-    result = CliRunner().invoke(app, ["calibrate", "--model", str(tiny_folder), "--budget", "2048"])
+    result = run("calibrate", "--model", str(tiny_folder), "--budget", "2048")
     assert result.exit_code == 2
     assert "--budget=2048.0 is not allowed: below --context=2048" in result.stderr

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-TEXT = "It was a bright cold day in April, and the clocks were striking thirteen. " * 4
+from tests.cli import terminal
+
+TEXT = terminal.TEXT * 4
 TASK = """\
 task: local_choice
 dataset_path: json
@@ -124,8 +125,7 @@ def test_the_command_runs_a_task_of_a_local_file(tiny_folder: Path, tmp_path: Pa
     records.write_text("".join(json.dumps(doc) + "\n" for doc in docs))
     (tmp_path / "local_choice.yaml").write_text(TASK.format(file=records))
     policy = "policy=h2o,budget=32,recent=16,interval=8"
-    llamahome = Path(sys.executable).with_name("llamahome")
-    command = [str(llamahome), "lm_eval", "--tasks", "local_choice"]
+    command = [terminal.PROGRAM, "lm_eval", "--tasks", "local_choice"]
     command += ["--model_args", f"pretrained={tiny_folder},{policy}"]
     command += ["--include_path", str(tmp_path), "--output_path", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

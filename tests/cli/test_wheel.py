@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from llamahome.config import checkout
+from tests.cli.terminal import TEXT, summary
 
 BUILD = "import sys; from setuptools.build_meta import build_wheel; print(build_wheel(sys.argv[1]))"
 COMMAND = "from llamahome.cli import app; app()"
@@ -58,7 +58,7 @@ def _run(site: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[
 
 def test_eval_runs_from_a_wheel(site: Path, tiny_folder: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
-    text.write_text("It was a bright cold day in April, and the clocks were striking. " * 10)
+    text.write_text(TEXT * 10)
     done = _run(
         site,
         tmp_path,
@@ -72,8 +72,8 @@ def test_eval_runs_from_a_wheel(site: Path, tiny_folder: Path, tmp_path: Path) -
         f"eval.output={tmp_path / 'results.jsonl'}",
     )
     assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout.splitlines()[-1])
-    assert [(row["policy"], row["budget"]) for row in summary] == [("full", None), ("h2o", 51)]
+    rows = summary(done.stdout)
+    assert [(row["policy"], row["budget"]) for row in rows] == [("full", None), ("h2o", 51)]
 
 
 def test_a_wheel_says_that_training_is_part_of_the_repository(site: Path, tmp_path: Path) -> None:
