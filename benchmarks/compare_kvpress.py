@@ -22,10 +22,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from llamahome.attention import HybridAttention, build_policy
-from llamahome.cache import Slots
-from llamahome.config import EvalConfig, ModelConfig, PolicyConfig
-from llamahome.evaluation import continuation_score, measured_policies
+from llamahome.config import EngineConfig, EvalConfig, ModelConfig, PolicyConfig
+from llamahome.evaluation import continuation_score, measured_policies, open_runner
 from llamahome.evaluation.text import load_text
 from llamahome.models import LoadedModel, load_model
 
@@ -64,14 +62,11 @@ def peers(python: Path, model: Path, windows: list[list[int]], entries: list[int
 
 
 def ours(loaded: LoadedModel, policy: PolicyConfig, windows: list[list[int]]) -> float:
-    HybridAttention.attach(loaded.model)
-    slots = Slots.for_model(
-        loaded.model, build_policy(policy), num_slots=1, max_length=PROMPT + SCORED
-    )
+    exact = EngineConfig(weights="fp32")  # as kvpress computes
+    runner = open_runner(loaded.model, policy, exact, max_length=PROMPT + SCORED)
     # The first token after the prompt is read, not scored, as on kvpress's side.
     total = sum(
-        continuation_score(loaded.model, slots, ids[: PROMPT + 1], ids[PROMPT + 1 :])[0]
-        for ids in windows
+        continuation_score(runner, ids[: PROMPT + 1], ids[PROMPT + 1 :])[0] for ids in windows
     )
     return -total / len(windows) / (SCORED - 1)
 

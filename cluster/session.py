@@ -19,12 +19,11 @@ from types import FrameType
 
 import psutil
 
-from llamahome.config import ClusterConfig, ConfigError
+from llamahome.config import ClusterConfig, ConfigError, checkout
 from llamahome.config.checks import require
 
 logger = logging.getLogger(__name__)
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 OBJECT_STORE_BYTES = 100 * 1024**2
 # Ray adds about 65 characters below its temp dir, and a unix socket's path ends at 107.
 LONGEST_TEMP_DIR = 40
@@ -216,7 +215,7 @@ def _environment(variables: Mapping[str, str], *, loopback: bool = False) -> Ite
 
 
 def _python_path() -> str:
-    return os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
+    return os.pathsep.join(filter(None, (str(checkout()), os.environ.get("PYTHONPATH"))))
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import NoReturn
 
 import hydra
@@ -12,14 +11,14 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from llamahome.config import ConfigError, TrainRoot, explain_override, load_config
+from llamahome.config import ConfigError, TrainRoot, checkout, explain_override, load_config
 from llamahome.data import DataError
 from llamahome.logs import configure_logging
 from llamahome.models import ModelError
 from train.pipeline import TrainingPipeline, TrainingResult
 from train.progress import plain_console
 
-CONF = str(Path(__file__).resolve().parents[1] / "conf")
+CONF = str(checkout() / "conf")
 
 # The base of conf/train.yaml: exactly the keys of the dataclasses can be overridden.
 ConfigStore.instance().store(name="train_root", node=TrainRoot)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from llamahome.config import DataConfig
+from llamahome.config import DataConfig, checkout
 from llamahome.data import (
     IGNORED,
     DataError,
@@ -31,7 +31,6 @@ from train.recipes import custom_rows, groups_by_length, pack
 
 logger = logging.getLogger(__name__)
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 Batch = dict[str, Tensor]
 
 
@@ -61,7 +60,7 @@ def _resolve(key: str, name: str, format: str) -> str:
     path, colon, function = name.partition(":") if format == "custom" else (name, "", "")
     if format == "custom" and not path.endswith(".py"):
         raise DataError(f"data.{key}={name!r} must be file.py or file.py:function")
-    places = dict.fromkeys(root / Path(path).expanduser() for root in (Path.cwd(), REPOSITORY))
+    places = dict.fromkeys(root / Path(path).expanduser() for root in (Path.cwd(), checkout()))
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         tried = " and ".join(map(str, places))

@@ -31,6 +31,7 @@ from rich.table import Table
 
 from llamahome.config import (
     DataConfig,
+    EngineConfig,
     EvalConfig,
     ModelConfig,
     PolicyConfig,
@@ -154,9 +155,9 @@ def evaluate(
             windows=form.windows,
             depths=6,
             samples=form.samples,
-            batch_size=6,
         )
-        evaluation = Evaluation(loaded, name, policies, config, work / f"{form.name}.jsonl")
+        engine = EngineConfig(slots=6, weights="fp32")
+        evaluation = Evaluation(loaded, name, policies, config, engine, work / f"{form.name}.jsonl")
         with Progress(transient=True) as bar:
             shown = bar.add_task(f"{name} {task}", total=None)
             results += evaluation.run(

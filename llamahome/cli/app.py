@@ -1,4 +1,4 @@
-"""The commands, put together."""
+"""The command `llamahome` with its subcommands."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ app = typer.Typer(
 
 @app.callback()
 def _start(
-    verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what happens below."),
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what the library does."),
 ) -> None:
     configure_logging("INFO" if verbose else "WARNING")
 

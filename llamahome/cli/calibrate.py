@@ -1,4 +1,4 @@
-"""`llamahome calibrate`: what each head needs, and a pattern of budgets for that."""
+"""`llamahome calibrate`: a pattern of budgets for the heads that retrieve."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from llamahome.cli import options
 from llamahome.config import ModelConfig, PolicyConfig
-from llamahome.config.checks import one_of, require
+from llamahome.config.checks import require
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from llamahome.models import LoadedModel
 
 SHOWN = 10
-METHODS = ("retrieval", "mass")
 
 
 def calibrate(
@@ -27,30 +26,21 @@ def calibrate(
         float, typer.Option(help="Entries per KV head on average; up to 1, a share of --context.")
     ] = 0.2,
     context: Annotated[int, typer.Option(help="Tokens the budget is meant for.", min=64)] = 2048,
-    method: Annotated[
-        str,
-        typer.Option(
-            help="retrieval: heads that look things up keep everything; mass: every head gets what "
-            "its attention asks for (AdaKV)."
-        ),
-    ] = "retrieval",
     full_heads: Annotated[
         int | None,
         typer.Option(help="Heads that keep everything [default: leave the others a quarter]."),
     ] = None,
-    probes: Annotated[
-        int, typer.Option(help="Synthetic prompts, or windows of the text.", min=1)
-    ] = 5,
+    probes: Annotated[int, typer.Option(help="Synthetic prompts.", min=1)] = 5,
     length: Annotated[int, typer.Option(help="Tokens of a synthetic prompt.", min=64)] = 1024,
     text: Annotated[str, typer.Option(help="persuasion, northanger_abbey, pydoc, or a file.")] = (
         "pydoc"
     ),
-    seed: Annotated[int, typer.Option(help="Of the prompts.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the prompts.", min=0)] = 0,
     output: Annotated[
         Path | None, typer.Option(help="Write the policy there, as YAML for conf/policy.")
     ] = None,
 ) -> None:
-    """Find out what each KV head needs, and propose a policy that gives it to them.
+    """Find the KV heads that look things up, and propose a policy that lets them keep everything.
 
     Example:
 
@@ -60,24 +50,13 @@ def calibrate(
         require(budget > 0, "--budget", budget, "it must be above 0")
         total = round(budget * context) if budget <= 1 else round(budget)
         require(total < context, "--budget", budget, f"below --context={context}; else be dense")
-        one_of("--method", method, METHODS)
-        require(
-            full_heads is None or method == "retrieval",
-            "--full-heads",
-            full_heads,
-            "only --method retrieval has heads that keep everything",
-        )
-        loaded = _load(model)
-        if method == "mass":
-            scores, policy = _by_mass(loaded, text, total, context, probes)
-        else:
-            scores = _scores(loaded, text, length, probes, seed)
-            from llamahome.evaluation.calibrate import propose
+        from llamahome.evaluation.calibrate import propose
 
-            policy = propose(
-                scores, PolicyConfig(), total=total, context=context, full_heads=full_heads
-            )
-    _show(scores, policy, total, context, method)
+        scores = _scores(_load(model), text, length, probes, seed)
+        policy = propose(
+            scores, PolicyConfig(), total=total, context=context, full_heads=full_heads
+        )
+    _show(scores, policy, total, context)
     if output is not None:
         _write(policy, output)
     typer.echo(_overrides(policy))
@@ -87,11 +66,10 @@ def calibrate(
 
 
 def _load(name: str) -> LoadedModel:
-    import torch
-
+    from llamahome.engine.text.text_engine import torch_device
     from llamahome.models import load_model
 
-    return load_model(ModelConfig(name=name), device="cuda" if torch.cuda.is_available() else "cpu")
+    return load_model(ModelConfig(name=name), device=torch_device("auto"))
 
 
 def _scores(loaded: LoadedModel, text: str, length: int, count: int, seed: int) -> Tensor:
@@ -106,41 +84,13 @@ def _scores(loaded: LoadedModel, text: str, length: int, count: int, seed: int) 
         return retrieval_scores(loaded.model, asked, on_probe=lambda: bar.advance(task))
 
 
-def _by_mass(
-    loaded: LoadedModel, text: str, total: int, context: int, count: int
-) -> tuple[Tensor, PolicyConfig]:
-    """The mass that each head would leave behind at an even budget, and the policy."""
-    import torch
-    from rich.progress import Progress
-
-    from llamahome.evaluation.calibrate import mass_curves, share_by_mass
-    from llamahome.evaluation.text import load_text
-
-    base = PolicyConfig()
-    ids = loaded.tokenizer.encode(load_text(text), verbose=False)[: count * context]
-    require(len(ids) == count * context, "--probes", count, f"the text has {len(ids)} tokens")
-    with Progress(transient=True) as bar:
-        task = bar.add_task("measuring attention", total=count)
-        curves = mass_curves(
-            loaded.model,
-            torch.tensor(ids).view(count, context),
-            sink=base.sink,
-            recent=max(1, total // 4),
-            on_window=lambda: bar.advance(task),
-        )
-    left = curves[..., total - base.sink - total // 4 :].sum(dim=-1)
-    return left, share_by_mass(curves, base, total=total)
-
-
-def _show(scores: Tensor, policy: PolicyConfig, total: int, context: int, method: str) -> None:
+def _show(scores: Tensor, policy: PolicyConfig, total: int, context: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
     full = sum(budget is None for budget in policy.pattern.values())
-    of_mass = method == "mass"
     table = Table(title=f"{full} of {scores.numel()} KV heads keep everything")
-    measured = "attention beyond an even share" if of_mass else "attention to what it repeats"
-    for column in ("KV head", measured, "keeps"):
+    for column in ("KV head", "attention to what it repeats", "keeps"):
         table.add_column(column, justify="right")
     groups = scores.shape[1]
     for head in scores.flatten().argsort(descending=True)[:SHOWN].tolist():
@@ -150,18 +100,16 @@ def _show(scores: Tensor, policy: PolicyConfig, total: int, context: int, method
             name, f"{float(scores.flatten()[head]):.3f}", "all" if keeps is None else str(keeps)
         )
     Console().print(table)
-    if not of_mass:
-        typer.echo(
-            f"{policy.budget} entries for the others: {total} a head on average, "
-            f"at {context} tokens"
-        )
+    typer.echo(
+        f"{policy.budget} entries for the others: {total} a head on average, at {context} tokens"
+    )
 
 
 def _write(policy: PolicyConfig, file: Path) -> None:
     pattern = "\n".join(f"  {line}" for line in _entries(policy, ": ")) or "  {}"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(
-        "# What each KV head keeps, where not the budget; proposed by llamahome calibrate.\n"
+        "# KV heads that keep everything; proposed by llamahome calibrate.\n"
         f"name: {policy.name}\nbudget: {policy.budget}\nsink: {policy.sink}\n"
         f"recent: {policy.recent}\ninterval: {policy.interval}\npattern:\n{pattern}\n"
     )

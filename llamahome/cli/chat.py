@@ -71,7 +71,7 @@ def _ask() -> str | None:
 def _answer(
     engine: TextEngine, params: SamplingParams, messages: list[dict[str, str]]
 ) -> str | None:
-    """The answer, or None if it was interrupted or refused, which the user is told."""
+    """Stream and return an answer; None if it was interrupted or refused, after saying so."""
     from llamahome.engine import EngineError
 
     try:
@@ -80,7 +80,7 @@ def _answer(
         typer.secho("\n[interrupted; your message is forgotten]", fg="bright_black")
         return None
     except EngineError as error:
-        typer.secho(f"error: {error}; /reset starts afresh", fg="red", err=True)
+        typer.secho(f"error: {error}; /reset starts again", fg="red", err=True)
         return None
     typer.secho(f"[{describe(usage)}]", fg="bright_black")
     return answer

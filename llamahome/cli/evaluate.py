@@ -1,4 +1,4 @@
-"""`llamahome eval`: what a policy costs."""
+"""`llamahome eval`: the cost of a policy."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ import typer
 from llamahome.cli import options
 
 if TYPE_CHECKING:
-    from llamahome.config import EvalConfig, EvalRoot, PolicyConfig
+    from llamahome.config import EngineConfig, EvalConfig, EvalRoot, PolicyConfig
     from llamahome.evaluation import Result
     from llamahome.models import LoadedModel
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
 MEANS = {"perplexity": "perplexity", "needle": "accuracy", "recall": "accuracy"}
 
 
 def evaluate(context: typer.Context) -> None:
-    """Measure what eviction policies cost: perplexity, KL to dense, needles, recall.
+    """Measure the cost of eviction policies: perplexity, KL to dense, needles, recall.
 
     Takes Hydra overrides: llamahome eval eval=quick 'eval.policies=[h2o,window]' model.name=my-run
     """
@@ -42,12 +41,8 @@ def _compose(overrides: list[str]) -> EvalRoot:
     from hydra.errors import HydraException
 
     from llamahome.config import ConfigError, EvalRoot, explain_override, load_config
+    from llamahome.config.checkout import CONF
 
-    if not (CONF / "eval.yaml").is_file():
-        raise ConfigError(
-            "conf/ is part of the repository, not of the installed package; clone the repository "
-            "and run `make install` there"
-        )
     ConfigStore.instance().store(name="eval_root", node=EvalRoot)
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -58,15 +53,15 @@ def _compose(overrides: list[str]) -> EvalRoot:
 
 
 def _measure(root: EvalRoot) -> tuple[list[Result], Path]:
-    import torch
+    """Measure what `root` asks for, with a progress bar; return the figures and their file."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+    from llamahome.engine.text.text_engine import torch_device
     from llamahome.evaluation import Evaluation, measured_policies
     from llamahome.models import ModelManager, load_model
 
     manager = ModelManager()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded = load_model(root.model, device=device, manager=manager)
+    loaded = load_model(root.model, device=torch_device(root.engine.device), manager=manager)
     name = Path(root.model.name).name
     output = (
         manager.cache_dir / "evaluations" / f"{name}.jsonl"
@@ -76,7 +71,8 @@ def _measure(root: EvalRoot) -> tuple[list[Result], Path]:
     policies = measured_policies(
         root.policy, root.eval, None if loaded.policy is None else loaded.policy.config
     )
-    evaluation = Evaluation(loaded, name, policies, root.eval, output)
+    engine = root.engine.for_model(root.model)
+    evaluation = Evaluation(loaded, name, policies, root.eval, engine, output)
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True) as bar:
         tasks = {task: bar.add_task(task, total=None) for task in root.eval.tasks}
@@ -84,14 +80,18 @@ def _measure(root: EvalRoot) -> tuple[list[Result], Path]:
             lambda task, done, total: bar.update(tasks[task], completed=done, total=total)
         )
     if policies:
-        _plot_kept(loaded, policies[0], root.eval, output)
+        _plot_kept(loaded, policies[0], root.eval, engine, output)
     return results, output
 
 
-def _plot_kept(loaded: LoadedModel, policy: PolicyConfig, config: EvalConfig, output: Path) -> None:
-    """Which tokens the middle layer's first KV head keeps of the text's first window."""
-    import torch
-
+def _plot_kept(
+    loaded: LoadedModel,
+    policy: PolicyConfig,
+    config: EvalConfig,
+    engine: EngineConfig,
+    output: Path,
+) -> None:
+    """Plot the tokens of the text's first window that the middle layer's first KV head keeps."""
     from llamahome.evaluation.kept import kept_positions
     from llamahome.evaluation.plots import plot_kept
     from llamahome.evaluation.text import load_text
@@ -99,7 +99,7 @@ def _plot_kept(loaded: LoadedModel, policy: PolicyConfig, config: EvalConfig, ou
     file = output.with_name(f"{output.stem}-kept.png")
     layer_idx = loaded.model.config.num_hidden_layers // 2
     ids = loaded.tokenizer.encode(load_text(config.text), verbose=False)[: config.context]
-    kept = kept_positions(loaded.model, torch.tensor(ids), policy, layer_idx=layer_idx, head=0)
+    kept = kept_positions(loaded.model, ids, policy, engine, layer_idx=layer_idx, head=0)
     title = f"what layer {layer_idx}, KV head 0 keeps under {policy.name}, budget {policy.budget}"
     plot_kept(kept, len(ids), title, file)
     typer.echo(f"plot in {file}")
@@ -110,7 +110,9 @@ def _show(root: EvalRoot, results: list[Result]) -> None:
     from rich.table import Table
 
     config = root.eval
-    table = Table(title=f"{Path(root.model.name).name}, {config.context} tokens of {config.text}")
+    runners = dict.fromkeys(result.settings["runner"] for result in results)
+    name = Path(root.model.name).name
+    table = Table(title=f"{name}, {config.context} tokens of {config.text}; {'; '.join(runners)}")
     for column in ("policy", "budget", *_columns(config.tasks), "KV MiB at most", "at the end"):
         table.add_column(column, justify="right")
     for by_task in _by_policy(results):
@@ -160,6 +162,7 @@ def _summary(results: list[Result]) -> list[dict[str, Any]]:
             "task": result.task,
             "policy": result.policy["name"],
             "budget": result.policy["budget"],
+            "runner": result.settings["runner"],
             MEANS[result.task]: result.values[MEANS[result.task]],
             "kv_bytes": result.values["kv"]["peak"],
             "kv_bytes_final": result.values["kv"]["final"],

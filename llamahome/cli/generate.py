@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What to ask; - reads standard input.")],
+    prompt: Annotated[str, typer.Argument(help="The prompt; - reads standard input.")],
     model: options.Model = options.EMBEDDED,
     file: Annotated[
         Path | None, typer.Option(help="Put this text file before the prompt.", exists=True)
@@ -71,10 +71,10 @@ def user(text: str) -> dict[str, str]:
 def stream_answer(
     engine: TextEngine, prompt: list[int], params: SamplingParams
 ) -> tuple[str, Usage]:
-    """Print an answer as it comes; return it whole, with what it took.
+    """Print an answer as it is generated; return the whole text and its usage.
 
     Raises:
-        EngineError: when the engine gives the request up.
+        EngineError: when the engine refuses the request, or its answer fails.
     """
     from llamahome.engine import EngineError
 

@@ -1,13 +1,14 @@
-"""`llamahome train` and `llamahome serve`: over to the Hydra applications of the repository."""
+"""`llamahome train` and `llamahome serve`: the Hydra applications of the repository."""
 
 from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import NoReturn
 
 import typer
+
+from llamahome.config import ConfigError, checkout
 
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
@@ -29,15 +30,11 @@ def serve(context: typer.Context) -> None:
 
 
 def _hand_over(package: str, arguments: list[str]) -> NoReturn:
-    root = Path(__file__).resolve().parents[2]
-    if not (root / package / "__main__.py").is_file():
-        typer.secho(
-            f"error: {package}/ is part of the repository, not of the installed package; "
-            "clone the repository and run `make install` there",
-            fg="red",
-            err=True,
-        )
-        raise typer.Exit(2)
+    try:
+        root = checkout()
+    except ConfigError as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(2) from error
     path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", package, *arguments]
     os.execve(sys.executable, command, {**os.environ, "PYTHONPATH": path})

@@ -1,4 +1,4 @@
-"""`llamahome lm_eval`: lm-evaluation-harness, its tasks answered from the cache that serves."""
+"""`llamahome lm_eval`: tasks of lm-evaluation-harness, answered by the engine that serves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAME = "llamahome"
 def lm_eval(context: typer.Context) -> None:
     """Run tasks of lm-evaluation-harness through a KV cache of fixed size.
 
-    Takes lm_eval's own arguments; --model llamahome is one of its models here:
+    Takes lm_eval's own arguments; --model llamahome is added to its models and the default:
 
       llamahome lm_eval --model_args pretrained=my-run,policy=h2o,budget=512 --tasks hellaswag
     """

@@ -1,4 +1,4 @@
-"""`llamahome models`: what there is."""
+"""`llamahome models`: the models at hand."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a h
 
 @app.command("list")
 def list_models() -> None:
-    """The embedded model, fine-tuned runs and downloaded models."""
+    """List the embedded model, fine-tuned runs and downloaded models."""
     from rich.console import Console
     from rich.table import Table
 
@@ -47,7 +47,7 @@ def describe(
     revision: Revision = None,
     budget: Annotated[int | None, typer.Option(help="KV entries per head of one slot.")] = None,
 ) -> None:
-    """Size, shape, KV bytes per token, and memory at a budget."""
+    """Show a model's size, shape, KV bytes per token, and memory at a budget."""
     from rich.console import Console
     from rich.table import Table
 
@@ -93,9 +93,9 @@ def remove(
     revision: Revision = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Delete a model from the cache; of a run everything, its checkpoints too."""
+    """Delete a model from the cache; a run is deleted with its checkpoints."""
     if not yes:
-        typer.confirm(f"Delete {name} and all that belongs to it?", abort=True)
+        typer.confirm(f"Delete {name} and everything that belongs to it?", abort=True)
     with options.plain_errors():
         from llamahome.models import ModelManager
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how they become configs."""
+"""Options that several commands share, their configs, and errors for users."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Model = Annotated[
 Policy = Annotated[
     str,
     typer.Option(
-        help=f"Which keys stay: {', '.join(POLICIES)}, or {CARRIED} (what the model was trained "
-        "under; h2o if nothing)."
+        help=f"Policy that decides which keys stay: {', '.join(POLICIES)}, or {CARRIED} (the one "
+        "the model was trained under, else h2o)."
     ),
 ]
 Budget = Annotated[
@@ -32,10 +32,10 @@ Interval = Annotated[
     int | None, typer.Option(help="Tokens between compactions [default: 64, at most recent].")
 ]
 Dtype = Annotated[str, typer.Option(help="auto (8 bits on a CPU), float32, bfloat16 or float16.")]
-MaxTokens = Annotated[int, typer.Option(help="Generated at most.")]
+MaxTokens = Annotated[int, typer.Option(help="Tokens generated at most.")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
 TopP = Annotated[float, typer.Option(help="Nucleus sampling.")]
-Seed = Annotated[int | None, typer.Option(help="Of the sampling.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the sampling.")]
 
 EMBEDDED = ModelConfig().name
 
@@ -46,7 +46,7 @@ def one_slot(max_length: int) -> EngineConfig:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Show what a user can mend as one line, without a traceback."""
+    """Show an error that a user can fix as one line, without a traceback."""
     from llamahome.engine import EngineError
     from llamahome.models import ModelError
 

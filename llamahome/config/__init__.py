@@ -1,5 +1,6 @@
 """The typed config: every YAML of ``conf/`` is checked against these dataclasses."""
 
+from llamahome.config.checkout import checkout
 from llamahome.config.checks import ConfigError
 from llamahome.config.cluster import ClusterConfig
 from llamahome.config.data import DataConfig
@@ -29,6 +30,7 @@ __all__ = [
     "TrackingConfig",
     "TrainRoot",
     "TrainerConfig",
+    "checkout",
     "explain_override",
     "load_config",
 ]

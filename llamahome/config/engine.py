@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from llamahome.config.checks import at_least, one_of, require
+from llamahome.config.model import ModelConfig
 
 
 @dataclass(kw_only=True)
@@ -77,3 +78,11 @@ class EngineConfig:
             "choose auto, cpu, cuda or cuda:<number>",
         )
         at_least("engine.num_threads", self.num_threads, 0)
+
+    def for_model(self, model: ModelConfig) -> EngineConfig:
+        """Return the config with the precision that `model.dtype` asks for.
+
+        8 bits are not what a named dtype means, so `weights=auto` is then `fp32`.
+        """
+        exact = self.weights == "auto" and model.dtype != "auto"
+        return replace(self, weights="fp32") if exact else self

@@ -1,4 +1,4 @@
-"""What `llamahome eval` measures."""
+"""The tasks of `llamahome eval`."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ TASKS = ("perplexity", "needle", "recall")
 
 @dataclass(kw_only=True)
 class EvalConfig:
-    """Tasks x policies x budgets; dense attention is always measured beside them.
+    """Tasks x policies x budgets; dense attention is always measured as well.
 
     Attributes:
-        tasks: `perplexity` (and KL to dense) of a text, `needle` (a number told once in a long
-            text), `recall` (the value of a key in a long list).
+        tasks: `perplexity` (and KL to dense) of a text, `needle` (a number hidden in a long text),
+            `recall` (the value of a key in a long list).
         policies: names, or `carried`; everything else about them is in the `policy` section.
         budgets: entries kept per KV head, or, up to 1, the share of `context`.
-        recent_share: of the budget that is for the newest tokens.
+        recent_share: share of the budget that is for the newest tokens.
         text: `persuasion`, `northanger_abbey`, `pydoc`, or a file.
         context: tokens of a window of the text, and of a needle's or list's prompt.
-        windows: of the text, from its start.
+        windows: windows of the text, counted from its start.
         depths: places in the prompt at which needles are hidden, evenly from its start to its end.
-        samples: prompts per depth, and lists per depth's worth of needles.
-        batch_size: prompts read at once.
-        seed: of needles and lists.
-        output: JSON lines, one per task, policy and budget; what is there already is not measured
-            again. None is `evaluations` in the cache directory.
+        samples: prompts per depth, for needles and for lists.
+        seed: seed of needles and lists.
+        output: JSON lines, one per task, policy, budget and runner; figures that it holds are not
+            measured again. None is `evaluations` in the cache directory.
     """
 
     tasks: list[str] = field(default_factory=lambda: list(TASKS))
@@ -40,7 +39,6 @@ class EvalConfig:
     windows: int = 4
     depths: int = 6
     samples: int = 2
-    batch_size: int = 4
     seed: int = 0
     output: str | None = None
 
@@ -59,10 +57,10 @@ class EvalConfig:
         require(self.recent_share <= 1, "eval.recent_share", self.recent_share, "at most 1")
         require(bool(self.text), "eval.text", self.text, "name a text or a file")
         at_least("eval.context", self.context, 16)
-        for name in ("windows", "depths", "samples", "batch_size"):
+        for name in ("windows", "depths", "samples"):
             at_least(f"eval.{name}", getattr(self, name), 1)
         at_least("eval.seed", self.seed, 0)
 
     def entries(self, budget: float) -> int:
-        """A budget in entries per KV head."""
+        """Return a budget in entries per KV head."""
         return round(budget * self.context) if budget <= 1 else round(budget)

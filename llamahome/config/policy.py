@@ -51,6 +51,11 @@ class PolicyConfig:
     pattern: dict[str, int | None] = field(default_factory=dict)
     positions: str = "absolute"
 
+    @classmethod
+    def dense(cls, *, interval: int = 64, positions: str = "absolute") -> PolicyConfig:
+        """Return the policy that never evicts."""
+        return cls(name="full", budget=None, interval=interval, positions=positions)
+
     def __post_init__(self) -> None:
         one_of("policy.name", self.name, (*POLICIES, CARRIED))
         one_of("policy.group", self.group, ("sum", "max"))

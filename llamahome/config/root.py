@@ -58,8 +58,15 @@ class ServeRoot:
 
 @dataclass(kw_only=True)
 class EvalRoot:
-    """Everything one evaluation needs; `policy` is what all measured policies have in common."""
+    """Everything one evaluation needs.
+
+    Attributes:
+        policy: what all measured policies have in common.
+        engine: the engine that is measured, without adapters; its queue and lengths follow from the
+            tasks.
+    """
 
     model: ModelConfig = field(default_factory=ModelConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)

@@ -1,4 +1,4 @@
-"""Records to token ids and a loss mask."""
+"""Training data: records to token ids and labels."""
 
 from llamahome.data.encode import IGNORED, Row, encode
 from llamahome.data.errors import DataError

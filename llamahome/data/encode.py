@@ -1,4 +1,4 @@
-"""A chat to token ids and labels, through the model's own chat template."""
+"""Token ids and labels of a chat, through the model's own chat template."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from transformers import PreTrainedTokenizerBase
 from llamahome.data.errors import DataError
 from llamahome.data.records import Message, Record
 
-# What torch's cross entropy leaves out.
+# The label that torch's cross entropy ignores.
 IGNORED = -100
 
-# One sequence: input_ids, attention_mask and labels, of one length.
+# One sequence: input_ids, attention_mask and labels of the same length.
 Row = dict[str, list[int]]
 
 
 @dataclass(frozen=True)
 class _Turn:
-    """Where one assistant turn stands in the rendered text, in characters."""
+    """Character offsets of one assistant turn in the rendered text."""
 
     start: int  # just after the generation prompt
     content_end: int
-    end: int  # after all that the template writes for this turn
+    end: int  # after everything that the template writes for this turn
 
 
 def encode(record: Record, tokenizer: PreTrainedTokenizerBase) -> Row:
-    """Token ids of the whole chat, with labels on what the model is to write itself.
+    """Return token ids of the whole chat, with labels on the tokens that the model has to write.
 
-    That is each assistant turn's text and the special token that the template ends the turn with
-    (`<|im_end|>`, `<|eot_id|>`); where it ends turns without one, all it writes for the turn.
+    These are each assistant turn's text and the special token with which the template ends the
+    turn (`<|im_end|>`, `<|eot_id|>`). If it uses none, they are everything it writes for the turn.
     A token that begins in the prompt is not learned, so an answer may lose leading spaces.
     Templates need no `{% generation %}` marks: turns are found by rendering the chat up to them.
 
@@ -75,7 +75,7 @@ def _render(messages: list[Message], tokenizer: PreTrainedTokenizerBase) -> tupl
 
 
 def _content_end(message: Message, upto: str, start: int) -> int:
-    # Templates may trim the text, so look for what is left of it.
+    # Templates may trim the text, so the trimmed text is searched for.
     content = message["content"].strip()
     found = upto.find(content, start)
     return start if found < 0 else found + len(content)

@@ -1,7 +1,7 @@
-"""What is wrong with training data, said so that it can be put right."""
+"""Errors in training data."""
 
 from __future__ import annotations
 
 
 class DataError(ValueError):
-    """Data that cannot be used; the message says where it is, what is wrong and what would do."""
+    """Data that cannot be used; the message names the place, the fault and the cure."""

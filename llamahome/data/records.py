@@ -36,7 +36,8 @@ def read_records(path: Path, format: str) -> list[Record]:
             these are ignored.
 
     Raises:
-        DataError: names the file, the line (in a JSON list the record), the field and the cure.
+        DataError: for a record that cannot be used; the message names the file, the line (or the
+            record of a JSON list), the field and the cure.
     """
     parse = _PARSERS[format]
     records = [parse(raw, where) for where, raw in _objects(path)]
@@ -48,13 +49,13 @@ def read_records(path: Path, format: str) -> list[Record]:
 def split_records(
     records: list[Record], fraction: float, seed: int
 ) -> tuple[list[Record], list[Record]]:
-    """Hold `fraction` of the records out, at least one; the same ones for the same seed.
+    """Hold out `fraction` of the records, at least one; the same ones for the same seed.
 
     Returns:
-        The records to train on and the held-out ones, each in their own order.
+        The records to train on and the held-out ones, both in the order of `records`.
 
     Raises:
-        DataError: when fewer than two records leave nothing to hold out.
+        DataError: for fewer than two records.
     """
     if len(records) < 2:
         raise DataError(
@@ -68,7 +69,7 @@ def split_records(
 
 
 def _objects(path: Path) -> Iterator[tuple[str, Any]]:
-    """Every JSON value of the file and, for messages, where it stands."""
+    """Yield every JSON value of the file, after its place for error messages."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

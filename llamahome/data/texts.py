@@ -12,7 +12,7 @@ from llamahome.data.errors import DataError
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, `.gz` or plain, in UTF-8.
+    """Return the text of a file, `.gz` or plain, in UTF-8.
 
     Raises:
         DataError: for a file that is no text, or an empty one.
@@ -28,9 +28,9 @@ def read_text(path: Path) -> str:
 
 
 def text_rows(text: str, tokenizer: PreTrainedTokenizerBase, length: int) -> list[Row]:
-    """Consecutive rows of `length` tokens, every one of them a label.
+    """Return consecutive rows of `length` tokens, all of which are labels.
 
-    What is left over at the end is a row only where the whole text is shorter than one.
+    Tokens left over at the end are dropped, unless the whole text is shorter than one row.
     """
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False, verbose=False)
     whole = max(1, len(ids) // length)

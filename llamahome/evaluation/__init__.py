@@ -1,9 +1,10 @@
-"""What an eviction policy costs, measured through the slots that serve."""
+"""Evaluation: the cost of an eviction policy, measured through the engine that serves."""
 
 from llamahome.evaluation.evaluation import Evaluation, Result, measured_policies, read_results
 from llamahome.evaluation.memory import KVBytes
+from llamahome.evaluation.reading import continuation_score, open_runner
 from llamahome.evaluation.tasks.accuracy import Accuracy, accuracy
-from llamahome.evaluation.tasks.perplexity import Perplexity, continuation_score, perplexity
+from llamahome.evaluation.tasks.perplexity import Perplexity, perplexity
 from llamahome.evaluation.tasks.retrieval import Question, needles, recalls
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "continuation_score",
     "measured_policies",
     "needles",
+    "open_runner",
     "perplexity",
     "read_results",
     "recalls",

@@ -1,25 +1,27 @@
-"""An evaluation: tasks x policies x budgets, each figure written down as soon as it is known."""
+"""An evaluation: tasks x policies x budgets, each figure written as soon as it is known."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from llamahome.config import ConfigError, EvalConfig, PolicyConfig
+from llamahome.config import ConfigError, EngineConfig, EvalConfig, PolicyConfig
 from llamahome.config.policy import CARRIED
+from llamahome.evaluation.reading import open_runner
 from llamahome.evaluation.tasks.accuracy import accuracy
 from llamahome.evaluation.tasks.perplexity import perplexity
 from llamahome.evaluation.tasks.retrieval import Question, needles, recalls
 from llamahome.evaluation.text import load_text
 from llamahome.models import LoadedModel
 
-DENSE = PolicyConfig(name="full", budget=None)
+# Receives the task, how much of it is done, and how much there is.
+OnProgress = Callable[[str, int, int], None]
+Figures = Iterator[tuple[PolicyConfig, dict[str, Any]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +29,10 @@ class Result:
     """One figure of one task under one policy.
 
     Attributes:
-        model: name and fingerprint of the folder it came from.
+        model: name and stamp of the folder it came from.
         task: `perplexity`, `needle` or `recall`.
-        settings: what else the task's numbers depend on.
-        values: the task's result, as its dataclass has it.
+        settings: what else the task's numbers depend on, the runner among it.
+        values: the task's result, with the fields of its dataclass.
     """
 
     model: str
@@ -41,19 +43,20 @@ class Result:
 
     @property
     def key(self) -> str:
-        """What must be equal for a figure not to be measured again."""
+        """The facts that make two figures the same, so that one of them is not measured."""
         return json.dumps([self.model, self.task, self.policy, self.settings], sort_keys=True)
 
 
 class Evaluation:
-    """Measures one model under several policies, dense attention always the first of them.
+    """Figures of one model under several policies, dense attention always the first of them.
 
     Args:
         loaded: the model.
         name: of the model, for people.
-        policies: beside dense; `measured_policies` makes those that a config names.
+        policies: in addition to dense; `measured_policies` makes those that a config names.
         config: the tasks and their settings.
-        output: JSON lines; figures that are in it already are taken from there.
+        engine: the engine whose runner and answers are measured.
+        output: JSON lines; figures that it holds are taken from there.
     """
 
     def __init__(
@@ -62,34 +65,33 @@ class Evaluation:
         name: str,
         policies: Sequence[PolicyConfig],
         config: EvalConfig,
+        engine: EngineConfig,
         output: Path,
     ) -> None:
         self.loaded = loaded
         self.config = config
-        self.model = f"{name} {fingerprint(loaded.path)}"
-        self.policies = [DENSE, *policies]
+        self.engine = engine
+        self.model = f"{name} {folder_stamp(loaded.path)}"
+        self.policies = [PolicyConfig.dense(), *policies]
         self.output = output
         self._known = {result.key: result for result in read_results(output)}
+        self._runner_names: dict[str, str] = {}
 
-    def run(self, on_progress: Callable[[str, int, int], None]) -> list[Result]:
-        """All figures, in the order of tasks and policies.
-
-        Args:
-            on_progress: called with what is measured, and how much of it is done, of how much.
-        """
+    def run(self, on_progress: OnProgress) -> list[Result]:
+        """Measure what is missing and return all figures, in the order of tasks and policies."""
         self.output.parent.mkdir(parents=True, exist_ok=True)
         _drop_cut_line(self.output)
-        tasks = {"perplexity": self._perplexity, "needle": self._needle, "recall": self._recall}
         for task in self.config.tasks:
             missing = [p for p in self.policies if self._key(task, p) not in self._known]
-            for policy, values in tasks[task](missing, on_progress) if missing else ():
+            measure = self._perplexity if task == "perplexity" else self._accuracy
+            for policy, values in measure(task, missing, on_progress) if missing else ():
                 self._write(self._result(task, policy, values))
         return [self._known[self._key(t, p)] for t in self.config.tasks for p in self.policies]
 
     def _perplexity(
-        self, policies: list[PolicyConfig], on_progress: Callable[[str, int, int], None]
-    ) -> Iterator[tuple[PolicyConfig, dict[str, Any]]]:
-        config, done = self.config, 0
+        self, task: str, policies: list[PolicyConfig], on_progress: OnProgress
+    ) -> Figures:
+        config = self.config
         ids = self.loaded.tokenizer.encode(load_text(config.text), verbose=False)
         wanted = config.windows * config.context
         if len(ids) < wanted:
@@ -97,85 +99,61 @@ class Evaluation:
                 f"eval.windows={config.windows} of eval.context={config.context} need {wanted} "
                 f"tokens; eval.text={config.text!r} has {len(ids)}"
             )
-
-        def on_window() -> None:
-            nonlocal done
-            done += 1
-            on_progress("perplexity", done, config.windows)
-
         measured = perplexity(
             self.loaded.model,
-            torch.tensor(ids[:wanted]),
+            ids[:wanted],
             policies,
+            self.engine,
             window=config.context,
-            on_window=on_window,
+            on_window=_counter(task, config.windows, on_progress),
         )
         for policy, result in zip(policies, measured, strict=True):
             yield policy, {"perplexity": result.perplexity, **asdict(result)}
 
-    def _needle(
-        self, policies: list[PolicyConfig], on_progress: Callable[[str, int, int], None]
-    ) -> Iterator[tuple[PolicyConfig, dict[str, Any]]]:
-        config = self.config
-        asked = needles(
-            self.loaded.tokenizer,
-            load_text(config.text),
-            length=config.context,
-            depths=config.depths,
-            samples=config.samples,
-            seed=config.seed,
-        )
-        return self._accuracies("needle", list(asked), policies, on_progress)
-
-    def _recall(
-        self, policies: list[PolicyConfig], on_progress: Callable[[str, int, int], None]
-    ) -> Iterator[tuple[PolicyConfig, dict[str, Any]]]:
-        config = self.config
-        asked = recalls(
-            self.loaded.tokenizer,
-            length=config.context,
-            depths=config.depths,
-            samples=config.samples,
-            seed=config.seed,
-        )
-        return self._accuracies("recall", list(asked), policies, on_progress)
-
-    def _accuracies(
-        self,
-        task: str,
-        questions: list[Question],
-        policies: list[PolicyConfig],
-        on_progress: Callable[[str, int, int], None],
-    ) -> Iterator[tuple[PolicyConfig, dict[str, Any]]]:
-        done, total = 0, len(questions) * len(policies)
-
-        def on_answer(count: int) -> None:
-            nonlocal done
-            done += count
-            on_progress(task, done, total)
-
+    def _accuracy(
+        self, task: str, policies: list[PolicyConfig], on_progress: OnProgress
+    ) -> Figures:
+        questions = self._questions(task)
+        on_answer = _counter(task, len(questions) * len(policies), on_progress)
         for policy in policies:
             result = accuracy(
                 self.loaded.model,
                 self.loaded.tokenizer,
                 questions,
                 policy,
-                batch_size=self.config.batch_size,
+                self.engine,
                 on_answer=on_answer,
             )
             yield policy, {"accuracy": result.accuracy, **asdict(result)}
 
-    def _settings(self, task: str) -> dict[str, Any]:
+    def _questions(self, task: str) -> list[Question]:
+        config, tokenizer = self.config, self.loaded.tokenizer
+        drawn = {"depths": config.depths, "samples": config.samples, "seed": config.seed}
+        if task == "recall":
+            return list(recalls(tokenizer, length=config.context, **drawn))
+        return list(needles(tokenizer, load_text(config.text), length=config.context, **drawn))
+
+    def _settings(self, task: str, policy: PolicyConfig) -> dict[str, Any]:
         names = ["text", "context"]
         names += ["windows"] if task == "perplexity" else ["depths", "samples", "seed"]
-        return {name: getattr(self.config, name) for name in names}
+        settings = {name: getattr(self.config, name) for name in names}
+        return {**settings, "runner": self._runner_name(policy)}
+
+    def _runner_name(self, policy: PolicyConfig) -> str:
+        """Return the name of the runner that the engine has for `policy`."""
+        # Opening a runner packs all weights, and of a policy only its positions decide which it is.
+        known = self._runner_names
+        if policy.positions not in known:
+            runner = open_runner(self.loaded.model, policy, self.engine, max_length=16)
+            known[policy.positions] = runner.name
+        return known[policy.positions]
 
     def _result(self, task: str, policy: PolicyConfig, values: dict[str, Any]) -> Result:
         return Result(
             model=self.model,
             task=task,
             policy=asdict(policy),
-            settings=self._settings(task),
+            settings=self._settings(task, policy),
             values=values,
         )
 
@@ -188,10 +166,16 @@ class Evaluation:
         self._known[result.key] = read_results(self.output)[-1]
 
 
+def _counter(task: str, total: int, on_progress: OnProgress) -> Callable[[], None]:
+    """Return a callback that counts the task's parts and passes the count on."""
+    done = itertools.count(1)
+    return lambda: on_progress(task, next(done), total)
+
+
 def measured_policies(
     base: PolicyConfig, config: EvalConfig, carried: PolicyConfig | None
 ) -> list[PolicyConfig]:
-    """Every policy at every budget; `carried` once, at its own, and `full` not at all.
+    """Return every policy at every budget; `carried` once, at its own, and `full` not at all.
 
     Raises:
         ConfigError: for a budget that a policy cannot have, or a model that carries no policy.
@@ -217,7 +201,7 @@ def _at(base: PolicyConfig, name: str, config: EvalConfig, budget: float) -> Pol
 
 
 def read_results(file: Path) -> list[Result]:
-    """What a file of results holds; a last line that was cut short is left out."""
+    """Return the results of a file without a last line that was cut short."""
     if not file.is_file():
         return []
     whole = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
@@ -225,14 +209,14 @@ def read_results(file: Path) -> list[Result]:
 
 
 def _drop_cut_line(file: Path) -> None:
-    """A figure that was being written when the process died is measured again."""
+    """Remove a figure that was being written when the process died; it is measured again."""
     if file.is_file():
         text = file.read_text()
         file.write_text(text[: text.rfind("\n") + 1])
 
 
-def fingerprint(folder: Path) -> str:
-    """Changes when a model's files do, without reading gigabytes."""
+def folder_stamp(folder: Path) -> str:
+    """Return a short text that changes when a model's files do, without reading gigabytes."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
     facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]

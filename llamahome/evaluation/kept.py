@@ -1,30 +1,32 @@
-"""Which tokens a KV head keeps, chunk by chunk."""
+"""The positions that a KV head keeps, chunk by chunk."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Sequence
+
 from transformers import PreTrainedModel
 
-from llamahome.attention import HybridAttention, build_policy
-from llamahome.cache import Slots
-from llamahome.config import PolicyConfig
-from llamahome.evaluation.tasks.perplexity import log_probs
+from llamahome.config import EngineConfig, PolicyConfig
+from llamahome.evaluation.reading import open_runner, read
 
 
-@torch.inference_mode()
 def kept_positions(
-    model: PreTrainedModel, ids: Tensor, policy: PolicyConfig, *, layer_idx: int, head: int
+    model: PreTrainedModel,
+    ids: Sequence[int],
+    policy: PolicyConfig,
+    engine: EngineConfig,
+    *,
+    layer_idx: int,
+    head: int,
 ) -> list[list[int]]:
-    """Positions of the text `ids` (N,) that a KV head holds after each chunk."""
-    HybridAttention.attach(model)
-    built = build_policy(policy)
-    slots = Slots.for_model(model, built, num_slots=1, max_length=len(ids))
+    """Return the positions of the text `ids` that a KV head holds after each chunk."""
+    runner = open_runner(model, policy, engine, max_length=len(ids))
+    slots = runner.slots
     plane = next(p for p in slots.layers[layer_idx].planes if head in p.heads)
-    row = plane.heads.index(head)
+    index = plane.heads.index(head)
     kept = []
     for start in range(0, len(ids), policy.interval):
-        log_probs(model, ids[start : start + policy.interval].to(model.device), slots)
+        read(runner, ids[start : start + policy.interval])
         count = plane.policy.held(slots.lengths[0])
-        kept.append(plane.positions[0, row, :count].tolist())
+        kept.append(plane.positions[0, index, :count].tolist())
     return kept

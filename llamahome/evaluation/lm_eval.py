@@ -1,4 +1,4 @@
-"""lm-evaluation-harness's view of a model that is served from a cache of fixed size.
+"""A model that is served from a cache of fixed size, as lm-evaluation-harness sees it.
 
 Gao et al., "A framework for few-shot language model evaluation", github.com/EleutherAI/
 lm-evaluation-harness, docs/model_guide.md.
@@ -6,6 +6,7 @@ lm-evaluation-harness, docs/model_guide.md.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -15,12 +16,11 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from rich.progress import track
 
-from llamahome.attention import HybridAttention, build_policy
-from llamahome.cache import Slots
 from llamahome.config import ConfigError, EngineConfig, ModelConfig
 from llamahome.config.policy import CARRIED, policy_config
-from llamahome.engine import EngineError, SamplingParams, TextEngine
-from llamahome.evaluation import continuation_score
+from llamahome.engine import SamplingParams, TextEngine
+from llamahome.engine.runners.contract import Runner
+from llamahome.evaluation.reading import answers, continuation_score, open_runner, sized
 from llamahome.models import load_model
 
 
@@ -29,9 +29,13 @@ class LlamaHomeLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
 
     Args:
         pretrained: embedded name, run name, folder or hub id.
-        policy, budget, sink, recent, interval: as those of `llamahome generate`.
+        policy, budget, sink, recent, interval: the options of `llamahome generate`.
+        dtype, weights: `model.dtype` and `engine.weights`; `fp32` scores the model as it is.
         max_length: tokens of a request and its answer; None is the model's context.
         batch_size: answers generated at once; scoring takes one request at a time.
+
+    Raises:
+        ConfigError: for an argument that there is not, or a value that is not allowed.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class LlamaHomeLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         recent: int | None = None,
         interval: int | None = None,
         dtype: str = "auto",
+        weights: str = "auto",
         device: str | None = None,
         max_length: int | None = None,
         batch_size: int | str = 1,
@@ -52,28 +57,28 @@ class LlamaHomeLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         unknown.pop("max_batch_size", None)  # lm_eval always gives it
         if unknown:
             raise ConfigError(f"--model_args: unknown {', '.join(sorted(unknown))}")
-        # lm_eval asks for cuda whatever there is, unless --device says otherwise.
-        place = (device or "cuda") if torch.cuda.is_available() else "cpu"
+        slots = 1 if batch_size == "auto" else int(batch_size)
+        named = ModelConfig(name=pretrained, dtype=dtype)
+        engine = EngineConfig(slots=slots, weights=weights).for_model(named)
         wanted = policy_config(policy, budget, sink, recent, interval)
-        loaded = load_model(ModelConfig(name=pretrained, dtype=dtype), device=place)
-        chosen = loaded.policy_for(wanted).config
+        # lm_eval asks for cuda even where there is none, unless --device says otherwise.
+        place = (device or "cuda") if torch.cuda.is_available() else "cpu"
+        loaded = load_model(named, device=place)
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
         context: int = self.model.config.max_position_embeddings
         self.max_length = min(max_length or context, context)
         self._name = pretrained
-        slots = 1 if batch_size == "auto" else int(batch_size)
-        config = EngineConfig(
-            slots=slots,
-            max_length=self.max_length,
-            max_queued=1_000_000,
-            max_queued_tokens=1_000_000 * self.max_length,
-            weights="fp32",  # scores are those of the model as it is
-        )
-        self._engine = TextEngine(self.model, self.tokenizer, chosen, config)
-        HybridAttention.attach(self.model)
-        self._slots = Slots.for_model(
-            self.model, build_policy(chosen), num_slots=1, max_length=self.max_length
-        )
+        self._policy = loaded.policy_for(wanted).config
+        self._config = sized(engine, self.max_length)
+
+    # Both are made when a task first needs them, because each holds the weights once.
+    @cached_property
+    def _engine(self) -> TextEngine:
+        return TextEngine(self.model, self.tokenizer, self._policy, self._config)
+
+    @cached_property
+    def _runner(self) -> Runner:
+        return open_runner(self.model, self._policy, self._config, max_length=self.max_length)
 
     @property
     def tokenizer_name(self) -> str:
@@ -122,7 +127,7 @@ class LlamaHomeLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
                     f"max_length={self.max_length}: a task scores {len(continuation)} tokens "
                     "at once; raise it"
                 )
-            score = continuation_score(self.model, self._slots, context[-room:], continuation)
+            score = continuation_score(self._runner, context[-room:], continuation)
             self.cache_hook.add_partial("loglikelihood", texts, score)
             scores.append(score)
         return scores
@@ -142,30 +147,25 @@ class LlamaHomeLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        answers = {}
-        for number, request in enumerate(requests):
-            context, asked = request.args
-            settings = normalize_gen_kwargs(asked)
-            until = settings.get("until") or []
-            params = SamplingParams(
-                max_tokens=settings["max_gen_toks"],
-                temperature=settings.get("temperature", 0.0),
-                top_p=settings.get("top_p", 1.0),
-                stop=(until,) if isinstance(until, str) else tuple(until),
+        prompts = [self._prompt(*request.args) for request in requests]
+        texts = [text for text, _ in answers(self._engine, prompts)]
+        for request, text in zip(requests, texts, strict=True):
+            self.cache_hook.add_partial("generate_until", request.args, text)
+        return texts
+
+    def _prompt(self, context: str, asked: dict[str, Any]) -> tuple[list[int], SamplingParams]:
+        settings = normalize_gen_kwargs(asked)
+        until = settings.get("until") or []
+        params = SamplingParams(
+            max_tokens=settings["max_gen_toks"],
+            temperature=settings.get("temperature", 0.0),
+            top_p=settings.get("top_p", 1.0),
+            stop=(until,) if isinstance(until, str) else tuple(until),
+        )
+        room = self.max_length - params.max_tokens
+        if room < 1:
+            raise ConfigError(
+                f"max_length={self.max_length}: a task asks for up to {params.max_tokens} "
+                "tokens in addition to its prompt; raise it, or lower max_gen_toks"
             )
-            room = self.max_length - params.max_tokens
-            if room < 1:
-                raise ConfigError(
-                    f"max_length={self.max_length}: a task asks for up to {params.max_tokens} "
-                    "tokens beside its prompt; raise it, or lower max_gen_toks"
-                )
-            answers[str(number)] = ""
-            self._engine.submit(str(number), self.tok_encode(context)[-room:], params)
-        while self._engine.has_work:
-            for delta in self._engine.step():
-                if delta.error is not None:
-                    raise EngineError(delta.error)
-                answers[delta.request_id] += delta.text
-        for request, answer in zip(requests, answers.values(), strict=True):
-            self.cache_hook.add_partial("generate_until", request.args, answer)
-        return list(answers.values())
+        return self.tok_encode(context)[-room:], params

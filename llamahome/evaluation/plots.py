@@ -13,11 +13,11 @@ LABELS = {"perplexity": "perplexity over dense", "needle": "needle", "recall": "
 
 
 def plot_results(results: Sequence[Result], stem: Path) -> list[Path]:
-    """Quality against budget for every task, and needles by depth; the files written.
+    """Plot quality against budget for every task, and answers by depth; return the files.
 
     Args:
-        results: of one model, dense among them.
-        stem: the files' path up to what they show.
+        results: figures of one model, dense among them.
+        stem: path of the files, without the end that names what they show.
     """
     files = [_quality(results, stem)]
     if any(result.task != "perplexity" for result in results):
@@ -73,7 +73,7 @@ def _height(result: Result, dense: Result) -> float:
 
 
 def _depths(results: Sequence[Result], stem: Path) -> Path:
-    """Which depths a policy finds a needle at: one row a policy and budget."""
+    """Plot the share of right answers at each depth, one row for each policy and budget."""
     pyplot = _pyplot()
     asked = [result for result in results if result.task != "perplexity"]
     tasks = list(dict.fromkeys(result.task for result in asked))
@@ -82,7 +82,7 @@ def _depths(results: Sequence[Result], stem: Path) -> Path:
     )
     for axis, task in zip(axes[0], tasks, strict=True):
         own = [result for result in asked if result.task == task]
-        # JSON has made the depths strings.
+        # Depths are keys of a JSON object, so they come back as strings.
         depths = [float(depth) for depth in own[0].values["by_depth"]]
         image = axis.imshow(
             [list(result.values["by_depth"].values()) for result in own],
@@ -104,10 +104,11 @@ def _name(result: Result) -> str:
 
 
 def plot_kept(positions: Sequence[Sequence[int]], length: int, title: str, file: Path) -> None:
-    """Which tokens a layer keeps: a dot for each position (across) held after each chunk (down).
+    """Plot the tokens that a KV head keeps: positions across, chunks down.
 
     Args:
-        positions: per chunk, those that one KV head held at its end.
+        positions: per chunk, the positions that the head held at its end.
+        length: tokens of the text.
     """
     pyplot = _pyplot()
     figure, axis = pyplot.subplots(figsize=(7, 4), layout="constrained")

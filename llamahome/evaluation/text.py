@@ -1,4 +1,4 @@
-"""Real text to measure on, that ships."""
+"""Texts to measure on, most of which ship."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ PYDOC = "pydoc"
 
 
 def load_text(name: str) -> str:
-    """A novel of `texts/`, Python's own language reference (`pydoc`), or a file.
+    """Return a novel of `texts/`, Python's own language reference (`pydoc`), or a file's text.
 
     Raises:
-        FileNotFoundError: with what there is.
+        FileNotFoundError: for a name that is neither; the message lists the texts that ship.
         DataError: for a file that is no text.
     """
     if name == PYDOC:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
-from typer.testing import CliRunner
 
-from llamahome.cli import app
 from llamahome.config import PolicyConfig, load_config
+from tests.cli.terminal import run, summary
 
 
 def test_the_policy_it_writes_is_the_one_it_prints(tiny_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "conf" / "mine.yaml"
-    result = CliRunner().invoke(
-        app,
-        ["calibrate", "--model", str(tiny_folder), "--context", "512", "--budget", "0.4",
-         "--length", "256", "--probes", "2", "--output", str(file)],
+    result = run(
+        "calibrate", "--model", str(tiny_folder), "--context", "512", "--budget", "0.4",
+        "--length", "256", "--probes", "2", "--output", str(file),
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    said = json.loads(result.stdout.splitlines()[-1])
+    said = summary(result.stdout)
     written = OmegaConf.load(file)
     assert isinstance(written, DictConfig)
     policy = load_config(written, PolicyConfig)
@@ -30,34 +27,7 @@ def test_the_policy_it_writes_is_the_one_it_prints(tiny_folder: Path, tmp_path: 
     assert f"policy.budget={policy.budget}" in result.stdout
 
 
-def test_shares_by_mass_are_a_policy_of_their_own(tiny_folder: Path, tmp_path: Path) -> None:
-    file = tmp_path / "mine.yaml"
-    result = CliRunner().invoke(
-        app,
-        ["calibrate", "--model", str(tiny_folder), "--context", "256", "--budget", "100",
-         "--method", "mass", "--probes", "2", "--output", str(file)],
-    )  # fmt: skip
-    assert result.exit_code == 0, result.output
-    written = OmegaConf.load(file)
-    assert isinstance(written, DictConfig)
-    policy = load_config(written, PolicyConfig)
-    assert set(policy.pattern) == {"L0H0", "L0H1", "L1H0", "L1H1"}
-    assert 84 <= sum(budget or 0 for budget in policy.pattern.values()) / 4 <= 100
-    assert policy.pattern == json.loads(result.stdout.splitlines()[-1])["pattern"]
-
-
-def test_what_a_method_does_not_know_is_refused(tiny_folder: Path) -> None:
-    for arguments, named in (
-        (["--method", "guess"], "--method='guess'"),
-        (["--method", "mass", "--full-heads", "2"], "--full-heads=2"),
-    ):
-        command = ["calibrate", "--model", str(tiny_folder), *arguments]
-        result = CliRunner().invoke(app, command)
-        assert result.exit_code == 2
-        assert named in result.stderr
-
-
 def test_a_budget_of_the_context_is_refused(tiny_folder: Path) -> None:
-    result = CliRunner().invoke(app, ["calibrate", "--model", str(tiny_folder), "--budget", "2048"])
+    result = run("calibrate", "--model", str(tiny_folder), "--budget", "2048")
     assert result.exit_code == 2
     assert "--budget=2048.0 is not allowed: below --context=2048" in result.stderr

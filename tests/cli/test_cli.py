@@ -7,18 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from llamahome.cli import app
+from tests.cli.terminal import PROGRAM, run
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMAHOME_CACHE", str(tmp_path / "cache"))
-
-
-def _run(*arguments: str, stdin: str | None = None) -> Result:
-    return CliRunner().invoke(app, arguments, input=stdin)
 
 
 @pytest.mark.parametrize(
@@ -27,13 +22,12 @@ def _run(*arguments: str, stdin: str | None = None) -> Result:
     ids=" ".join,
 )
 def test_every_command_explains_itself(command: list[str]) -> None:
-    result = _run(*command, "--help")
+    result = run(*command, "--help")
     assert result.exit_code == 0
     assert "Usage" in result.output
 
 
-def test_help_needs_neither_torch_nor_ray() -> None:
-    """So that it answers at once."""
+def test_help_is_instant_without_torch_and_ray() -> None:
     code = (
         "import sys; from typer.testing import CliRunner; from llamahome.cli import app;"
         "CliRunner().invoke(app, ['--help']); print({'torch', 'ray'} & set(sys.modules))"
@@ -42,9 +36,9 @@ def test_help_needs_neither_torch_nor_ray() -> None:
     assert done.stdout.strip() == "set()"
 
 
-def test_generate_streams_an_answer_and_tells_the_memory(tiny_folder: Path) -> None:
+def test_generate_streams_an_answer_and_reports_memory(tiny_folder: Path) -> None:
     long = "word " * 60
-    result = _run(
+    result = run(
         "generate", long, "--model", str(tiny_folder), "--budget", "64", "--max-tokens", "8"
     )
     assert result.exit_code == 0, result.output
@@ -57,9 +51,9 @@ def test_generate_reads_standard_input_and_a_file(tiny_folder: Path, tmp_path: P
     document = tmp_path / "doc.txt"
     document.write_text("x" * 100)
     arguments = ["--model", str(tiny_folder), "--max-tokens", "1", "--raw"]
-    short = _run("generate", "-", *arguments, stdin="abcd")
+    short = run("generate", "-", *arguments, stdin="abcd")
     assert "[4 + 1 tokens" in short.stderr
-    longer = _run("generate", "-", *arguments, "--file", str(document), stdin="abcd")
+    longer = run("generate", "-", *arguments, "--file", str(document), stdin="abcd")
     assert "[106 + 1 tokens" in longer.stderr
 
 
@@ -75,14 +69,14 @@ def test_generate_reads_standard_input_and_a_file(tiny_folder: Path, tmp_path: P
     ],
 )
 def test_a_mistake_is_one_clear_line(tiny_folder: Path, arguments: list[str], message: str) -> None:
-    result = _run("generate", "hi", "--model", str(tiny_folder), *arguments)
+    result = run("generate", "hi", "--model", str(tiny_folder), *arguments)
     assert result.exit_code == 2
     assert message in result.stderr
     assert "Traceback" not in result.output
 
 
 def test_chat_keeps_the_conversation_until_reset(tiny_folder: Path) -> None:
-    result = _run(
+    result = run(
         "chat",
         "--model",
         str(tiny_folder),
@@ -103,7 +97,7 @@ def test_chat_keeps_the_conversation_until_reset(tiny_folder: Path) -> None:
 
 
 def test_chat_goes_on_after_a_prompt_that_is_too_long(tiny_folder: Path) -> None:
-    result = _run(
+    result = run(
         "chat", "--model", str(tiny_folder), "--max-tokens", "2", stdin=f"{'x' * 3000}\nhi\n"
     )
     assert result.exit_code == 0
@@ -112,22 +106,22 @@ def test_chat_goes_on_after_a_prompt_that_is_too_long(tiny_folder: Path) -> None
 
 
 def test_models_describe_verify_and_remove(tiny_folder: Path) -> None:
-    described = _run("models", "describe", str(tiny_folder), "--budget", "128")
+    described = run("models", "describe", str(tiny_folder), "--budget", "128")
     assert "2 layers, 2 KV heads of 16 for 4" in described.output
     assert "128 entries" in described.output
-    unverified = _run("models", "verify", str(tiny_folder))
+    unverified = run("models", "verify", str(tiny_folder))
     assert unverified.exit_code == 2
     assert "checksum" in unverified.stderr
-    refused = _run("models", "remove", str(tiny_folder), "--yes")
+    refused = run("models", "remove", str(tiny_folder), "--yes")
     assert refused.exit_code == 2
     assert (tiny_folder / "config.json").is_file()
-    assert _run("models", "remove", str(tiny_folder), stdin="n\n").exit_code == 1
+    assert run("models", "remove", str(tiny_folder), stdin="n\n").exit_code == 1
 
 
 @pytest.mark.parametrize("package", ["train", "serve"])
 def test_train_and_serve_hand_over_to_hydra(package: str, tmp_path: Path) -> None:
     done = subprocess.run(
-        [Path(sys.executable).with_name("llamahome"), package, "--help"],
+        [PROGRAM, package, "--help"],
         capture_output=True,
         text=True,
         cwd=tmp_path,

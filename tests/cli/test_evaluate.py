@@ -2,47 +2,43 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from llamahome.cli import app
+from tests.cli.terminal import TEXT, run, summary
 
 
 def evaluate(folder: Path, *overrides: str) -> Result:
     text = folder.parent / "text.txt"
-    text.write_text("It was a bright cold day in April, and the clocks were striking. " * 30)
-    return CliRunner().invoke(
-        app,
-        [
-            "eval",
-            f"model.name={folder}",
-            f"eval.text={text}",
-            f"eval.output={folder.parent / 'out' / 'results.jsonl'}",
-            "eval.context=384",
-            "eval.windows=2",
-            "eval.depths=2",
-            "eval.samples=1",
-            "eval.policies=[h2o,window]",
-            "eval.budgets=[0.25,64]",
-            "policy.interval=16",
-            *overrides,
-        ],
+    text.write_text(TEXT * 30)
+    return run(
+        "eval",
+        f"model.name={folder}",
+        f"eval.text={text}",
+        f"eval.output={folder.parent / 'out' / 'results.jsonl'}",
+        "eval.context=384",
+        "eval.windows=2",
+        "eval.depths=2",
+        "eval.samples=1",
+        "eval.policies=[h2o,window]",
+        "eval.budgets=[0.25,64]",
+        "policy.interval=16",
+        *overrides,
     )
 
 
-def test_policies_stand_beside_dense_and_are_measured_once(tiny_folder: Path) -> None:
+def test_policies_are_shown_with_dense_and_measured_once(tiny_folder: Path) -> None:
     result = evaluate(tiny_folder)
     assert result.exit_code == 0, result.output
-    summary = json.loads(result.stdout.splitlines()[-1])
-    measured = [(row["task"], row["policy"], row["budget"]) for row in summary]
+    rows = summary(result.stdout)
+    measured = [(row["task"], row["policy"], row["budget"]) for row in rows]
     policies = [("full", None), ("h2o", 96), ("h2o", 64), ("window", 96), ("window", 64)]
     assert measured == [
         (task, *policy) for task in ("perplexity", "needle", "recall") for policy in policies
     ]
-    assert all(row["perplexity"] > 1 for row in summary if row["task"] == "perplexity")
+    assert all(row["perplexity"] > 1 for row in rows if row["task"] == "perplexity")
     output = tiny_folder.parent / "out" / "results.jsonl"
     lines = output.read_text().splitlines()
     assert len(lines) == 15
@@ -52,8 +48,26 @@ def test_policies_stand_beside_dense_and_are_measured_once(tiny_folder: Path) ->
         assert str(picture) in result.output.replace("\n", "")
 
     again = evaluate(tiny_folder)
-    assert json.loads(again.stdout.splitlines()[-1]) == summary
+    assert summary(again.stdout) == rows
     assert output.read_text().splitlines() == lines
+
+
+def test_figures_of_another_precision_are_measured_apart(tiny_folder: Path) -> None:
+    exact = evaluate(tiny_folder, "eval.tasks=[perplexity]", "engine.weights=fp32")
+    asked = evaluate(tiny_folder, "eval.tasks=[perplexity]", "model.dtype=float32")
+    served = evaluate(tiny_folder, "eval.tasks=[perplexity]")
+    summaries = [summary(result.stdout) for result in (exact, asked, served)]
+    assert summaries[1] == summaries[0]  # not measured again
+    assert len((tiny_folder.parent / "out" / "results.jsonl").read_text().splitlines()) == 10
+    for result, rows, precision in (
+        (exact, summaries[0], "float32"),
+        (served, summaries[2], "int8"),
+    ):
+        assert all(f"{precision} weights" in row["runner"] for row in rows)
+        title = " ".join(result.stdout.split("policy")[0].split())
+        assert f"{precision} weights" in title
+    pairs = zip(summaries[0], summaries[2], strict=True)
+    assert all(a["perplexity"] != pytest.approx(b["perplexity"], rel=1e-6) for a, b in pairs)
 
 
 def test_an_evaluation_that_was_cut_short_goes_on(tiny_folder: Path) -> None:
@@ -63,7 +77,7 @@ def test_an_evaluation_that_was_cut_short_goes_on(tiny_folder: Path) -> None:
     output.write_text(whole[: len(whole) - 20])  # killed while it wrote its last line
     again = evaluate(tiny_folder, "eval.tasks=[perplexity]")
     assert again.exit_code == 0, again.output
-    assert again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
+    assert summary(again.stdout) == summary(first.stdout)
 
 
 @pytest.mark.parametrize(

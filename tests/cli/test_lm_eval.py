@@ -1,16 +1,17 @@
-"""lm-evaluation-harness through our cache, beside its own Hugging Face model."""
+"""lm-evaluation-harness through our engine, against its own Hugging Face model."""
 
 from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-TEXT = "It was a bright cold day in April, and the clocks were striking thirteen. " * 4
+from tests.cli import terminal
+
+TEXT = terminal.TEXT * 4
 TASK = """\
 task: local_choice
 dataset_path: json
@@ -36,7 +37,7 @@ def _ours(folder: Path, **arguments: Any) -> Any:
     from llamahome.cli.lm_eval import register
 
     register()
-    return get_model("llamahome")(pretrained=str(folder), **arguments)
+    return get_model("llamahome")(pretrained=str(folder), **{"weights": "fp32", **arguments})
 
 
 def _theirs(folder: Path) -> Any:
@@ -58,13 +59,13 @@ def test_dense_scores_are_those_of_lm_evals_own_model(tiny_folder: Path, scored:
     assert [score for score, _ in own] == pytest.approx([s for s, _ in reference], abs=1e-3)
 
 
-def test_greedy_continuations_are_told_from_others(tiny_folder: Path) -> None:
+def test_greedy_continuations_are_marked(tiny_folder: Path) -> None:
     model = _ours(tiny_folder, policy="full")
     until = {"until": [], "max_gen_toks": 6}
     (said,) = model.generate_until([_instance("generate_until", TEXT[:60], until)])
     pairs = [(TEXT[:60], said), (TEXT[:60], " The end")]
     scores = model.loglikelihood([_instance("loglikelihood", *p) for p in pairs], disable_tqdm=True)
-    # A byte-level model may speak half a character, which no text can repeat.
+    # A byte-level model may generate half a character, which no text can repeat.
     assert [greedy for _, greedy in scores][1] is False
     assert scores[0][1] is ("\ufffd" not in said)
 
@@ -83,12 +84,22 @@ def test_answers_are_those_of_lm_evals_own_model(tiny_folder: Path) -> None:
     assert own == _theirs(tiny_folder).generate_until(asked, disable_tqdm=True)
 
 
-def test_a_small_budget_scores_otherwise(tiny_folder: Path, scored: list) -> None:
+def test_a_small_budget_changes_scores(tiny_folder: Path, scored: list) -> None:
     dense = _ours(tiny_folder, policy="full").loglikelihood(scored, disable_tqdm=True)
     small = _ours(tiny_folder, policy="h2o", budget=32, recent=16, interval=8)
     evicted = small.loglikelihood(scored, disable_tqdm=True)
     assert abs(evicted[0][0] - dense[0][0]) > 1e-2
     assert evicted[3][0] == pytest.approx(dense[3][0], abs=1e-4)  # nothing to evict
+
+
+def test_scores_are_by_default_those_of_what_serves(tiny_folder: Path, scored: list) -> None:
+    exact = _ours(tiny_folder, policy="full").loglikelihood(scored, disable_tqdm=True)
+    served = _ours(tiny_folder, policy="full", weights="auto")
+    scores = served.loglikelihood(scored, disable_tqdm=True)
+    assert [s for s, _ in scores] == pytest.approx([s for s, _ in exact], rel=0.05)
+    assert scores[0][0] != pytest.approx(exact[0][0], abs=1e-4)
+    same = _ours(tiny_folder, policy="full", weights="auto", dtype="float32")
+    assert same.loglikelihood(scored, disable_tqdm=True) == exact
 
 
 def test_what_cannot_fit_is_refused_by_name(tiny_folder: Path) -> None:
@@ -101,6 +112,8 @@ def test_what_cannot_fit_is_refused_by_name(tiny_folder: Path) -> None:
         model.generate_until([_instance("generate_until", "a", {"max_gen_toks": 30})])
     with pytest.raises(ConfigError, match="unknown budgett"):
         _ours(tiny_folder, budgett=3)
+    with pytest.raises(ConfigError, match=r"engine\.weights='int4' is not allowed"):
+        _ours(tiny_folder, weights="int4")
 
 
 def test_the_command_runs_a_task_of_a_local_file(tiny_folder: Path, tmp_path: Path) -> None:
@@ -112,8 +125,7 @@ def test_the_command_runs_a_task_of_a_local_file(tiny_folder: Path, tmp_path: Pa
     records.write_text("".join(json.dumps(doc) + "\n" for doc in docs))
     (tmp_path / "local_choice.yaml").write_text(TASK.format(file=records))
     policy = "policy=h2o,budget=32,recent=16,interval=8"
-    llamahome = Path(sys.executable).with_name("llamahome")
-    command = [str(llamahome), "lm_eval", "--tasks", "local_choice"]
+    command = [terminal.PROGRAM, "lm_eval", "--tasks", "local_choice"]
     command += ["--model_args", f"pretrained={tiny_folder},{policy}"]
     command += ["--include_path", str(tmp_path), "--output_path", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -63,7 +63,6 @@ RULES: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
     "eval.windows": ([0], [1], {}),
     "eval.depths": ([0], [1], {}),
     "eval.samples": ([0], [1], {}),
-    "eval.batch_size": ([0], [1], {}),
     "eval.seed": ([-1], [0], {}),
     "trainer.kl_weight": ([-1.0], [0.0, 2.0], {"trainer.method": "lora"}),
     "trainer.anneal_steps": ([-1, 200], [0, 199], {}),

@@ -41,7 +41,7 @@ def chat(*messages: Any) -> Record:
 
 
 def learned(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The text of each run of tokens that has labels."""
+    """Return the text of each run of tokens that has labels."""
     runs = groupby(row["labels"], key=lambda label: label != IGNORED)
     return [str(tokenizer.decode(list(run))) for is_learned, run in runs if is_learned]
 
@@ -55,7 +55,7 @@ def byte_tokenizer_with(template: str, *special: str) -> PreTrainedTokenizerFast
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = {"Hello": 256, "ĠHello": 257}
     vocab = {c: i for i, c in enumerate(alphabet)} | words
-    # Like Llama 3's: words in the vocabulary are taken whole, whatever the merges say.
+    # As in Llama 3, words in the vocabulary are tokens, even if no merge produces them.
     backend = Tokenizer(models.BPE(vocab=vocab, merges=[], ignore_merges=True))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -74,7 +74,7 @@ def llama_3() -> PreTrainedTokenizerFast:
     special = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
     tokenizer = byte_tokenizer_with(LLAMA_3, *special)
     bos = "<|begin_of_text|>"
-    # Llama 3's tokenizer puts one in front of any text, and its template has written one already.
+    # Llama 3's tokenizer adds one to any text, and its template has already written one.
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", special_tokens=[(bos, tokenizer.convert_tokens_to_ids(bos))]
     )

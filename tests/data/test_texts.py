@@ -1,4 +1,4 @@
-"""Plain text to rows."""
+"""Plain text as rows of tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Heads that retrieve are found, and what a pattern holds adds up."""
+"""The heads that retrieve, and the total of a pattern."""
 
 from __future__ import annotations
 
@@ -8,28 +8,21 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from llamahome.attention import build_policy
 from llamahome.config import ConfigError, PolicyConfig
-from llamahome.evaluation.calibrate import (
-    mass_curves,
-    probes,
-    propose,
-    retrieval_scores,
-    share_by_mass,
-)
-
-TEXT = "the quick brown fox jumps over the lazy dog " * 60
+from llamahome.evaluation.calibrate import probes, propose, retrieval_scores
+from tests.evaluation.cases import TEXT
 
 
-def test_a_code_is_told_once_and_repeated_at_the_end(
+def test_a_code_is_given_once_and_repeated_at_the_end(
     byte_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     for probe in probes(byte_tokenizer, TEXT, length=400, count=4, seed=3):
         assert len(probe.ids) == 400
-        told = str(byte_tokenizer.decode(probe.ids[probe.told]))
-        assert told.isdigit()
-        assert len(told) == 6
-        assert byte_tokenizer.decode(probe.ids).count(told) == 2
+        code = str(byte_tokenizer.decode(probe.ids[probe.given]))
+        assert code.isdigit()
+        assert len(code) == 6
+        assert byte_tokenizer.decode(probe.ids).count(code) == 2
         repeated = [int(i) + 1 for i in range(probe.answering.start, probe.answering.stop)]
-        assert byte_tokenizer.decode(probe.ids[repeated]) == told
+        assert byte_tokenizer.decode(probe.ids[repeated]) == code
         assert repeated[-1] == 399
 
 
@@ -43,7 +36,7 @@ def test_scores_are_the_models_own_attention(
         with torch.no_grad():
             attentions = tiny_llama(probe.ids[None], output_attentions=True).attentions
         layers = torch.stack([a[0] for a in attentions])  # (L, H, N, N)
-        received = layers[:, :, probe.answering, probe.told].sum(-1).mean(-1)  # (L, H)
+        received = layers[:, :, probe.answering, probe.given].sum(-1).mean(-1)  # (L, H)
         expected.append(received.view(2, 2, 2).amax(-1))
     seen: list[int] = []
     scores = retrieval_scores(tiny_llama, asked, on_probe=lambda: seen.append(1))
@@ -54,7 +47,7 @@ def test_scores_are_the_models_own_attention(
 def test_a_head_that_looks_at_what_it_repeats_comes_first(
     tiny_llama: LlamaForCausalLM, byte_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """Queries and keys of one head become the token's embedding, so equal tokens attract."""
+    """Make queries and keys of one head the token's embedding, so that equal tokens attract."""
     attention = tiny_llama.model.layers[1].self_attn
     for parameter in (*tiny_llama.model.layers[0].parameters(), *attention.parameters()):
         parameter.data *= 0.01
@@ -64,6 +57,13 @@ def test_a_head_that_looks_at_what_it_repeats_comes_first(
     attention.k_proj.weight.data[1 * 16 : 2 * 16] = same
     scores = retrieval_scores(tiny_llama, probes(byte_tokenizer, TEXT, length=120, count=3, seed=0))
     assert divmod(int(scores.argmax()), 2) == (1, 1)
+
+
+def test_a_length_that_a_probe_does_not_fit_is_refused(
+    byte_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    with pytest.raises(ConfigError, match="--length=64: a probe needs"):
+        probes(byte_tokenizer, TEXT, length=64, count=1, seed=0)
 
 
 @pytest.mark.parametrize("full_heads", [None, 0, 1, 3])
@@ -84,47 +84,3 @@ def test_a_pattern_takes_no_more_than_the_total(full_heads: int | None) -> None:
 def test_too_many_full_heads_are_refused(full_heads: int) -> None:
     with pytest.raises(ConfigError, match=rf"--full-heads={full_heads}: at 410 entries a head"):
         propose(torch.rand(6, 4), PolicyConfig(), total=410, context=2048, full_heads=full_heads)
-
-
-def test_curves_are_the_models_own_attention_sorted(tiny_llama: LlamaForCausalLM) -> None:
-    torch.manual_seed(1)
-    windows = torch.randint(3, 260, (2, 40))
-    tiny_llama.set_attn_implementation("eager")
-    expected = torch.zeros(2, 2, 40)
-    for ids in windows:
-        with torch.no_grad():
-            attentions = tiny_llama(ids[None], output_attentions=True).attentions
-        for layer, attention in enumerate(attentions):
-            mass = attention[0].view(2, 2, 40, 40).sum(1)  # over the query heads of a KV group
-            for query in range(20, 40):
-                free = mass[:, query].clone()
-                free[:, :3] = 0
-                free[:, query - 5 + 1 :] = 0
-                expected[layer] += free.sort(dim=-1, descending=True).values / 20 / 2
-    seen: list[int] = []
-    curves = mass_curves(tiny_llama, windows, sink=3, recent=5, on_window=lambda: seen.append(1))
-    torch.testing.assert_close(curves, expected)
-    assert len(seen) == 2
-
-
-def test_entries_go_to_the_heads_whose_mass_is_spread() -> None:
-    narrow, wide = torch.zeros(512), torch.zeros(512)
-    narrow[:8] = 0.1
-    wide[:400] = 0.01
-    policy = share_by_mass(torch.stack([narrow, wide])[None], PolicyConfig(), total=160)
-    narrower, wider = policy.pattern["L0H0"], policy.pattern["L0H1"]
-    assert narrower is not None
-    assert wider is not None
-    # Sinks and recent ones, and a fifth of the rest, in steps of 16.
-    assert narrower == 4 + 40 + 16
-    assert wider > 4 * narrower - 16
-    assert (narrower + wider) / 2 <= policy.budget == 160  # type: ignore[operator]
-
-
-@pytest.mark.parametrize("total", [24, 100, 300])
-def test_shares_never_add_up_to_more_than_the_total(total: int) -> None:
-    torch.manual_seed(0)
-    curves = torch.rand(3, 2, 512).sort(dim=-1, descending=True).values
-    policy = share_by_mass(curves, PolicyConfig(), total=total)
-    budgets = [policy.budget_of(layer, head, 3) or 0 for layer in range(3) for head in range(2)]
-    assert total - 16 <= sum(budgets) / 6 <= total

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from llamahome.config import DataConfig
+from llamahome.config import DataConfig, checkout
 from llamahome.data import IGNORED, DataError, Row, encode, read_records
-from train.data import REPOSITORY, batches, build_datasets, eval_batches, resolve_files
+from train.data import batches, build_datasets, eval_batches, resolve_files
 from train.recipes import groups_by_length, pack
 
+REPOSITORY = checkout()
 PAD = 999
 Batch = dict[str, Tensor]
 

@@ -78,16 +78,14 @@ class TextEngine:
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
         manager = manager or ModelManager()
-        loaded = load_model(model, device=_device(config.device), manager=manager)
+        loaded = load_model(model, device=torch_device(config.device), manager=manager)
         chosen = loaded.policy_for(policy).config
-        if config.weights == "auto" and model.dtype != "auto":
-            config = replace(config, weights="fp32")  # 8 bits are not what was asked for
         folders = {name: manager.resolve(source) for name, source in config.adapters.items()}
         return cls(
             attach_adapters(loaded.model, folders) if folders else loaded.model,
             loaded.tokenizer,
             chosen,
-            _within_context(config, loaded.model, chosen),
+            _within_context(config.for_model(model), loaded.model, chosen),
             model_name=model.name,
         )
 
@@ -228,7 +226,8 @@ def _to_embedding(delta: TokenDelta) -> TextDelta:
     )
 
 
-def _device(name: str) -> str:
+def torch_device(name: str) -> str:
+    """Return the device that `engine.device` names; `auto` is a GPU where there is one."""
     if name != "auto":
         return name
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,22 +1,20 @@
-"""How many questions a model answers right, reading and answering through the slots."""
+"""The share of questions that the engine answers right."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from llamahome.attention import HybridAttention, build_policy
-from llamahome.cache import Slots
-from llamahome.config import PolicyConfig
-from llamahome.evaluation.memory import KVBytes, kv_bytes
-from llamahome.evaluation.tasks.greedy import answer
+from llamahome.config import EngineConfig, PolicyConfig
+from llamahome.engine import SamplingParams, TextEngine
+from llamahome.evaluation.memory import KVBytes, answered_bytes
+from llamahome.evaluation.reading import answers, sized
 from llamahome.evaluation.tasks.retrieval import Question
 
-MAX_TOKENS = 24
+GREEDY = SamplingParams(max_tokens=24, temperature=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +22,9 @@ class Accuracy:
     """Right answers.
 
     Attributes:
-        right: of `asked` questions.
+        right: right answers to `asked` questions.
         by_depth: share of right answers at each depth.
-        kv: of the longest question.
+        kv: bytes of the longest question with its answer.
     """
 
     right: int
@@ -44,52 +42,32 @@ def accuracy(
     tokenizer: PreTrainedTokenizerFast,
     questions: Sequence[Question],
     policy: PolicyConfig,
+    engine: EngineConfig,
     *,
-    batch_size: int,
-    on_answer: Callable[[int], None] = lambda count: None,
+    on_answer: Callable[[], None] = lambda: None,
 ) -> Accuracy:
-    """Ask every question once, greedily; right is what holds the number, whole.
+    """Ask every question once, greedily; an answer is right if it holds the number, whole.
 
     Args:
-        batch_size: questions read at once.
-        on_answer: called with how many were answered, for a progress bar.
+        engine: the engine that answers.
+        on_answer: called after each answer, for a progress bar.
     """
-    HybridAttention.attach(model)
-    longest = max(len(question.prompt) for question in questions) + MAX_TOKENS
-    slots = Slots.for_model(model, build_policy(policy), num_slots=batch_size, max_length=longest)
-    marks: list[tuple[float, bool]] = []
-    kv = kv_bytes(slots)
-    for start in range(0, len(questions), batch_size):
-        batch = questions[start : start + batch_size]
-        said = answer(
-            model,
-            slots,
-            [question.prompt for question in batch],
-            max_tokens=MAX_TOKENS,
-            eos=_eos(model, tokenizer),
-        )
-        for row, (question, tokens) in enumerate(zip(batch, said, strict=True)):
-            marks.append(
-                (question.depth, _says(cast(str, tokenizer.decode(tokens)), question.expected))
-            )
-            kv = max(kv, kv_bytes(slots, row), key=lambda bytes_: bytes_.dense)
-        on_answer(len(batch))
+    longest = max(len(question.prompt) for question in questions) + GREEDY.max_tokens
+    answering = TextEngine(model, tokenizer, policy, sized(engine, longest))
+    given = answers(answering, [(question.prompt, GREEDY) for question in questions], on_answer)
+    marks = [
+        (question.depth, question.expected in re.findall(r"\d+", text))
+        for question, (text, _) in zip(questions, given, strict=True)
+    ]
     return Accuracy(
-        right=sum(right for _, right in marks), asked=len(marks), by_depth=_by_depth(marks), kv=kv
+        right=sum(right for _, right in marks),
+        asked=len(marks),
+        by_depth=_by_depth(marks),
+        kv=max((answered_bytes(usage) for _, usage in given), key=lambda kv: kv.dense),
     )
-
-
-def _says(text: str, number: str) -> bool:
-    return number in re.findall(r"\d+", text)
 
 
 def _by_depth(marks: list[tuple[float, bool]]) -> dict[float, float]:
     depths = sorted({depth for depth, _ in marks})
     of_depth = {d: [right for depth, right in marks if depth == d] for d in depths}
     return {depth: sum(own) / len(own) for depth, own in of_depth.items()}
-
-
-def _eos(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Collection[int]:
-    eos = model.generation_config.eos_token_id
-    ids = [eos] if isinstance(eos, int) else list(eos or [])
-    return {*ids, *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])}

@@ -1,6 +1,6 @@
 """Perplexity of a text, and how far a policy is from dense attention, token by token.
 
-The text is teacher-forced through the slots that serve. Axes: N tokens, V vocabulary.
+The text is teacher-forced through the runners that serve.
 """
 
 from __future__ import annotations
@@ -11,26 +11,23 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from llamahome.attention import HybridAttention, build_policy
-from llamahome.cache import Slots
-from llamahome.config import PolicyConfig
-from llamahome.evaluation.memory import KVBytes, kv_bytes
-
-BLOCK = 256
+from llamahome.config import EngineConfig, PolicyConfig
+from llamahome.engine.runners.contract import Runner
+from llamahome.evaluation.memory import KVBytes, read_bytes
+from llamahome.evaluation.reading import BLOCK, log_probs, open_runner
 
 
 @dataclass(frozen=True, kw_only=True)
 class Perplexity:
-    """What a text is to a model under one policy.
+    """Figures of a text under one policy.
 
     Attributes:
         nll: per window, mean negative log likelihood of its tokens in nats.
         kl: per window, mean KL(dense || policy) of the next-token distributions in nats.
-        tokens: predicted, in all windows.
-        kv: of one window.
+        tokens: predicted tokens in all windows.
+        kv: bytes of one window.
     """
 
     nll: list[float]
@@ -46,21 +43,24 @@ class Perplexity:
 
 def perplexity(
     model: PreTrainedModel,
-    ids: Tensor,
+    ids: Sequence[int],
     policies: Sequence[PolicyConfig],
+    engine: EngineConfig,
     *,
     window: int,
     on_window: Callable[[], None] = lambda: None,
 ) -> list[Perplexity]:
-    """Perplexity and KL to dense of several policies, over consecutive windows of a text.
+    """Return perplexity and KL to dense of several policies, over consecutive windows of a text.
 
-    Dense attention runs once for all of them, so measuring policies together is cheaper.
+    Dense attention runs once for all of them, so measuring policies together is cheaper. Each has
+    a runner of its own, so the C++ kernels' weights are copied for each.
 
     Args:
-        ids: (N,) token ids, at least one window.
+        ids: token ids, at least one window.
         policies: one result each; `full` among them is dense attention itself.
+        engine: the engine whose runner is measured.
         window: tokens per window; each starts from an empty cache.
-        on_window: called after each, for a progress bar.
+        on_window: called after each window, for a progress bar.
 
     Raises:
         ValueError: for a text shorter than a window.
@@ -68,82 +68,38 @@ def perplexity(
     count = len(ids) // window
     if count == 0 or window < 2:
         raise ValueError(f"the text has {len(ids)} tokens; a window of {window} does not fit")
-    HybridAttention.attach(model)
-    dense = PolicyConfig(name="full", budget=None)
-    slots = [
-        Slots.for_model(model, build_policy(p), num_slots=1, max_length=window)
-        for p in (dense, *policies)
+    runners = [
+        open_runner(model, policy, engine, max_length=window)
+        for policy in (PolicyConfig.dense(), *policies)
     ]
     windows = []
     for start in range(0, count * window, window):
-        windows.append(_measure(model, ids[start : start + window].to(model.device), slots))
+        windows.append(_measure(ids[start : start + window], runners))
         on_window()
     return [
         Perplexity(
             nll=[measured[i][0] for measured in windows],
             kl=[measured[i][1] for measured in windows],
             tokens=count * (window - 1),
-            kv=kv_bytes(own),
+            kv=read_bytes(runner.slots),
         )
-        for i, own in enumerate(slots[1:])
+        for i, runner in enumerate(runners[1:])
     ]
 
 
-def _measure(model: PreTrainedModel, ids: Tensor, slots: list[Slots]) -> list[tuple[float, float]]:
-    """Mean NLL and KL of one window under each of `slots[1:]`; `slots[0]` are dense."""
-    dense, *others = slots
-    for own in slots:
-        own.reset(0)
+def _measure(ids: Sequence[int], runners: list[Runner]) -> list[tuple[float, float]]:
+    """Return mean NLL and KL of one window for each of `runners[1:]`; `runners[0]` is dense."""
+    dense, *others = runners
+    for runner in runners:
+        runner.slots.reset(0)
     sums = torch.zeros(len(others), 2, dtype=torch.float64)
-    # Block by block side by side, so that no more logits are held than those of two blocks.
+    # All runners read a block before the next, so that no more logits are held than two blocks'.
     for start in range(0, len(ids) - 1, BLOCK):
         block = ids[start : min(start + BLOCK, len(ids) - 1)]
-        targets = ids[start + 1 : start + len(block) + 1]
-        sure = log_probs(model, block, dense)
-        for total, own in zip(sums, others, strict=True):
-            said = log_probs(model, block, own)
-            total[0] += F.nll_loss(said, targets, reduction="sum").double().cpu()
-            total[1] += F.kl_div(said, sure, reduction="sum", log_target=True).double().cpu()
+        reference = log_probs(dense, block)
+        targets = torch.tensor(ids[start + 1 : start + len(block) + 1], device=reference.device)
+        for total, runner in zip(sums, others, strict=True):
+            own = log_probs(runner, block)
+            total[0] += F.nll_loss(own, targets, reduction="sum").double().cpu()
+            total[1] += F.kl_div(own, reference, reduction="sum", log_target=True).double().cpu()
     return [(float(nll), float(kl)) for nll, kl in sums / (len(ids) - 1)]
-
-
-@torch.inference_mode()
-def log_probs(model: PreTrainedModel, ids: Tensor, slots: Slots) -> Tensor:
-    """Log probabilities (N, V) in float32 after each of `ids` (N,), which continue slot 0."""
-    parts = []
-    at = 0
-    while at < len(ids):
-        count = min(slots.room(0), len(ids) - at)
-        step = slots.begin([0], [count])
-        logits = model(
-            input_ids=ids[None, at : at + count],
-            position_ids=step.position_ids,
-            use_cache=False,
-            hybrid=step,
-        ).logits[0]
-        slots.commit(step)
-        parts.append(F.log_softmax(logits.float(), dim=-1))
-        at += count
-    return torch.cat(parts)
-
-
-def continuation_score(
-    model: PreTrainedModel, slots: Slots, context: list[int], continuation: list[int]
-) -> tuple[float, bool]:
-    """Log probability in nats of `continuation` after `context`, and whether greedy says the same.
-
-    Both are read through slot 0, which starts from nothing; neither is empty.
-    """
-    slots.reset(0)
-    ids = torch.tensor([*context, *continuation[:-1]], device=model.device)
-    targets = torch.tensor(continuation, device=model.device)
-    first = len(context) - 1
-    total, greedy = 0.0, True
-    for start in range(0, len(ids), BLOCK):
-        said = log_probs(model, ids[start : start + BLOCK], slots)
-        # What is said at `first` is about targets[0].
-        asked = targets[max(0, start - first) : max(0, start - first + len(said))]
-        own = said[len(said) - len(asked) :]
-        total += float(own.gather(1, asked[:, None]).sum(dtype=torch.float64))
-        greedy = greedy and bool((own.argmax(dim=-1) == asked).all())
-    return total, greedy

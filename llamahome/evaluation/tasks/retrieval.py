@@ -1,4 +1,4 @@
-"""Prompts whose answer was said once, long before: needles in a text, and lists of keys.
+"""Prompts whose answer is given once, far from the end: needles in a text, and lists of keys.
 
 Kamradt 2023, "Needle In A Haystack", github.com/gkamradt/LLMTest_NeedleInAHaystack; Liu et al.
 2023, "Lost in the Middle", arXiv 2307.03172, section 3 (key-value retrieval). Everything is drawn
@@ -18,68 +18,26 @@ from transformers import PreTrainedTokenizerFast
 from llamahome.config import ConfigError
 
 CITIES = [
-    "Paris",
-    "London",
-    "Berlin",
-    "Madrid",
-    "Rome",
-    "Vienna",
-    "Prague",
-    "Lisbon",
-    "Dublin",
-    "Oslo",
-    "Athens",
-    "Warsaw",
-    "Cairo",
-    "Tokyo",
-    "Delhi",
-    "Sydney",
-    "Toronto",
-    "Chicago",
-    "Boston",
-    "Lima",
-    "Nairobi",
-    "Seoul",
-    "Moscow",
-    "Havana",
-]
+    "Paris", "London", "Berlin", "Madrid", "Rome", "Vienna", "Prague", "Lisbon", "Dublin",
+    "Oslo", "Athens", "Warsaw", "Cairo", "Tokyo", "Delhi", "Sydney", "Toronto", "Chicago",
+    "Boston", "Lima", "Nairobi", "Seoul", "Moscow", "Havana",
+]  # fmt: skip
 OBJECTS = [
-    "apple",
-    "bridge",
-    "candle",
-    "desert",
-    "engine",
-    "forest",
-    "garden",
-    "hammer",
-    "island",
-    "jacket",
-    "kettle",
-    "ladder",
-    "mirror",
-    "needle",
-    "orange",
-    "pencil",
-    "quarry",
-    "river",
-    "saddle",
-    "temple",
-    "umbrella",
-    "violin",
-    "window",
-    "yellow",
-    "anchor",
-    "basket",
-    "copper",
-    "dragon",
-    "eagle",
-    "feather",
-]
+    "apple", "bridge", "candle", "desert", "engine", "forest", "garden", "hammer", "island",
+    "jacket", "kettle", "ladder", "mirror", "needle", "orange", "pencil", "quarry", "river",
+    "saddle", "temple", "umbrella", "violin", "window", "yellow", "anchor", "basket", "copper",
+    "dragon", "eagle", "feather",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A prompt, what must be in the answer, and where in the prompt it was told (0 to 1)."""
+    """A prompt and its answer.
+
+    Attributes:
+        expected: the number that a right answer holds.
+        depth: place of that number in the prompt, 0 (start) to 1 (end).
+    """
 
     prompt: list[int]
     expected: str
@@ -95,7 +53,16 @@ def needles(
     samples: int,
     seed: int,
 ) -> Iterator[Question]:
-    """A city's magic number, told once in a text of `length` tokens and asked for at its end."""
+    """Yield questions for a city's magic number, hidden in a text of up to `length` tokens.
+
+    Args:
+        depths: places of the needle, evenly from the text's start to its end.
+        samples: questions per place.
+        seed: seed of cities, numbers and pieces of `text`.
+
+    Raises:
+        ConfigError: for a length that the question or the text does not fit.
+    """
     haystack = _encode(tokenizer, text)
     for sample in range(samples):
         for place in range(depths):
@@ -125,7 +92,7 @@ def _needle_question(city: str, hidden: str) -> str:
 def recalls(
     tokenizer: PreTrainedTokenizerFast, *, length: int, depths: int, samples: int, seed: int
 ) -> Iterator[Question]:
-    """The number of one object, out of a list of objects and numbers of up to `length` tokens."""
+    """Yield questions for one object's number, in a list of objects of up to `length` tokens."""
     for sample in range(samples):
         for place in range(depths):
             draw = random.Random(f"{seed}:recall:{length}:{place}:{sample}")
@@ -140,7 +107,7 @@ def recalls(
 def _pairs(
     tokenizer: PreTrainedTokenizerFast, length: int, draw: random.Random
 ) -> list[tuple[str, str]]:
-    """As many objects with their numbers as a prompt of `length` tokens has room for."""
+    """Return as many objects with their numbers as a prompt of `length` tokens has room for."""
     names = [f"{a} {b}" for a in OBJECTS for b in OBJECTS if a != b]
     draw.shuffle(names)
     pairs = [(name, str(draw.randrange(100, 1000))) for name in names]
@@ -166,7 +133,7 @@ def _fill(
     draw: random.Random,
     ask: Callable[[str], str],
 ) -> list[int]:
-    """A prompt of at most `length` tokens: a piece of the haystack with the needle in it."""
+    """Return a prompt of at most `length` tokens: a piece of the haystack with the needle in it."""
     room = length - len(_chat(tokenizer, ask(needle)))
     if not 0 < room <= len(haystack):
         raise ConfigError(
@@ -184,7 +151,7 @@ def _fill(
 
 
 def _chat(tokenizer: PreTrainedTokenizerFast, content: str) -> list[int]:
-    """A question in the model's chat template, or plain where it has none."""
+    """Return a question in the model's chat template, or plain where it has none."""
     if tokenizer.chat_template is None:
         return _encode(tokenizer, f"{content}\nAnswer:")
     text = tokenizer.apply_chat_template(

@@ -1,59 +1,24 @@
-"""Questions, greedy answers against transformers' generate, and how they are counted."""
+"""Questions, and how answers to them are counted."""
 
 from __future__ import annotations
 
 import re
 
 import pytest
-import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from llamahome.attention import HybridAttention, build_policy
-from llamahome.cache import Slots
-from llamahome.config import ConfigError, PolicyConfig
+from llamahome.config import ConfigError, EngineConfig, PolicyConfig
+from llamahome.engine import TextEngine
 from llamahome.evaluation import Question, accuracy, needles, recalls
 from llamahome.evaluation.kept import kept_positions
-from llamahome.evaluation.tasks.greedy import answer
+from llamahome.evaluation.reading import answers, sized
+from llamahome.evaluation.tasks.accuracy import GREEDY
 from llamahome.evaluation.text import load_text
-
-FULL = PolicyConfig(name="full", budget=None, interval=16)
-TEXT = "the quick brown fox jumps over the lazy dog " * 60
-
-
-def prompts(*lengths: int) -> list[list[int]]:
-    draw = torch.Generator().manual_seed(5)
-    return [torch.randint(3, 256, (n,), generator=draw).tolist() for n in lengths]
-
-
-def test_answers_are_those_of_generate(tiny_llama: LlamaForCausalLM) -> None:
-    asked = prompts(37, 16, 50)
-    expected = [
-        tiny_llama.generate(  # type: ignore[misc]
-            torch.tensor([p]), max_new_tokens=12, do_sample=False, eos_token_id=[2]
-        )[0, len(p) :].tolist()
-        for p in asked
-    ]
-    HybridAttention.attach(tiny_llama)
-    slots = Slots.for_model(tiny_llama, build_policy(FULL), num_slots=3, max_length=80)
-    for _ in range(2):  # slots are clean for the next batch
-        said = answer(tiny_llama, slots, asked, max_tokens=12, eos={2})
-        assert said == [[t for t in row if t != 2] for row in expected]
-
-
-def test_an_end_of_sequence_ends_one_answer_alone(tiny_llama: LlamaForCausalLM) -> None:
-    asked = prompts(37, 16, 50)
-    HybridAttention.attach(tiny_llama)
-    slots = Slots.for_model(tiny_llama, build_policy(FULL), num_slots=3, max_length=80)
-    free = answer(tiny_llama, slots, asked, max_tokens=12, eos=())
-    stop = free[0][3]
-    ended = answer(tiny_llama, slots, asked, max_tokens=12, eos={stop})
-    for before, after in zip(free, ended, strict=True):
-        assert after == (before[: before.index(stop)] if stop in before else before)
-    assert len(ended[0]) <= 3
+from tests.evaluation.cases import EXACT, FULL, TEXT, random_ids
 
 
 @pytest.mark.parametrize("depths", [1, 4])
-def test_a_needle_lies_at_its_depth_and_the_prompt_fits(
+def test_a_needle_is_at_its_depth_and_the_prompt_fits(
     byte_tokenizer: PreTrainedTokenizerFast, depths: int
 ) -> None:
     asked = list(needles(byte_tokenizer, TEXT, length=600, depths=depths, samples=2, seed=1))
@@ -89,28 +54,44 @@ def test_a_prompt_too_short_for_its_question_is_refused(
 def test_a_right_answer_is_the_whole_number(
     tiny_llama: LlamaForCausalLM, byte_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """What the tiny model says is taken for the truth, whole, cut and missing."""
-    [prompt] = prompts(30)
-    HybridAttention.attach(tiny_llama)
-    slots = Slots.for_model(tiny_llama, build_policy(FULL), num_slots=1, max_length=80)
+    """Check numbers that the tiny model says, whole, and others, cut and missing."""
+    [prompt] = random_ids(30)
     steered = [*byte_tokenizer.encode("7" * 40)]
-    [said] = answer(tiny_llama, slots, [steered], max_tokens=24, eos={256})
-    numbers = re.findall(r"\d+", byte_tokenizer.decode(said))
+    engine = TextEngine(tiny_llama, byte_tokenizer, FULL, sized(EXACT, 80))
+    [(said, usage)] = answers(engine, [(steered, GREEDY)])
+    numbers = re.findall(r"\d+", said)
     questions = [
         Question(prompt=steered, expected=n, depth=d)
         for d, n in enumerate([*numbers, "987654321987"])
     ]
     questions.append(Question(prompt=prompt, expected="987654321987", depth=99.0))
-    result = accuracy(tiny_llama, byte_tokenizer, questions, FULL, batch_size=2)
+    result = accuracy(tiny_llama, byte_tokenizer, questions, FULL, EXACT)
     assert (result.right, result.asked) == (len(numbers), len(numbers) + 2)
     assert result.by_depth[99.0] == 0
-    assert result.kv.dense == slots.dense_nbytes(40 + 23)
+    # 2 layers, 2 KV heads, keys and values of 16 float32; the answer's last token is not read.
+    assert usage.completion_tokens == 24
+    assert result.kv.dense == result.kv.final == 2 * 2 * 2 * 16 * 4 * (40 + 23)
 
 
-def test_kept_positions_are_the_policys(tiny_llama: LlamaForCausalLM) -> None:
+def test_an_answers_kv_bytes_are_those_of_its_slot(
+    tiny_llama: LlamaForCausalLM, byte_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    policy = PolicyConfig(budget=24, sink=4, recent=16, interval=8)
+    [prompt] = random_ids(40)
+    question = Question(prompt=prompt, expected="1", depth=0.0)
+    result = accuracy(tiny_llama, byte_tokenizer, [question], policy, EXACT)
+    per_token = 2 * 2 * 2 * 16 * 4
+    read = result.kv.dense // per_token
+    assert 40 <= read <= 40 + 23
+    assert result.kv.final == per_token * (24 + read % 8)
+    assert result.kv.final < result.kv.peak < 2 * per_token * (24 + 8)
+
+
+@pytest.mark.parametrize("engine", [EXACT, EngineConfig(), EngineConfig(runner="torch")], ids=str)
+def test_kept_positions_are_the_policys(tiny_llama: LlamaForCausalLM, engine: EngineConfig) -> None:
     policy = PolicyConfig(name="window", budget=24, sink=4, recent=16, interval=8)
-    [ids] = prompts(44)
-    kept = kept_positions(tiny_llama, torch.tensor(ids), policy, layer_idx=1, head=1)
+    [ids] = random_ids(44)
+    kept = kept_positions(tiny_llama, ids, policy, engine, layer_idx=1, head=1)
     assert kept[3] == [*range(4), *range(12, 32)]
     assert kept[-1] == [*range(4), *range(20, 44)]
 
