@@ -22,8 +22,9 @@ from llamahome.models import (
     write_adapter_policy,
     write_checksums,
     write_policy,
+    write_policy_weights,
 )
-from train.model import model_to_train
+from train.model import POLICY_MODULE, model_to_train
 
 FOLDER = "model"
 
@@ -39,11 +40,18 @@ def export_model(
     weights = _trained_weights(engine)
     if dist.get_rank() != 0:
         return
+    of_policy = {
+        name.removeprefix(f"{POLICY_MODULE}."): weights.pop(name)
+        for name in list(weights)
+        if name.startswith(f"{POLICY_MODULE}.")
+    }
     with _replaced(run_dir / FOLDER) as folder:
         if root.trainer.method == "lora":
             _write_adapter(engine.module, weights, root, folder)
         else:
             _write_model(engine.module, weights, root, folder)
+        if of_policy:
+            write_policy_weights(folder, of_policy)
         tokenizer.save_pretrained(folder)
         write_checksums(folder)
 

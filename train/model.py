@@ -11,12 +11,13 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
-from llamahome.attention import HybridAttention
+from llamahome.attention import HybridAttention, Policy
 from llamahome.config import ModelConfig, TrainRoot
 from llamahome.models import load_model
 from train.lora import add_adapters
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+POLICY_MODULE = "kv_policy"
 
 
 def model_to_train(root: TrainRoot) -> ModelConfig:
@@ -26,8 +27,11 @@ def model_to_train(root: TrainRoot) -> ModelConfig:
 
 def prepare_model(
     root: TrainRoot, settings: dict[str, Any]
-) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+) -> tuple[PreTrainedModel | PeftModel, Policy, PreTrainedTokenizerBase]:
     """Load the model and make it ready to train; under ZeRO-3 a worker loads only its shards.
+
+    Weights of the policy, if it has any, are a submodule of the model, so that DeepSpeed shards,
+    reduces, optimises and checkpoints them with the others.
 
     Args:
         settings: DeepSpeed's config.
@@ -35,13 +39,16 @@ def prepare_model(
     trainer = root.trainer
     with _sharded_loading(settings):
         loaded = load_model(model_to_train(root))
-        model = loaded.model
-        HybridAttention.attach(model)
+        model: PreTrainedModel | PeftModel = loaded.model
+        HybridAttention.attach(loaded.model)
         if trainer.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         if trainer.method == "lora":
-            return add_adapters(model, trainer.lora, root.model.name), loaded.tokenizer
-        return model, loaded.tokenizer
+            model = add_adapters(loaded.model, trainer.lora, root.model.name)
+    policy = loaded.policy_for(root.policy, new_weights=True)
+    if policy.weights is not None:
+        model.add_module(POLICY_MODULE, policy.weights.requires_grad_(True))
+    return model, policy, loaded.tokenizer
 
 
 def bare_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:

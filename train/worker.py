@@ -16,7 +16,7 @@ from deepspeed import DeepSpeedEngine
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup, set_seed
 
-from llamahome.attention import HybridAttention, build_policy
+from llamahome.attention import HybridAttention
 from llamahome.config import TrainerConfig, TrainRoot
 from train import checkpoint, metrics
 from train.anneal import policy_at
@@ -40,9 +40,9 @@ def run_worker(config: dict[str, Any]) -> None:
         record_warnings(run_dir)
 
     settings = deepspeed_config(root.deepspeed, trainer)
-    model, tokenizer = prepare_model(root, settings)
+    model, policy, tokenizer = prepare_model(root, settings)
     engine = start_engine(model, trainer, settings)
-    policy, bare = build_policy(root.policy), bare_model(model)
+    bare = bare_model(model)
     attention = HybridAttention(policy, bare)
     objective = build_objective(trainer)
     progress = checkpoint.resume(engine, has_frozen)

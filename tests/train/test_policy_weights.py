@@ -1,0 +1,119 @@
+"""A policy with weights, from training to the folder that serves it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import deepspeed.ops
+import pytest
+import torch
+import torch.distributed as dist
+
+from llamahome.attention import HybridAttention
+from llamahome.config import DeepSpeedConfig, LoraConfig, ModelConfig, TrainRoot
+from llamahome.models import LoadedModel, load_model
+from train.data import batches, build_datasets
+from train.deepspeed_config import deepspeed_config
+from train.export import export_model
+from train.model import bare_model, prepare_model
+from train.objectives import cross_entropy
+from train.step import train_step
+from train.worker import start_engine
+
+# DeepSpeed runs in this process: torch warns of its own modules, and PEFT of a renamed base.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:The PEFT config:UserWarning"
+)
+
+CARRIED = replace(TrainRoot().policy, name="carried", budget=None)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A process group of one for the whole module, since DeepSpeed remembers its groups."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("DS_ACCELERATOR", "cpu"), ("RANK", "0"), ("WORLD_SIZE", "1")):
+            patch.setenv(name, value)
+        patch.setenv("LOCAL_RANK", "0")
+        patch.setitem(deepspeed.ops.__compatible_ops__, "deepspeed_shm_comm", False)
+        meet = tmp_path_factory.mktemp("group") / "meet"
+        dist.init_process_group("gloo", f"file://{meet}", rank=0, world_size=1)
+        yield
+        dist.destroy_process_group()
+
+
+def _train(root: TrainRoot, run_dir: Path, steps: int) -> tuple[list[float], LoadedModel]:
+    """Train for some steps and export; return the losses and the exported model."""
+    settings = deepspeed_config(root.deepspeed, root.trainer)
+    torch.manual_seed(0)
+    model, policy, tokenizer = prepare_model(root, settings)
+    engine = start_engine(model, root.trainer, settings)
+    attention = HybridAttention(policy, bare_model(model))
+    rows = build_datasets(root.data, tokenizer, root.trainer.seed).train
+    stream = batches(
+        rows,
+        data=root.data,
+        batch_size=root.trainer.batch_size,
+        rank=0,
+        world_size=1,
+        seed=0,
+        start_step=0,
+        pad_id=0,
+    )
+    losses = [
+        train_step(engine, [batch], attention, cross_entropy)[0]["loss"]
+        for batch in islice(stream, steps)
+    ]
+    run_dir.mkdir(parents=True, exist_ok=True)
+    export_model(engine, tokenizer, root, run_dir)
+    return losses, load_model(ModelConfig(name=str(run_dir / "model")))
+
+
+def _weight(loaded: LoadedModel) -> torch.Tensor:
+    assert loaded.policy is not None
+    assert loaded.policy.weights is not None
+    return loaded.policy.weights.state_dict()["weight"]
+
+
+@pytest.mark.parametrize("kind", ["full", "merged", "adapter", "zero3"])
+@pytest.mark.usefixtures("alone", "linear_policy")
+def test_weights_train_with_the_model_and_travel_with_it(
+    root: TrainRoot, tmp_path: Path, kind: str
+) -> None:
+    lora = kind in ("merged", "adapter")
+    root = replace(
+        root,
+        policy=replace(root.policy, name="linear"),
+        deepspeed=DeepSpeedConfig(zero_stage=3 if kind == "zero3" else 2),
+        trainer=replace(
+            root.trainer,
+            method="lora" if lora else "full",
+            export="adapter" if kind == "adapter" else "merged",
+            lora=LoraConfig(r=2),
+            warmup_steps=0,
+            num_workers=1,
+        ),
+    )
+    losses, loaded = _train(root, tmp_path / "run", steps=6)
+    assert losses[-1] < losses[0]
+    first = _weight(loaded)
+    assert first.shape == (2, 2, 16)
+    assert bool((first.abs().sum(dim=-1) > 0).all())  # every layer and head has learned something
+    # A second run goes on from these weights, under another budget.
+    again = replace(root, model=replace(root.model, name=str(loaded.path)))
+    again = replace(again, policy=replace(again.policy, budget=32))
+    _, continued = _train(again, tmp_path / "again", steps=1)
+    moved = (_weight(continued) - first).abs().max()
+    assert 0 < float(moved) < float(first.abs().max())
+    assert continued.policy_for(CARRIED).config.budget == 32
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_rule_leaves_no_weights_behind(root: TrainRoot, tmp_path: Path) -> None:
+    root = replace(root, trainer=replace(root.trainer, num_workers=1))
+    _, loaded = _train(root, tmp_path / "run", steps=1)
+    assert not (loaded.path / "policy.safetensors").exists()
+    assert loaded.policy_for(CARRIED).config == root.policy
