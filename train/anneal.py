@@ -22,7 +22,7 @@ def policy_at(
     if policy.budget is None:
         return policy
     if random.Random(f"{trainer.seed}:{step}:dense").random() < trainer.dense_share:
-        return PolicyConfig(name="full", budget=None, positions=policy.positions)
+        return PolicyConfig.dense(positions=policy.positions)
     factor = 1.0
     if step < trainer.anneal_steps:
         left = 1 - step / trainer.anneal_steps

@@ -39,7 +39,7 @@ def test_the_chunk_walk_without_eviction_is_dense_attention() -> None:
     """The walk itself runs here, not the shortcut for sequences without eviction."""
     query, key, value = qkv(30)
     walk = HybridAttention(build_policy(_config("h2o", budget=28)))
-    dense = HybridAttention(build_policy(PolicyConfig(name="full", budget=None)))
+    dense = HybridAttention(build_policy(PolicyConfig.dense()))
     assert walk.policy.evicts(33)
     assert not walk.policy.evicts(29)
     out = walk(*(torch.cat([x, x[:, :, :5]], dim=2) for x in (query, key, value)))
@@ -116,7 +116,7 @@ def test_a_carried_policy_cannot_be_built() -> None:
 
 def test_the_reference_without_eviction_is_plain_softmax_attention() -> None:
     query, key, value = qkv(20)
-    config = PolicyConfig(name="full", budget=None)
+    config = PolicyConfig.dense()
     out, _ = reference(query[0], key[0], value[0], config, lambda head, s: 0.0)
     expected = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, is_causal=True, enable_gqa=True

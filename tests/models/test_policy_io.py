@@ -18,7 +18,7 @@ from llamahome.models import (
 POLICIES = [
     PolicyConfig(name="h2o", budget=96, sink=2, recent=32, interval=16),
     PolicyConfig(name="random", budget=64, sink=1, recent=8, interval=4, seed=7),
-    PolicyConfig(name="full", budget=None),
+    PolicyConfig.dense(),
 ]
 
 

@@ -50,7 +50,7 @@ def _engine(runner: str) -> Engine:
         num_attention_heads=2,
         num_key_value_heads=1,
     )
-    policy = build_policy(PolicyConfig(name="full", budget=None))
+    policy = build_policy(PolicyConfig.dense())
     return Engine(
         LlamaForCausalLM(config).eval(),
         policy,

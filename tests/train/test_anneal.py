@@ -56,7 +56,7 @@ def test_small_draws_still_hold_what_is_protected(layers: str) -> None:
 
 
 def test_dense_stays_dense() -> None:
-    full = PolicyConfig(name="full", budget=None)
+    full = PolicyConfig.dense()
     assert policy_at(full, TrainerConfig(anneal_steps=4, budget_jitter=1.0), 3200, 0) is full
 
 

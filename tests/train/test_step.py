@@ -19,7 +19,7 @@ from train.objectives import cross_entropy
 from train.step import count_tokens, evaluate, gradient_scale, train_step
 
 REPOSITORY = Path(__file__).parents[2]
-FULL = HybridAttention(build_policy(PolicyConfig(name="full", budget=None)))
+FULL = HybridAttention(build_policy(PolicyConfig.dense()))
 BATCH = {
     "input_ids": torch.tensor([[1, 2, 3]]),
     "attention_mask": torch.ones(1, 3),

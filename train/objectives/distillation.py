@@ -15,7 +15,7 @@ from llamahome.data import IGNORED
 from train.data import Batch
 from train.objectives.predictions import predictions
 
-_DENSE = HybridAttention(build_policy(PolicyConfig(name="full", budget=None)))
+_DENSE = HybridAttention(build_policy(PolicyConfig.dense()))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from llamahome.config import PolicyConfig
 
 EVICTING = PolicyConfig(name="h2o", budget=16, sink=2, recent=8, interval=8)
-FULL = PolicyConfig(name="full", budget=None)
+FULL = PolicyConfig.dense()
 
 
 def batch(lengths: list[int], labelled: list[list[int]]) -> dict[str, torch.Tensor]:
