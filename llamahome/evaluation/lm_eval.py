@@ -154,7 +154,7 @@ class LlamaHomeLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
                 top_p=settings.get("top_p", 1.0),
                 stop=(until,) if isinstance(until, str) else tuple(until),
             )
-            room = self.max_length - params.max_tokens
+            room = self.max_length - settings["max_gen_toks"]
             if room < 1:
                 raise ConfigError(
                     f"max_length={self.max_length}: a task asks for up to {params.max_tokens} "
