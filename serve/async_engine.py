@@ -147,7 +147,7 @@ class AsyncEngine:
         self._thread.join(STOP_TIMEOUT_S)
 
     def _run(self) -> None:
-        """Step the engine until it is closed; an error of the engine ends the thread."""
+        """Step the engine until it is closed; `threading.excepthook` shows an error that ends it."""
         try:
             while self._obey():
                 deltas = self._engine.step()
@@ -159,7 +159,7 @@ class AsyncEngine:
             self._fail_all(sys.exception())
 
     def _obey(self) -> bool:
-        """Carry out waiting commands, or wait for one while idle; return False to end the thread."""
+        """Carry out waiting commands, or wait for one while idle; return False to end."""
         while not self._commands.empty() or not self._engine.has_work:
             command = self._commands.get()
             match command:
