@@ -147,7 +147,7 @@ class AsyncEngine:
         self._thread.join(STOP_TIMEOUT_S)
 
     def _run(self) -> None:
-        """Step the engine until it is closed; `threading.excepthook` shows an error that ends it."""
+        """Step the engine until it is closed; `threading.excepthook` shows a fatal error."""
         try:
             while self._obey():
                 deltas = self._engine.step()

@@ -342,8 +342,8 @@ def test_no_max_tokens_fills_the_context(tiny_llama: LlamaForCausalLM, runner: s
     engine = _engine(tiny_llama, runner, max_length=64)
     assert len(_generate(engine, tokens_of(40), max_tokens=None)) == 24
     for prompt, field in ((64, "prompt"), (60, "min_tokens")):
+        params = SamplingParams(max_tokens=None, min_tokens=1 if prompt == 64 else 5)
         with pytest.raises(RequestError) as refused:
-            params = SamplingParams(max_tokens=None, min_tokens=1 if prompt == 64 else 5)
             engine.submit("one", tokens_of(prompt), params)
         assert refused.value.field == field
 
