@@ -1,4 +1,4 @@
-"""What a request asks for, what it used, and how it can be refused."""
+"""The plain values that an engine and its clients share; standard library only, so no torch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-# Dividing by less than this tells two tokens apart no more than greedy does.
+# A lower temperature separates two logits no better than greedy decoding does.
 GREEDY_BELOW = 1e-5
 MAX_LOGPROBS = 20
+
+FinishReason = Literal["stop", "length", "error"]
+GrammarKind = Literal["json", "regex", "choice"]
 
 
 class EngineError(Exception):
@@ -16,7 +19,7 @@ class EngineError(Exception):
 
 
 class RequestError(EngineError):
-    """A request that cannot be run as asked; `field` and `value` say which part of it."""
+    """A request that cannot run as asked; `field` and `value` name the wrong part."""
 
     def __init__(self, field: str, value: object, message: str) -> None:
         super().__init__(f"{field}={value!r}: {message}")
@@ -30,16 +33,18 @@ class QueueFullError(EngineError):
 
 @dataclass(frozen=True)
 class Grammar:
-    """What an answer must look like.
+    """The form that an answer must have.
 
     Attributes:
         kind: `json` (text is a JSON schema; `{"type": "object"}` is any object), `regex`, or
             `choice` (text is a JSON list of the texts to choose from).
-        text: in the words of `kind`.
+        text: the grammar, in the syntax of `kind`.
+        source: the client's field that it came from, for error messages.
     """
 
-    kind: Literal["json", "regex", "choice"]
+    kind: GrammarKind
     text: str
+    source: str = "grammar"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +52,10 @@ class SamplingParams:
     """How tokens are chosen and when they end; names and meanings are vLLM's.
 
     Attributes:
-        max_tokens: generated at most; 0 is for `prompt_logprobs` alone.
-        min_tokens: generated before an end-of-sequence or stop token or a stop text may end it.
+        max_tokens: most tokens to generate; None fills the context; 0 is for `prompt_logprobs`
+            alone.
+        min_tokens: tokens to generate before an end-of-sequence or stop token or a stop text may
+            end the answer.
         temperature: 0 is greedy; otherwise logits are divided by it.
         top_p: sample from the smallest set of tokens whose probability reaches this
             (nucleus sampling, Holtzman et al. 2019, arXiv 1904.09751).
@@ -59,24 +66,27 @@ class SamplingParams:
             in the prompt or the answer (Keskar et al. 2019, arXiv 1909.05858).
         presence_penalty, frequency_penalty: subtracted from the logits of tokens of the answer,
             once, and once per occurrence.
-        logit_bias: token id to what is added to its logit, -100 to 100.
-        seed: of this request's own generator; None draws one.
+        logit_bias: token id to the number that is added to its logit, -100 to 100.
+        seed: seed of this request's own generator; None draws one.
         logprobs: log-probabilities of the chosen token and of this many of the likeliest, under
             the model alone: before temperature, penalties and grammar. None gives none.
         prompt_logprobs: the same for every token of the prompt.
-        echo: text that the answer begins with, the prompt's; with `prompt_logprobs` the prompt's
-            tokens are listed with it.
+        echo: the prompt's text, which the answer then begins with; with `prompt_logprobs` the
+            prompt's tokens are listed with it.
         stop: texts that end the answer; they are not part of it.
         stop_token_ids: tokens that end the answer as the end-of-sequence token does.
         ignore_eos: go on past the end-of-sequence token.
-        grammar: what the answer must look like.
-        protected: first tokens of the prompt that are never evicted, a system prompt say.
-        kv_budget, kv_policy: in place of the engine's own, up to what a slot holds.
+        grammar: the form that the answer must have.
+        protected: first tokens of the prompt that are never evicted, e.g. a system prompt.
+        kv_budget, kv_policy: used instead of the engine's own, up to what a slot holds.
         priority: lower runs first.
-        adapter: the LoRA adapter to answer with, by name; None is the model itself.
+        adapter: name of the LoRA adapter to answer with; None is the model itself.
+
+    Raises:
+        RequestError: for a value out of its range.
     """
 
-    max_tokens: int = 256
+    max_tokens: int | None = 256
     min_tokens: int = 0
     temperature: float = 0.0
     top_p: float = 1.0
@@ -101,9 +111,10 @@ class SamplingParams:
     adapter: str | None = None
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1 and (self.max_tokens < 0 or self.prompt_logprobs is None):
-            raise RequestError("max_tokens", self.max_tokens, "it must be at least 1")
-        self._between("min_tokens", 0, self.max_tokens)
+        if self.max_tokens is not None:
+            if self.max_tokens < 1 and (self.max_tokens < 0 or self.prompt_logprobs is None):
+                raise RequestError("max_tokens", self.max_tokens, "it must be at least 1")
+            self._between("min_tokens", 0, self.max_tokens)
         self._between("temperature", 0, 100)
         if not 0 < self.top_p <= 1:
             raise RequestError("top_p", self.top_p, "it must lie above 0 and at most at 1")
@@ -137,16 +148,43 @@ class SamplingParams:
         return self.temperature < GREEDY_BELOW
 
 
+@dataclass(frozen=True)
+class TopToken:
+    """An alternative to a chosen token; `data` is its bytes."""
+
+    data: bytes
+    logprob: float
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token with its log-probability under the model.
+
+    Attributes:
+        id: its number in the vocabulary.
+        data: its bytes; a character may be spread over several tokens.
+        offset: where in the text it begins, in characters.
+        logprob: None for the first token of a prompt, which nothing predicts.
+        top: the likeliest tokens in its place, the likeliest first.
+    """
+
+    id: int
+    data: bytes
+    offset: int
+    logprob: float | None
+    top: tuple[TopToken, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """What a finished request took.
+    """Resources that a request used.
 
     Attributes:
         prompt_tokens, completion_tokens: tokens in and out.
         kept_tokens, evicted_tokens: entries each KV head held at the end, and those it gave up.
         peak_tokens: entries each KV head held at most.
-        cached_tokens: of the prompt, those that a prefix snapshot brought.
-        kv_bytes: bytes of the slot it lived in.
+        cached_tokens: prompt tokens that came from a prefix snapshot.
+        kv_bytes: bytes of its slot.
         kv_bytes_dense: bytes its keys and values would take without eviction.
     """
 
@@ -158,3 +196,35 @@ class Usage:
     cached_tokens: int
     kv_bytes: int
     kv_bytes_dense: int
+
+
+@dataclass(kw_only=True)
+class EngineStats:
+    """Counters of an engine since its start, and what is in use now. Bytes are as allocated.
+
+    Attributes:
+        runner: how it computes: the C++ kernels, their instruction set and precisions, or torch.
+        drafted_tokens, accepted_tokens: draft tokens, and how many of them were accepted.
+        prefix_*: prefix snapshots: prompts that began from one or not, tokens they saved, bytes
+            in memory and in the folder.
+    """
+
+    slots: int
+    kv_bytes: int
+    runner: str = ""
+    slots_used: int = 0
+    queued: int = 0
+    steps: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    evicted_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    requests_finished: int = 0
+    requests_cancelled: int = 0
+    requests_failed: int = 0
+    prefix_hits: int = 0
+    prefix_misses: int = 0
+    prefix_hit_tokens: int = 0
+    prefix_bytes: int = 0
+    prefix_disk_bytes: int = 0

@@ -1,4 +1,4 @@
-"""`python -m serve key=value ...`: compose conf/serve.yaml, check it, serve until told to stop."""
+"""`python -m serve key=value ...`: compose conf/serve.yaml, check it, serve until stopped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llamahome.config import ConfigError, ServeRoot, explain_override, load_conf
 from llamahome.logs import configure_logging
 from serve.http.errors import EndpointError
 
-# The base of conf/serve.yaml: every key that a dataclass has can be overridden, and no other.
+# The base of conf/serve.yaml: only keys of the dataclasses can be overridden.
 ConfigStore.instance().store(name="serve_root", node=ServeRoot)
 
 EXAMPLE = """curl {url}/v1/chat/completions -H 'Content-Type: application/json' {key}\\
@@ -30,7 +30,7 @@ EXAMPLE = """curl {url}/v1/chat/completions -H 'Content-Type: application/json' 
 def serve(config: DictConfig) -> None:
     configure_logging("INFO")
     root = load_config(config, ServeRoot)
-    # Not before the config is checked: torch and Ray take seconds, a typo should not.
+    # Imported after the config is checked: torch and Ray take seconds, and a typo should not.
     from serve.ray.endpoint import running_endpoint
 
     with running_endpoint(root) as endpoint, _stop_signals() as stop:
@@ -47,7 +47,7 @@ def ready_text(url: str, model_id: str, *, with_key: bool) -> str:
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets; a second one interrupts the stopping."""
+    """Yield an event that Ctrl-C or SIGTERM sets; a second signal interrupts the stopping."""
     stop = threading.Event()
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in numbers}
@@ -67,7 +67,9 @@ def _stop_signals() -> Iterator[threading.Event]:
 
 
 def main() -> None:
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us instead of Hydra's printer
+    os.environ.setdefault(
+        "HYDRA_FULL_ERROR", "1"
+    )  # lets errors reach us instead of Hydra's printer
     try:
         serve()
     except ConfigError as error:

@@ -9,12 +9,12 @@ import struct
 import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from llamahome.engine import EngineError, EngineStats, SamplingParams, TextDelta, TokenText
-from serve.wire import Delta, Token, TopToken, Usage
+from llamahome.engine import EngineError, EngineStats, SamplingParams, TextDelta
+from serve.wire import Delta
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ STOP_TIMEOUT_S = 5.0
 
 
 class StepEngine(Protocol):
-    """What is asked of an engine; `llamahome.engine.TextEngine` is the one that is served."""
+    """The engine that `AsyncEngine` needs; `llamahome.engine.TextEngine` in service."""
 
     @property
     def max_length(self) -> int: ...
@@ -44,7 +44,7 @@ class StepEngine(Protocol):
 
 
 class AnswerError(EngineError):
-    """The engine could not go on with this one request."""
+    """The engine could not continue this one request."""
 
 
 class EngineStoppedError(EngineError):
@@ -53,7 +53,7 @@ class EngineStoppedError(EngineError):
 
 @dataclass(frozen=True)
 class _Inbox:
-    """Where one request's deltas go: a queue of the event loop that waits for them."""
+    """The destination of one request's deltas: a queue of the event loop that waits for them."""
 
     loop: asyncio.AbstractEventLoop
     queue: asyncio.Queue[TextDelta | EngineError]
@@ -79,13 +79,13 @@ class _Close:
 
 
 class AsyncEngine:
-    """Runs `engine` in a thread of its own; nothing else may touch it from now on."""
+    """An engine in a thread of its own, which alone may touch it from then on."""
 
     def __init__(self, engine: StepEngine) -> None:
         self._engine = engine
         self._commands: queue.SimpleQueue[_Submit | _Cancel | _Close] = queue.SimpleQueue()
         self._inboxes: dict[str, _Inbox] = {}
-        self._stats = replace(engine.stats())
+        self._stats = engine.stats()
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -95,19 +95,19 @@ class AsyncEngine:
         return not self._stopped
 
     def stats(self) -> EngineStats:
-        """As they were after the latest step."""
+        """Return the statistics as of the latest step."""
         return self._stats
 
     def generate(
         self, request_id: str, prompt: list[int], params: SamplingParams
     ) -> AsyncGenerator[Delta, None]:
-        """The answer to a prompt."""
+        """Yield the answer to a prompt."""
         return self._answer(request_id, partial(self._engine.submit, request_id, prompt, params))
 
     def embed(
         self, request_id: str, prompt: list[int], adapter: str | None
     ) -> AsyncGenerator[Delta, None]:
-        """The embedding of a prompt, in one delta."""
+        """Yield the embedding of a prompt, in one delta."""
         return self._answer(
             request_id,
             partial(self._engine.submit_embedding, request_id, prompt, adapter=adapter),
@@ -116,18 +116,18 @@ class AsyncEngine:
     async def _answer(
         self, request_id: str, submit: Callable[[], None]
     ) -> AsyncGenerator[Delta, None]:
-        """The answer as it grows; deltas that wait together come as one.
+        """Yield the answer as it grows; deltas that wait together are joined to one.
 
         Leaving early, by `aclose` or cancellation, frees the request's slot at once.
 
         Raises:
             RequestError, QueueFullError: as the engine's `submit` does.
             AnswerError: when the engine gives this request up.
-            EngineStoppedError: when the engine crashes, or has before.
+            EngineStoppedError: when the engine crashes or has crashed.
         """
         inbox = _Inbox(asyncio.get_running_loop(), asyncio.Queue())
         self._commands.put(_Submit(request_id, submit, inbox))
-        if self._stopped:  # asked after the put: a stopping thread answers what it still finds
+        if self._stopped:  # checked after the put: a stopping thread answers what is in the queue
             raise EngineStoppedError("the engine is not running")
         try:
             finished = False
@@ -147,11 +147,11 @@ class AsyncEngine:
         self._thread.join(STOP_TIMEOUT_S)
 
     def _run(self) -> None:
-        """The thread. An error of the engine ends it and is shown by `threading.excepthook`."""
+        """Step the engine until it is closed; `threading.excepthook` shows a fatal error."""
         try:
             while self._obey():
                 deltas = self._engine.step()
-                self._stats = replace(self._engine.stats())
+                self._stats = self._engine.stats()
                 for delta in deltas:
                     self._deliver(delta)
             self._engine.close()
@@ -159,7 +159,7 @@ class AsyncEngine:
             self._fail_all(sys.exception())
 
     def _obey(self) -> bool:
-        """Carry out the waiting commands, or wait for one while idle; False ends the thread."""
+        """Carry out waiting commands, or wait for one while idle; return False to end."""
         while not self._commands.empty() or not self._engine.has_work:
             command = self._commands.get()
             match command:
@@ -170,7 +170,7 @@ class AsyncEngine:
                     self._engine.cancel(request_id)
                 case _Close():
                     return False
-            self._stats = replace(self._engine.stats())
+            self._stats = self._engine.stats()
         return True
 
     def _submit(self, command: _Submit) -> None:
@@ -203,7 +203,7 @@ class AsyncEngine:
 async def _arrived(
     inbox: asyncio.Queue[TextDelta | EngineError],
 ) -> tuple[list[TextDelta], EngineError | None]:
-    """Wait for one event and take those that are there with it; an error is the last."""
+    """Wait for one event, and take those that have arrived with it; an error is the last."""
     events = [await inbox.get()]
     while not inbox.empty():
         events.append(inbox.get_nowait())
@@ -218,16 +218,11 @@ def _joined(deltas: list[TextDelta]) -> Delta:
     return Delta(
         text="".join(delta.text for delta in deltas),
         token_count=sum(delta.token_count for delta in deltas),
-        tokens=tuple(_token(token) for delta in deltas for token in delta.tokens),
+        tokens=tuple(token for delta in deltas for token in delta.tokens),
         embedding=None if last.embedding is None else _packed(last.embedding),
         finish_reason=last.finish_reason,
-        usage=None if last.usage is None else Usage(**asdict(last.usage)),
+        usage=last.usage,
     )
-
-
-def _token(token: TokenText) -> Token:
-    top = tuple(TopToken(other.data, other.logprob) for other in token.top)
-    return Token(token.data, token.offset, token.logprob, top)
 
 
 def _packed(embedding: Sequence[float]) -> bytes:

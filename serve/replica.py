@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from typing import ParamSpec, TypeVar
 
@@ -15,7 +16,6 @@ from jinja2 import TemplateError
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
 from llamahome.engine import (
     EngineError,
-    Grammar,
     QueueFullError,
     RequestError,
     SamplingParams,
@@ -41,7 +41,7 @@ EngineFactory = Callable[[ModelConfig, PolicyConfig, EngineConfig], StepEngine]
 
 
 class Replica:
-    """One engine, loaded when it is made."""
+    """One engine, loaded on construction."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Replica:
         logger.info("replica %s serves %s", name, model.name)
 
     async def process_input(self, request: Request) -> AsyncIterator[Reply]:
-        """One input through the engine: deltas of its answer, or the failure that ends it."""
+        """Yield the deltas of one input's answer, or the failure that ends it."""
         started = False
         try:
             async with aclosing(await self._answer(request)) as deltas:
@@ -79,7 +79,7 @@ class Replica:
         return self._async_engine.generate(request.request_id, prompt, params)
 
     async def _encode(self, request: GenerateRequest) -> tuple[list[int], int]:
-        """Token ids, and how many of the first ones stay for ever."""
+        """Return the token ids, and how many of the first ones are never evicted."""
         if request.messages is not None:
             try:
                 return await self._in_encoder(self._chat, request.messages)
@@ -104,33 +104,9 @@ class Replica:
     def _params(
         self, request: GenerateRequest, prompt: list[int], protected: int
     ) -> SamplingParams:
-        left = max(1, self._engine.max_length - len(prompt))
-        grammar = request.grammar
-        params = SamplingParams(
-            max_tokens=left if request.max_tokens is None else request.max_tokens,
-            min_tokens=request.min_tokens,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            top_k=request.top_k,
-            min_p=request.min_p,
-            repetition_penalty=request.repetition_penalty,
-            presence_penalty=request.presence_penalty,
-            frequency_penalty=request.frequency_penalty,
-            logit_bias=request.logit_bias,
-            seed=request.seed,
-            logprobs=request.logprobs,
-            prompt_logprobs=request.logprobs if request.echo else None,
-            echo=self._prompt_text(request, prompt) if request.echo else None,
-            stop=request.stop,
-            stop_token_ids=request.stop_token_ids,
-            ignore_eos=request.ignore_eos,
-            grammar=None if grammar is None else Grammar(grammar.kind, grammar.text),
-            protected=protected,
-            kv_budget=request.kv_budget,
-            kv_policy=request.kv_policy,
-            priority=request.priority,
-            adapter=request.adapter,
-        )
+        """Return the request's params with what only the tokenizer knows; prepare the engine."""
+        echo = self._prompt_text(request, prompt) if request.echo else None
+        params = replace(request.params, echo=echo, protected=protected)
         self._engine.prepare(params)
         return params
 
@@ -138,24 +114,14 @@ class Replica:
         return request.prompt if isinstance(request.prompt, str) else self._engine.decode(prompt)
 
     async def stats(self) -> ReplicaStats:
-        stats = self._async_engine.stats()
         return ReplicaStats(
             replica=self._name,
             running=self._async_engine.running,
-            slots=stats.slots,
-            slots_used=stats.slots_used,
-            queued=stats.queued,
-            kv_bytes=stats.kv_bytes,
-            drafted_tokens=stats.drafted_tokens,
-            accepted_tokens=stats.accepted_tokens,
-            prefix_hits=stats.prefix_hits,
-            prefix_misses=stats.prefix_misses,
-            prefix_hit_tokens=stats.prefix_hit_tokens,
-            prefix_bytes=stats.prefix_bytes,
+            engine=self._async_engine.stats(),
         )
 
     async def check_health(self) -> None:
-        """Serve replaces a replica that raises here."""
+        """Raise EngineStoppedError if the engine has stopped; Serve then replaces the replica."""
         if not self._async_engine.running:
             raise EngineStoppedError(f"the engine of {self._name} has stopped")
 
@@ -173,11 +139,11 @@ def _failure(error: EngineError, request: Request, started: bool) -> Failure:
 
 
 def _field(error: RequestError, request: Request) -> str:
-    """The client's name for the field that is wrong."""
+    """Return the client's name for the field that is wrong."""
     if isinstance(request, EmbedRequest):
         return "input" if error.field == "prompt" else error.field
     if error.field in ("prompt", "protected") and request.messages is not None:
         return "messages"
-    if error.field == "grammar" and request.grammar is not None:
-        return request.grammar.field
-    return "logprobs" if error.field == "prompt_logprobs" else error.field
+    if error.field == "grammar" and request.params.grammar is not None:
+        return request.params.grammar.source
+    return error.field

@@ -1,59 +1,33 @@
-"""What travels between the ingress and an engine replica: plain values, errors included.
+"""The messages between the ingress and an engine replica: plain values, errors included.
 
-Nothing here comes from the engine's floor, so that the ingress starts without torch.
+What a request is comes from `llamahome.requests`, so the ingress starts without torch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
-
-@dataclass(frozen=True)
-class Grammar:
-    """What an answer must look like; `field` is where the client asked for it."""
-
-    kind: Literal["json", "regex", "choice"]
-    text: str
-    field: str
+from llamahome.requests import EngineStats, SamplingParams, Token, Usage
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateRequest:
-    """One request for an engine; fields as in `llamahome.engine.SamplingParams`.
+    """One request for an answer.
 
     Attributes:
         request_id: made by the ingress, unique.
+        params: as the client asked; the replica adds the echoed text and the protected tokens.
         prompt: text or token ids of a completion; None for a chat.
-        messages: of a chat, as the chat template takes them.
-        max_tokens: None is whatever the context has left.
-        echo: whether the answer begins with the prompt, and its logprobs with the prompt's.
+        messages: a chat's, as the chat template takes them.
+        echo: whether the answer begins with the prompt.
     """
 
     request_id: str
+    params: SamplingParams
     prompt: str | list[int] | None = None
     messages: list[dict[str, str]] | None = None
-    max_tokens: int | None = None
-    min_tokens: int = 0
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: dict[int, float] = field(default_factory=dict)
-    seed: int | None = None
-    logprobs: int | None = None
     echo: bool = False
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-    grammar: Grammar | None = None
-    kv_budget: int | None = None
-    kv_policy: str | None = None
-    priority: int = 0
-    adapter: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,43 +43,11 @@ Request = GenerateRequest | EmbedRequest
 
 
 @dataclass(frozen=True, kw_only=True)
-class Usage:
-    """What a finished request took; fields as in `llamahome.engine.Usage`."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    kept_tokens: int
-    evicted_tokens: int
-    peak_tokens: int
-    cached_tokens: int
-    kv_bytes: int
-    kv_bytes_dense: int
-
-
-@dataclass(frozen=True)
-class TopToken:
-    """A token that might have been chosen."""
-
-    data: bytes
-    logprob: float
-
-
-@dataclass(frozen=True)
-class Token:
-    """A token with its log-probability; fields as in `llamahome.engine.TokenText`."""
-
-    data: bytes
-    offset: int
-    logprob: float | None
-    top: tuple[TopToken, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
 class Delta:
     """Text added to one answer. `finish_reason` and `usage` are set on the last.
 
-    `tokens` are those of the text, where log-probabilities are asked for. `embedding` is float32,
-    little-endian, of a text that was to be embedded.
+    `tokens` are the tokens of the text, where log-probabilities are asked for. `embedding` is the
+    result of an `EmbedRequest`: float32, little-endian.
     """
 
     text: str
@@ -118,9 +60,9 @@ class Delta:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Why a replica gives no (further) text.
+    """The reason why a replica gives no (further) text.
 
-    `invalid`: the request cannot be run; `full`: the queue is; `failed`: the engine broke on this
+    `invalid`: the request cannot run; `full`: the queue is; `failed`: the engine broke on this
     request; `unavailable`: it had broken before, and another replica may serve it.
     """
 
@@ -134,17 +76,8 @@ Reply = Delta | Failure
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicaStats:
-    """One engine replica: whether its engine runs, and what is in use."""
+    """The state of one engine replica: whether its engine runs, and the engine's own figures."""
 
     replica: str
     running: bool
-    slots: int
-    slots_used: int
-    queued: int
-    kv_bytes: int
-    drafted_tokens: int
-    accepted_tokens: int
-    prefix_hits: int
-    prefix_misses: int
-    prefix_hit_tokens: int
-    prefix_bytes: int
+    engine: EngineStats

@@ -1,15 +1,17 @@
 """The engine: requests in, tokens out, from slots of constant size."""
 
 from llamahome.engine.engine import Engine
-from llamahome.engine.outputs import EngineStats, TokenDelta
-from llamahome.engine.text.answer import TokenText, TopToken
+from llamahome.engine.request import TokenDelta
 from llamahome.engine.text.text_engine import TextDelta, TextEngine
 from llamahome.requests import (
     EngineError,
+    EngineStats,
     Grammar,
     QueueFullError,
     RequestError,
     SamplingParams,
+    Token,
+    TopToken,
     Usage,
 )
 
@@ -23,8 +25,8 @@ __all__ = [
     "SamplingParams",
     "TextDelta",
     "TextEngine",
+    "Token",
     "TokenDelta",
-    "TokenText",
     "TopToken",
     "Usage",
 ]

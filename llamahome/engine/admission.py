@@ -1,4 +1,4 @@
-"""Whether a request can be run as asked, and under which policy; what cannot is refused here."""
+"""Admission: requests that cannot run as asked are refused; the others get slots set up."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from dataclasses import replace
 from llamahome.attention import Policy, build_policy
 from llamahome.cache import Slots
 from llamahome.config import ConfigError, PolicyConfig
+from llamahome.engine.request import Request
 from llamahome.requests import RequestError, SamplingParams
 
-MAX_POLICIES = 256  # remembered; they are cheap to build again
+MAX_POLICIES = 256  # kept; they are cheap to build again
 
 
 class Admission:
-    """The door of an engine.
+    """Checks of requests against an engine's model and slots.
 
     Args:
-        slots: that requests will live in.
-        vocab_size: of the model.
+        slots: the slots that requests will get.
+        vocab_size: the model's; token ids are below it.
         adapters: names of the LoRA adapters there are.
     """
 
@@ -27,23 +28,38 @@ class Admission:
         self._adapters = adapters
         self._policies: dict[tuple[str, int | None], Policy] = {}
 
-    def check(self, prompt: list[int], params: SamplingParams) -> None:
-        """Raise RequestError for what is wrong with a request."""
+    def check(self, prompt: list[int], params: SamplingParams) -> SamplingParams:
+        """Return the params with `max_tokens` filled in.
+
+        Raises:
+            RequestError: for what is wrong with the request.
+        """
+        if params.max_tokens is None:
+            params = replace(params, max_tokens=max(1, self._slots.max_length - len(prompt)))
+        max_tokens = params.max_tokens or 0
         if not prompt:
             raise RequestError("prompt", "", "it must hold at least one token")
         self._check_ids(prompt, params)
-        self._check_length(len(prompt), params.max_tokens)
+        self._check_length(len(prompt), max_tokens)
         if params.adapter is not None and params.adapter not in self._adapters:
             known = ", ".join(self._adapters) or "none; name some in engine.adapters"
             raise RequestError("adapter", params.adapter, f"the adapters are: {known}")
-        self._check_policy(len(prompt) + params.max_tokens, params)
+        self._check_policy(len(prompt) + max_tokens, params)
+        return params
 
-    def policy(self, params: SamplingParams) -> Policy | None:
-        """Of a request that asks for one of its own; None is the engine's.
+    def reset(self, request: Request) -> None:
+        """Empty the slot that an admitted request was given, and set it to the request's policy."""
+        assert request.slot is not None
+        params = request.params
+        self._slots.reset(
+            request.slot,
+            sink=max(self._slots.policy.config.sink, params.protected),
+            policy=self._policy(params),
+            budget=params.kv_budget,
+        )
 
-        Raises:
-            RequestError: for what a slot has no room for.
-        """
+    def _policy(self, params: SamplingParams) -> Policy | None:
+        """Return the policy that a request asks for; None is the engine's."""
         if params.kv_policy is None and params.kv_budget is None:
             return None
         engine = self._slots.policy.config
@@ -54,10 +70,6 @@ class Admission:
                 self._policies.clear()
             self._policies[key] = self._build(name, params.kv_budget)
         return self._policies[key]
-
-    def sink(self, params: SamplingParams) -> int:
-        """First tokens of the request that are never evicted."""
-        return max(self._slots.policy.config.sink, params.protected)
 
     def _build(self, name: str, budget: int | None) -> Policy:
         engine = self._slots.policy.config
@@ -116,7 +128,7 @@ class Admission:
             )
 
     def _check_policy(self, length: int, params: SamplingParams) -> None:
-        policy = self.policy(params)
+        policy = self._policy(params)
         slots = self._slots
         held = [budget for budget in slots.budgets if budget is not None]
         if policy is not None and policy.scorer is None and held:

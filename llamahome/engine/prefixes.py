@@ -1,62 +1,71 @@
-"""Requests that begin alike begin from a snapshot, and leave theirs behind."""
+"""Prefix caching: requests begin from the snapshots that earlier ones with the same start left."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import asdict
 
-from llamahome.cache import Slots, SnapshotStats, SnapshotStore, chain, root_digest
-from llamahome.engine.scheduler import Request
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from llamahome.cache import SnapshotStats, SnapshotStore, chain, open_snapshots, root_digest
+from llamahome.config import EngineConfig
+from llamahome.engine.request import PrefixPath, Request
+from llamahome.engine.runners.contract import Runner
+from llamahome.models import fingerprint
 
 MAX_TAILS = 4_096
-
-
-@dataclass
-class _Path:
-    """Where a running request's tokens lie in the tree of prefixes."""
-
-    root: bytes
-    digests: list[bytes]
-    wanted: set[int] = field(default_factory=set)
 
 
 class PrefixCache:
     """A `SnapshotStore`, as the engine's requests use it.
 
     Snapshots are taken at chunk boundaries of prompts that are worth one, and where a request ends,
-    for the next turn of its chat; that one may lie within a chunk, and is found by how many tokens
-    it has beyond the boundary.
+    for the next turn of its chat. That end may be within a chunk; it is then found by the number of
+    tokens after the boundary.
 
     Args:
-        identity: of the model; whatever else changes what a prefix leaves behind comes from the
-            request.
+        store: None turns prefix caching off.
+        runner: its slots hold the requests; each runner has its own layout and rounding.
+        model: the fingerprint of its weights.
     """
 
-    def __init__(self, store: SnapshotStore, slots: Slots, identity: str) -> None:
+    def __init__(self, store: SnapshotStore | None, runner: Runner, model: str) -> None:
         self._store = store
-        self._slots = slots
-        self._identity = f"{identity} {slots.policy.config} {slots.dtype}"
-        self._interval = slots.policy.interval
-        self._paths: dict[str, _Path] = {}
+        self._slots = runner.slots
+        policy = self._slots.policy
+        self._identity = (runner.name, model, asdict(policy.config), str(self._slots.dtype))
+        self._interval = policy.interval
         self._tails: OrderedDict[bytes, int] = OrderedDict()
 
-    def start(self, request: Request, sink: int) -> int:
-        """Put the longest snapshot into the request's slot; returns the tokens it stands for."""
-        assert request.slot is not None
+    @classmethod
+    def open(
+        cls, config: EngineConfig, runner: Runner, model: PreTrainedModel | PeftModel
+    ) -> PrefixCache:
+        """Return the cache that `config` asks for; raises as `open_snapshots` does."""
+        store = open_snapshots(config)
+        return cls(store, runner, "" if store is None else fingerprint(model))
+
+    def start(self, request: Request) -> None:
+        """Put the longest snapshot of a request's prompt into its slot."""
         params = request.params
-        own = f"{params.adapter} {params.kv_policy} {params.kv_budget} {sink}"
-        root = root_digest(f"{self._identity} {own}")
+        # A request that reads every token of its prompt has to compute them all.
+        if self._store is None or params.prompt_logprobs is not None:
+            return
+        assert request.slot is not None
+        sink = self._slots.sinks[request.slot]
+        own = (params.adapter, params.kv_policy, params.kv_budget, sink)
+        root = root_digest(*self._identity, *own)
         usable = request.tokens[:-1]  # the last one is computed, for its logits
         digests = chain(root, usable, self._interval)
         found = self._store.longest(self._with_tails(root, digests, usable))
-        self._paths[request.request_id] = _Path(root, digests, self._store.wanted(digests))
-        if found is None:
-            return 0
-        self._slots.restore(request.slot, found[1])
-        return found[1].length
+        request.path = PrefixPath(root, digests, self._store.wanted(digests))
+        if found is not None:
+            self._slots.restore(request.slot, found[1])
+            request.restored = request.computed = found[1].length
 
     def _with_tails(self, root: bytes, digests: list[bytes], tokens: list[int]) -> list[bytes]:
-        """The chain, and between its links the ends of earlier requests that this one goes on."""
+        """Return the chain, with the ends of earlier requests that lead here between its links."""
         candidates: list[bytes] = []
         for index, digest in enumerate([root, *digests]):
             if index:
@@ -68,9 +77,9 @@ class PrefixCache:
         return candidates
 
     def note(self, request: Request) -> None:
-        """After a step: take the snapshots that are wanted where the request stands now."""
-        path = self._paths.get(request.request_id)
-        if path is None or not path.wanted or request.computed % self._interval:
+        """Take the snapshot that is wanted where a request stands after a step, if one is."""
+        path = request.path
+        if self._store is None or path is None or request.computed % self._interval:
             return
         index = request.computed // self._interval - 1
         if index in path.wanted and request.slot is not None:
@@ -79,9 +88,9 @@ class PrefixCache:
                 self._store.put(path.digests[index], self._slots.save(request.slot))
 
     def end(self, request: Request, *, keep: bool) -> None:
-        """A request is over; with `keep` its slot's state stays for who goes on from there."""
-        path = self._paths.pop(request.request_id, None)
-        if path is None or not keep or request.slot is None:
+        """Take a snapshot where a request ended, if `keep`, for requests that go on from there."""
+        path = request.path
+        if self._store is None or path is None or not keep or request.slot is None:
             return
         tokens = request.tokens[: request.computed]
         known = path.digests[: len(tokens) // self._interval]
@@ -101,7 +110,8 @@ class PrefixCache:
 
     def flush(self) -> None:
         """Write what memory holds to the folder, if there is one."""
-        self._store.flush()
+        if self._store is not None:
+            self._store.flush()
 
     def stats(self) -> SnapshotStats:
-        return self._store.stats()
+        return SnapshotStats() if self._store is None else self._store.stats()

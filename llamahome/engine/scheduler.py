@@ -1,4 +1,4 @@
-"""Which requests the next step runs, and how many tokens of each. No tensors here."""
+"""A scheduler: which requests a step runs, and how many tokens of each. No tensors here."""
 
 from __future__ import annotations
 
@@ -6,37 +6,16 @@ import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from llamahome.requests import QueueFullError, SamplingParams
+from llamahome.engine.request import Request
+from llamahome.requests import QueueFullError, RequestError
 
-# Due step and, to break ties first come first served, the number of the arrival.
+# Due step, and the number of the arrival, so that ties go first come first served.
 _Turn = tuple[int, int]
-
-
-@dataclass(eq=False)
-class Request:
-    """One request on its way: `tokens` is the prompt and, after it, what was generated."""
-
-    request_id: str
-    tokens: list[int]
-    prompt_length: int
-    params: SamplingParams
-    slot: int | None = None
-    computed: int = 0
-    restored: int = 0  # of those computed, tokens that a snapshot brought
-
-    @property
-    def generated(self) -> int:
-        return len(self.tokens) - self.prompt_length
-
-    @property
-    def prefilling(self) -> bool:
-        """Whether prompt tokens are left beyond the one that gives the next token."""
-        return len(self.tokens) - self.computed > 1
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Requests of one forward, by slot, each with how many of its tokens to compute."""
+    """Requests of one step, in the order of their slots, and how many tokens of each to compute."""
 
     requests: list[Request]
     tokens: list[int]
@@ -45,21 +24,21 @@ class Batch:
 class Scheduler:
     """Continuous batching over a fixed number of slots.
 
-    A request gets a slot as soon as one is free and keeps it to its end; how long it is does not
-    matter, for slots are of constant size. Each step has one token of every request that decodes,
-    and of those that still read their prompts up to `prefill_tokens` together: a chunk each, the
-    one first whose last chunk lies furthest back. So a long prompt delays decoding by no more than
+    A request gets a slot as soon as one is free and keeps it to its end. Its length does not
+    matter, since slots are of constant size. Each step computes one token of every request that
+    decodes, and up to `prefill_tokens` prompt tokens: a chunk of each prompt, beginning with the
+    one whose last chunk is the oldest. So a long prompt delays decoding by no more than
     `prefill_tokens` a step, and short prompts by no more than their turn.
 
-    Requests wait by priority, and age: one of priority `p` that arrives at step `t` is due at step
-    `t + p * ageing`, and who is due first goes first. Whatever comes later overtakes it only for
-    so long, and no queue needs sorting again, since all that wait age alike.
+    Waiting requests go by priority and age: one of priority `p` that arrives at step `t` is due at
+    step `t + p * ageing`, and the first due goes first. So later requests overtake it only for a
+    limited time. The queue never needs sorting again, since all that wait age at the same rate.
 
     Args:
         num_slots: requests that run at once.
         max_queued: requests that may wait beyond the free slots.
-        max_queued_tokens: prompt tokens that may wait; a longer prompt may, alone.
-        prefill_tokens: of prompts in one step.
+        max_queued_tokens: prompt tokens that may wait; a single longer prompt may, too.
+        prefill_tokens: most prompt tokens of one step.
         ageing: steps of waiting that make up for one level of priority.
     """
 
@@ -81,19 +60,21 @@ class Scheduler:
         self.waiting_tokens = 0
         self.running: dict[str, Request] = {}
         self._free = list(range(num_slots))
-        self._queue: list[tuple[_Turn, Request]] = []  # a heap; may hold some that left
+        self._queue: list[tuple[_Turn, Request]] = []  # a heap; it may hold some that left
         self._arrivals = 0
         self._steps = 0
         self._chunks = 0
-        self._last_chunk: dict[str, int] = {}  # of those that run: when, counted in chunks
 
     def add(self, request: Request) -> None:
         """Queue a request.
 
         Raises:
+            RequestError: for an id that is in use.
             QueueFullError: when `max_queued` requests or `max_queued_tokens` tokens wait already
                 and no slot is free.
         """
+        if self.find(request.request_id) is not None:
+            raise RequestError("request_id", request.request_id, "a request of this id is running")
         if len(self.waiting) >= len(self._free):
             self._check_limits(request)
         self.waiting[request.request_id] = request
@@ -120,7 +101,7 @@ class Scheduler:
         return self.running.get(request_id) or self.waiting.get(request_id)
 
     def admit(self) -> list[Request]:
-        """Give free slots, lowest first, to those who are due first; returns the newly admitted."""
+        """Give free slots, lowest first, to the requests that are due first; return those."""
         admitted = []
         while self.waiting and self._free:
             _, request = heapq.heappop(self._queue)
@@ -134,10 +115,10 @@ class Scheduler:
         return admitted
 
     def batch(self, room: Callable[[int], int]) -> Batch | None:
-        """The one forward of this step, or None when nobody runs.
+        """Return the batch of this step, or None when no request runs.
 
         Args:
-            room: how many tokens fit into a slot's current chunk, at least 1.
+            room: gives the tokens that fit into a slot's current chunk, at least 1.
         """
         self._steps += 1
         running = self.running.values()
@@ -145,7 +126,7 @@ class Scheduler:
         left = self.prefill_tokens
         for request in sorted(
             (request for request in running if request.prefilling),
-            key=lambda request: self._last_chunk[request.request_id],
+            key=lambda request: request.last_chunk,
         ):
             if left == 0:
                 break
@@ -153,8 +134,8 @@ class Scheduler:
             tokens[request] = min(wanted, room(_slot(request)), left)
             left -= tokens[request]
             self._mark_chunk(request)
-        rows = sorted(tokens, key=_slot)
-        return Batch(rows, [tokens[request] for request in rows]) if rows else None
+        requests = sorted(tokens, key=_slot)
+        return Batch(requests, [tokens[r] for r in requests]) if requests else None
 
     def remove(self, request: Request) -> None:
         """Forget a request, waiting or running, and free its slot if it has one."""
@@ -162,7 +143,6 @@ class Scheduler:
             self._leave_queue(request)
             return
         del self.running[request.request_id]
-        del self._last_chunk[request.request_id]
         heapq.heappush(self._free, request.slot)
         request.slot = None
 
@@ -177,7 +157,7 @@ class Scheduler:
 
     def _mark_chunk(self, request: Request) -> None:
         self._chunks += 1
-        self._last_chunk[request.request_id] = self._chunks
+        request.last_chunk = self._chunks
 
 
 def _slot(request: Request) -> int:

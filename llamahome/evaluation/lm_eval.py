@@ -156,16 +156,17 @@ class LlamaHomeLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
     def _prompt(self, context: str, asked: dict[str, Any]) -> tuple[list[int], SamplingParams]:
         settings = normalize_gen_kwargs(asked)
         until = settings.get("until") or []
+        limit: int = settings["max_gen_toks"]
         params = SamplingParams(
-            max_tokens=settings["max_gen_toks"],
+            max_tokens=limit,
             temperature=settings.get("temperature", 0.0),
             top_p=settings.get("top_p", 1.0),
             stop=(until,) if isinstance(until, str) else tuple(until),
         )
-        room = self.max_length - params.max_tokens
+        room = self.max_length - limit
         if room < 1:
             raise ConfigError(
-                f"max_length={self.max_length}: a task asks for up to {params.max_tokens} "
+                f"max_length={self.max_length}: a task asks for up to {limit} "
                 "tokens in addition to its prompt; raise it, or lower max_gen_toks"
             )
         return self.tok_encode(context)[-room:], params

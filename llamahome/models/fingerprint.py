@@ -12,10 +12,10 @@ from torch import nn
 
 @torch.no_grad()
 def fingerprint(model: nn.Module) -> str:
-    """A digest of every weight's name, shape and moments; adapters are weights like any other.
+    """Return a digest of every weight's name, shape and moments, adapters included.
 
-    Rotary frequencies and the scales of adapters count, too. Not a checksum: it tells models apart,
-    and is no proof against who wants two alike. Not covered: the epsilon of the norms.
+    Rotary frequencies and the scales of adapters count, too. It distinguishes models, but it is no
+    checksum: two different models can be made to share it. Not covered: the epsilon of the norms.
     """
     digest = blake2b(digest_size=16)
     for name, module in model.named_modules():

@@ -1,4 +1,4 @@
-"""The HTTP side: OpenAI's endpoints over a backend. Knows nothing of Ray."""
+"""OpenAI's HTTP endpoints over a backend. Knows nothing of Ray."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
+from llamahome.requests import RequestError
 from serve.http.choices import Answers, Indexed, merged
-from serve.http.errors import ApiError, invalid_body, timed_out
+from serve.http.errors import ApiError, invalid_body, invalid_request, timed_out
 from serve.http.guard import Guard
 from serve.http.metrics import Meter, ServeMetrics
 from serve.http.protocol import ChatRequest, CompletionRequest, EmbeddingRequest
@@ -37,7 +38,7 @@ ROUTES = (
     "/v1/embeddings",
     "/v1/models",
 )
-# Of one request; so that a long list of texts waits here and does not fill the engines' queues.
+# A long list of texts waits here, so that one request does not fill the engines' queues.
 EMBEDDED_AT_ONCE = 8
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
@@ -45,26 +46,27 @@ Body = TypeVar("Body", ChatRequest, CompletionRequest, EmbeddingRequest)
 
 
 class Backend(Protocol):
-    """What answers: engine replicas behind Ray Serve, or something small in tests."""
+    """The source of answers: engine replicas behind Ray Serve, or a stand-in in tests."""
 
     def stream(self, request: WireRequest) -> AsyncGenerator[Delta, None]:
-        """The answer as it grows. Raises ApiError, before the first delta or between two."""
+        """Yield the answer as it grows. Raise ApiError, before the first delta or between two."""
 
     async def replicas(self) -> Sequence[ReplicaStats]:
-        """Every replica that answers now."""
+        """Return the stats of every replica that answers now."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HttpSettings:
-    """What the HTTP side needs to know.
+    """Settings of the HTTP endpoints.
 
     Attributes:
-        model_id, created: of the model that is served; `created` in seconds since 1970.
-        adapters: names of its LoRA adapters, each a model to clients.
-        request_timeout_s: an answer that is not complete by then is ended.
+        model_id: the name of the served model.
+        created: its time, in seconds since 1970.
+        adapters: names of its LoRA adapters; each is a model to clients.
+        request_timeout_s: seconds after which an incomplete answer is ended.
         max_body_bytes: larger request bodies are refused.
         key: SHA-256 of the API key; None asks for none.
-        may_sleep: whether no replica at all is a healthy state, one being started on demand.
+        may_sleep: whether having no replica is healthy, since one is started on demand.
     """
 
     model_id: str
@@ -79,7 +81,7 @@ class HttpSettings:
 def build_app(
     backend: Backend, settings: HttpSettings, registry: CollectorRegistry | None = None
 ) -> ASGIApp:
-    """The whole HTTP application."""
+    """Build the whole HTTP application."""
     metrics = ServeMetrics(registry or CollectorRegistry())
     endpoints = Endpoints(backend, settings, metrics)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -94,6 +96,7 @@ def build_app(
     ):
         app.add_api_route(path, endpoint, methods=[method], response_model=None)
     app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(RequestError, _request_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(500, _server_error)
     guard = Guard(app, key=settings.key, max_body_bytes=settings.max_body_bytes)
@@ -101,7 +104,7 @@ def build_app(
 
 
 class Endpoints:
-    """One method per path."""
+    """The endpoints, one method per path."""
 
     def __init__(self, backend: Backend, settings: HttpSettings, metrics: ServeMetrics) -> None:
         self._backend = backend
@@ -181,7 +184,7 @@ class Endpoints:
                 async for index, delta in deltas:
                     answers.add(index, delta)
             return _json(form.whole(answers.whole(), answers.usage()))
-        first = await anext(deltas)  # before the 200, so that a refusal has its own status
+        first = await anext(deltas)  # before the 200, so that a refusal gets a status of its own
         return StreamingResponse(
             self._events(first, deltas, form, answers, body.include_usage),
             media_type="text/event-stream",
@@ -194,7 +197,7 @@ class Endpoints:
     async def _deltas(
         self, requests: Sequence[WireRequest], deadline: float
     ) -> AsyncGenerator[Indexed, None]:
-        """The backend's deltas, measured, until the last of each request or the deadline."""
+        """Yield and measure the backend's deltas, until each request's last one or the deadline."""
         meters = [self._metrics.answer() for _ in requests]
         streams = [self._backend.stream(request) for request in requests]
         unfinished = set(range(len(requests)))
@@ -238,7 +241,7 @@ class Endpoints:
 
 
 async def _parse(request: Request, kind: type[Body]) -> Body:
-    # Insisting on JSON also keeps web pages out: browsers ask first, and are not answered.
+    # JSON alone also keeps web pages out: browsers ask for permission first, and get no answer.
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise ApiError(415, "send the body as Content-Type: application/json")
@@ -257,8 +260,13 @@ async def _api_error(_request: Request, error: Exception) -> Response:
     return error.response()
 
 
+async def _request_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    return invalid_request(str(error), error.field).response()
+
+
 async def _http_error(_request: Request, error: Exception) -> Response:
-    """Of the router: 404 and 405."""
+    """Answer the router's 404 and 405."""
     assert isinstance(error, HTTPException)
     response = ApiError(error.status_code, error.detail).response()
     response.headers.update(error.headers or {})

@@ -1,4 +1,4 @@
-"""Several answers to one request: as one stream, and as one sum."""
+"""Several answers to one request: merged streams, and summed usage."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import fields, replace
 
-from serve.wire import Delta, Usage
+from llamahome.requests import Usage
+from serve.wire import Delta
 
 Indexed = tuple[int, Delta]
 
 
 async def merged(streams: Sequence[AsyncGenerator[Delta, None]]) -> AsyncGenerator[Indexed, None]:
-    """Deltas of all streams as they come, each with its stream's number.
+    """Yield the deltas of all streams as they come, each with its stream's number.
 
     The first error ends them all; so does closing this generator.
     """
@@ -54,8 +55,8 @@ class Answers:
     """All choices of one request.
 
     Args:
-        count: of choices.
-        per_prompt: how many of them, one after the other, answer the same prompt.
+        count: number of choices.
+        per_prompt: number of successive choices that answer the same prompt.
     """
 
     def __init__(self, count: int, per_prompt: int) -> None:
@@ -65,17 +66,17 @@ class Answers:
         self._usages: dict[int, Usage] = {}
 
     def note(self, index: int, delta: Delta) -> None:
-        """Take in what an answer took, not its text."""
+        """Take in the usage of an answer, not its text."""
         if delta.usage is not None:
             self._usages[index] = delta.usage
 
     def add(self, index: int, delta: Delta) -> None:
-        """Take in a delta of an answer that is wanted whole."""
+        """Take in a delta of an answer that is sent whole."""
         self.note(index, delta)
         self._parts[index].append(delta)
 
     def whole(self) -> list[Delta]:
-        """Each answer as one delta."""
+        """Return each answer as one delta."""
         return [
             replace(
                 parts[-1],
@@ -87,7 +88,7 @@ class Answers:
         ]
 
     def usage(self) -> Usage | None:
-        """What all took; a prompt counts once, however many answers it has."""
+        """Sum the usage of all answers; a prompt counts once, whatever its number of answers."""
         usages = [self._usages[index] for index in sorted(self._usages)]
         if not usages:
             return None

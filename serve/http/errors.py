@@ -1,4 +1,4 @@
-"""Errors as OpenAI's API words them, and the one of an endpoint that does not start."""
+"""Errors in the words of OpenAI's API, and the error of an endpoint that does not start."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class ApiError(Exception):
     """An answer other than 200.
 
     Attributes:
-        status: of HTTP.
+        status: HTTP status.
         param: the field that is wrong, if one is.
         code: a word that clients may look for.
-        retry_after_s: when to try again, where that makes sense.
+        retry_after_s: seconds until the client may try again, where that makes sense.
     """
 
     def __init__(
@@ -67,6 +67,10 @@ def _error_type(status: int) -> str:
     return "invalid_request_error" if status < 500 else "server_error"
 
 
+def invalid_request(message: str, field: str | None) -> ApiError:
+    return ApiError(400, message, param=field, code="invalid_value")
+
+
 def queue_full(message: str) -> ApiError:
     return ApiError(429, message, code="queue_full", retry_after_s=RETRY_AFTER_S)
 
@@ -89,7 +93,7 @@ def timed_out(seconds: float) -> ApiError:
 
 
 def invalid_body(error: ValidationError) -> ApiError:
-    """The first thing wrong with a request body; its value is left out, since it may be private."""
+    """Name the first error of a request body, without its value, which may be private."""
     first = error.errors(include_input=False, include_url=False)[0]
     param = ".".join(str(part) for part in first["loc"]) or None
     if first["type"] == "extra_forbidden":

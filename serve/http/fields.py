@@ -1,4 +1,4 @@
-"""Kinds of fields that request bodies are made of."""
+"""Field types that request bodies are made of."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 
 def only(*neutral: object) -> AfterValidator:
-    """Accept null and `neutral`; anything else asks for what does not exist here."""
+    """Accept null and `neutral`, and refuse every other value as not supported."""
 
     def check(value: object) -> object:
         # bool is an int in Python: compare kinds too, or `n: true` would pass for 1.

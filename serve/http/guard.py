@@ -1,7 +1,7 @@
-"""What every HTTP request passes before FastAPI: the key, the body's limits, a client that leaves.
+"""The guard in front of FastAPI: checks the key and the body's limits, and notices disconnects.
 
-Pure ASGI. Ray Serve's proxy limits none of these, and lets clients switch its own watch for
-disconnects off by a header (x-request-disconnect-disabled), so the watch is kept here.
+Pure ASGI. Ray Serve's proxy does none of these for sure: a client's header
+(x-request-disconnect-disabled) turns its own watch for disconnects off.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ OPEN_PATHS = ("/health",)
 
 
 def key_digest(api_key: str) -> bytes:
-    """What the ingress keeps of the key: enough to compare, not enough to send."""
+    """Return the SHA-256 of a key: the ingress can compare it, but not leak the key."""
     return hashlib.sha256(api_key.encode()).digest()
 
 
 class Guard:
-    """Lets a request through to `app` with its body read, or answers 401, 408 or 413.
+    """A gate that passes a request on to `app` with its body read, or answers 401, 408 or 413.
 
     Args:
-        app: the application behind.
+        app: the application behind the gate.
         key: SHA-256 of the API key; None asks for no key.
         max_body_bytes: larger bodies are refused, by Content-Length before they are read.
-        body_timeout_s: in which a body must have arrived.
+        body_timeout_s: seconds in which a body must arrive.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Guard:
             raise ApiError(401, "missing or wrong API key", code="invalid_api_key")
 
     async def _read_body(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The whole body, or None when the client left before it was complete."""
+        """Return the whole body, or None when the client left before it was complete."""
         length = Headers(scope=scope).get("content-length", "")
         if length.isdecimal() and int(length) > self.max_body_bytes:
             raise self._too_large()
@@ -99,7 +99,7 @@ class Guard:
     async def _until_disconnect(
         self, scope: Scope, body: bytes, receive: Receive, send: Send
     ) -> None:
-        """Run the application; cancel it as soon as the client is gone."""
+        """Run the application, and cancel it as soon as the client is gone."""
         gone = asyncio.create_task(_disconnect(receive))
         answer = asyncio.create_task(self._answer(scope, body, gone, send))
         try:

@@ -8,9 +8,9 @@ from openai.types.chat import ChatCompletionTokenLogprob
 from openai.types.chat.chat_completion_token_logprob import TopLogprob
 from openai.types.completion_choice import Logprobs
 
-from serve.wire import Token
+from llamahome.requests import Token
 
-# JSON knows no infinity; OpenAI's API says this for what is very unlikely.
+# JSON has no infinity; OpenAI's API gives this number for very unlikely tokens.
 LEAST = -9999.0
 
 
@@ -34,7 +34,7 @@ def chat_logprobs(tokens: Sequence[Token]) -> list[ChatCompletionTokenLogprob]:
 def completion_logprobs(tokens: Sequence[Token]) -> Logprobs | None:
     if not tokens:
         return None
-    # `construct`: an echoed prompt's first token has null, which the type does not foresee.
+    # `construct` does not validate: an echoed prompt's first token has null, against the type.
     return Logprobs.construct(
         text_offset=[token.offset for token in tokens],
         token_logprobs=[
@@ -46,7 +46,7 @@ def completion_logprobs(tokens: Sequence[Token]) -> Logprobs | None:
 
 
 def _top(token: Token) -> dict[str, float] | None:
-    """The likeliest tokens, and the chosen one, which need not be among them."""
+    """Return the likeliest tokens and the chosen one, which may not be among them."""
     if token.logprob is None:
         return None
     likeliest = {_text(top.data): _finite(top.logprob) for top in token.top}

@@ -1,4 +1,4 @@
-"""Prometheus metrics of one ingress, and of the replicas it can see."""
+"""Prometheus metrics of one ingress, and of the replicas it can reach."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TPOT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 class ServeMetrics:
     """All metrics, in a registry of their own.
 
-    Counters of tokens are what this ingress passed on; gauges of replicas are read when asked.
+    Token counters count what this ingress passed on; gauges of replicas are read on demand.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -72,21 +72,21 @@ class ServeMetrics:
         }
 
     def answer(self) -> AnswerMeter:
-        """Measures one answer, from now on."""
+        """Return a meter of one answer, which starts now."""
         return AnswerMeter(self)
 
     def render(self, replicas: Iterable[ReplicaStats]) -> bytes:
-        """Prometheus's text format."""
+        """Return all metrics in Prometheus's text format."""
         for gauge in self._replicas.values():
             gauge.clear()
         for replica in replicas:
             for name, gauge in self._replicas.items():
-                gauge.labels(replica.replica).set(getattr(replica, name))
+                gauge.labels(replica.replica).set(getattr(replica.engine, name))
         return generate_latest(self._registry)
 
 
 class AnswerMeter:
-    """Notes the deltas of one answer."""
+    """Times and token counts of one answer."""
 
     def __init__(self, metrics: ServeMetrics) -> None:
         self._metrics = metrics
@@ -108,7 +108,7 @@ class AnswerMeter:
 
 
 class Meter:
-    """ASGI: counts requests by path and status. Paths outside `known` count as one."""
+    """An ASGI counter of requests by path and status. Paths outside `known` count as one."""
 
     def __init__(self, app: ASGIApp, metrics: ServeMetrics, known: Iterable[str]) -> None:
         self.app = app

@@ -2,7 +2,7 @@
 
 Every field that OpenAI's own client sends is known here. A field whose feature does not exist here
 accepts only the values that do not ask for it, and any other is refused by name: nothing that a
-client asked for is dropped in silence. What OpenAI's API has no field for has vLLM's name.
+client asked for is dropped in silence. Fields beyond OpenAI's API have vLLM's names.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from llamahome.requests import SamplingParams
 from serve.http.fields import Absent, Empty, Off, Strict, only
 from serve.http.structured import JsonValue, ResponseFormat, StructuredOutputs, grammar_of
 from serve.wire import EmbedRequest, GenerateRequest
@@ -35,7 +36,7 @@ def _text(content: str | list[TextPart]) -> str:
 
 
 class Message(Strict):
-    """One message; what an answer of this API carries besides its text may come back as null."""
+    """One message of a chat; an answer of this API can be sent back as one, with its nulls."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
@@ -71,7 +72,7 @@ Stop = Annotated[
 
 
 class _Generation(Strict):
-    """What both endpoints take."""
+    """The fields that both endpoints share."""
 
     model: str
     max_tokens: int | None = None
@@ -113,10 +114,15 @@ class _Generation(Strict):
     def choices_per_prompt(self) -> int:
         return self.n or 1
 
-    def _request(self, request_id: str, adapter: str | None) -> GenerateRequest:
-        """All but the prompt, how long the answer may be, and logprobs."""
-        return GenerateRequest(
-            request_id=request_id,
+    def _params(
+        self,
+        adapter: str | None,
+        max_tokens: int | None,
+        logprobs: int | None,
+        prompt_logprobs: int | None = None,
+    ) -> SamplingParams:
+        return SamplingParams(
+            max_tokens=max_tokens,
             min_tokens=self.min_tokens,
             temperature=_or(self.temperature, 1.0),
             top_p=_or(self.top_p, 1.0),
@@ -127,6 +133,8 @@ class _Generation(Strict):
             frequency_penalty=_or(self.frequency_penalty, 0.0),
             logit_bias=self.logit_bias or {},
             seed=self.seed,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
             stop=tuple(self.stop),
             stop_token_ids=tuple(self.stop_token_ids or ()),
             ignore_eos=self.ignore_eos,
@@ -149,7 +157,10 @@ def _or(value: float | None, default: float) -> float:
 
 
 def _fan_out(requests: Sequence[GenerateRequest], count: int) -> list[GenerateRequest]:
-    """`count` requests in place of each, that differ by id and seed; one alone stays as it is."""
+    """Return `count` copies of each request, with ids and seeds of their own.
+
+    A single copy stays as it is.
+    """
     copies = [(request, i) for request in requests for i in range(count)]
     if len(copies) == 1:
         return list(requests)
@@ -157,10 +168,14 @@ def _fan_out(requests: Sequence[GenerateRequest], count: int) -> list[GenerateRe
         replace(
             request,
             request_id=f"{request.request_id}-{index}",
-            seed=None if request.seed is None else request.seed + i,
+            params=_with_seed(request.params, i),
         )
         for index, (request, i) in enumerate(copies)
     ]
+
+
+def _with_seed(params: SamplingParams, offset: int) -> SamplingParams:
+    return params if params.seed is None else replace(params, seed=params.seed + offset)
 
 
 class ChatRequest(_Generation):
@@ -201,21 +216,21 @@ class ChatRequest(_Generation):
     def generate_requests(
         self, request_id: str, adapter: str | None = None
     ) -> list[GenerateRequest]:
-        """One for each choice of the answer."""
+        """Return one request for each choice of the answer."""
         limit = self.max_tokens
         if self.max_completion_tokens is not None:
             limit = self.max_completion_tokens
-        request = replace(
-            self._request(request_id, adapter),
+        logprobs = (self.top_logprobs or 0) if self.logprobs else None
+        request = GenerateRequest(
+            request_id=request_id,
+            params=self._params(adapter, limit, logprobs),
             messages=[message.for_template() for message in self.messages],
-            max_tokens=limit,
-            logprobs=(self.top_logprobs or 0) if self.logprobs else None,
         )
         return _fan_out([request], self.choices_per_prompt)
 
 
 def _as_prompts(prompt: object) -> object:
-    """OpenAI takes a text, token ids, or a list of either."""
+    """Wrap a single prompt: OpenAI's API takes a text, token ids, or a list of either."""
     if not isinstance(prompt, list) or all(type(item) is int for item in prompt):
         return [prompt]
     return prompt
@@ -252,14 +267,16 @@ class CompletionRequest(_Generation):
     def generate_requests(
         self, request_id: str, adapter: str | None = None
     ) -> list[GenerateRequest]:
-        """One for each choice of the answer: those of the first prompt, of the second, ..."""
-        common = replace(
-            self._request(request_id, adapter),
-            max_tokens=COMPLETION_MAX_TOKENS if self.max_tokens is None else self.max_tokens,
-            logprobs=self.logprobs,
-            echo=bool(self.echo),
-        )
-        requests = [replace(common, prompt=prompt) for prompt in self.prompt]
+        """Return one request for each choice: those of the first prompt, of the second, ..."""
+        limit = COMPLETION_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+        scored = self.logprobs if self.echo else None
+        params = self._params(adapter, limit, self.logprobs, scored)
+        requests = [
+            GenerateRequest(
+                request_id=request_id, params=params, prompt=prompt, echo=bool(self.echo)
+            )
+            for prompt in self.prompt
+        ]
         return _fan_out(requests, self.choices_per_prompt)
 
 

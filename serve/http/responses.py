@@ -17,13 +17,14 @@ from openai.types.chat.chat_completion_chunk import Choice as ChunkChoice
 from openai.types.chat.chat_completion_chunk import ChoiceDelta
 from openai.types.chat.chat_completion_chunk import ChoiceLogprobs as ChunkLogprobs
 
+from llamahome.requests import Usage
 from serve.http.logprobs import chat_logprobs, completion_logprobs
-from serve.wire import Delta, Usage
+from serve.wire import Delta
 
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """What every part of one answer repeats."""
+    """The fields that every part of one answer repeats."""
 
     id: str
     created: int
@@ -48,7 +49,7 @@ class ChatFormat:
         )
 
     def opening(self, choices: int) -> list[BaseModel]:
-        """Chunks before the first text."""
+        """Return the chunks before the first text."""
         role = ChoiceDelta(role="assistant", content="")
         return [
             self._chunk(ChunkChoice(index=index, delta=role, finish_reason=None, logprobs=None))
@@ -56,7 +57,7 @@ class ChatFormat:
         ]
 
     def chunk(self, index: int, delta: Delta) -> BaseModel:
-        """A chunk of one choice's text; its last one has the finish reason."""
+        """Return a chunk of one choice's text; its last one has the finish reason."""
         content = chat_logprobs(delta.tokens)
         return self._chunk(
             ChunkChoice(
@@ -68,7 +69,7 @@ class ChatFormat:
         )
 
     def usage_chunk(self, usage: Usage) -> BaseModel:
-        """The chunk after the last, for clients that asked for usage."""
+        """Return the chunk after the last, for clients that asked for usage."""
         return ChatCompletionChunk(
             **self.head.fields(),
             object="chat.completion.chunk",
@@ -117,9 +118,9 @@ Format = ChatFormat | CompletionFormat
 
 
 def usage_of(usage: Usage | None) -> CompletionUsage | None:
-    """OpenAI's counts; `llamahome` adds what the KV budget kept, evicted and saved.
+    """Convert usage to OpenAI's counts; `llamahome` adds what the KV budget kept and evicted.
 
-    Tokens that a prefix snapshot brought are where OpenAI's API has them.
+    Tokens from a prefix snapshot are OpenAI's cached tokens.
     """
     if usage is None:
         return None
@@ -151,7 +152,7 @@ def _chat_choice(index: int, answer: Delta) -> ChatChoice:
 
 
 def _completion_choice(index: int, delta: Delta) -> CompletionChoice:
-    # `construct` does not validate: chunks have no reason yet, which the type does not foresee.
+    # `construct` does not validate: chunks have no finish reason yet, against the type.
     return CompletionChoice.construct(
         index=index,
         text=delta.text,
@@ -161,12 +162,12 @@ def _completion_choice(index: int, delta: Delta) -> CompletionChoice:
 
 
 def event(data: BaseModel) -> str:
-    """One server-sent event; null fields that were set stay, as clients expect `finish_reason`."""
+    """Encode a server-sent event; nulls that were set stay: clients expect `finish_reason`."""
     return f"data: {data.to_json(indent=None)}\n\n"
 
 
 def embeddings_of(deltas: Sequence[Delta], model: str, encoding: str) -> dict[str, Any]:
-    """POST /v1/embeddings; a plain dict, since OpenAI's type does not foresee base64."""
+    """Return the body of an answer of /v1/embeddings; OpenAI's own type has no base64."""
     tokens = sum(delta.usage.prompt_tokens for delta in deltas if delta.usage is not None)
     return {
         "object": "list",

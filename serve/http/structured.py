@@ -1,4 +1,4 @@
-"""The fields that say what an answer must look like: OpenAI's, and vLLM's."""
+"""Request fields for the form of an answer: OpenAI's, and vLLM's."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from llamahome.requests import Grammar
 from serve.http.errors import ApiError
 from serve.http.fields import Strict
-from serve.wire import Grammar
 
 ANY_OBJECT = '{"type": "object"}'
 
@@ -26,7 +26,7 @@ class JsonObjectFormat(Strict):
 
 
 class JsonSchema(Strict):
-    """A schema that is always kept to, `strict` or not."""
+    """A JSON schema; answers always keep to it, `strict` or not."""
 
     name: str
     description: str | None = None
@@ -61,7 +61,7 @@ def grammar_of(
     guided_regex: str | None,
     guided_choice: list[str] | None,
 ) -> Grammar | None:
-    """The one grammar that a request asks for.
+    """Return the one grammar that a request asks for.
 
     Raises:
         ApiError: when it asks for several.
@@ -75,7 +75,7 @@ def grammar_of(
     ]
     grammars = [grammar for grammar in found if grammar is not None]
     if len(grammars) > 1:
-        first, second = grammars[0].field, grammars[1].field
+        first, second = grammars[0].source, grammars[1].source
         raise ApiError(
             400,
             f"{second}: {first} already says what the answer must look like; send one of them",

@@ -17,11 +17,11 @@ from serve.ray.ingress import Api
 from serve.replica import Replica
 
 HEALTH_CHECK_PERIOD_S = 2.0
-# Answers under way get this long when a replica is scaled down, updated or stopped.
+# Time for unfinished answers when a replica is scaled down, updated or stopped.
 GRACEFUL_SHUTDOWN_S = 20.0
 # An access log would repeat request ids as clients choose them.
 LOGGING = LoggingConfig(enable_access_log=False)
-# The ingress only waits; what it lets in is limited behind it.
+# The ingress only waits; the replicas limit what it lets in.
 INGRESS_ONGOING = 10_000
 
 
@@ -33,19 +33,19 @@ class EngineReplica(Replica):
         super().__init__(model, policy, engine, name=name)
 
     def __del__(self) -> None:
-        """Serve calls this once the replica has answered its last request."""
+        """Close the engine; Serve calls this once the replica has answered its last request."""
         if hasattr(self, "_async_engine"):  # a load that failed leaves nothing to close
             self.close()
 
 
 def build_application(root: ServeRoot) -> Application:
-    """The application for `serve.run`; the model is loaded by the replicas."""
+    """Build the application for `serve.run`; the replicas load the model."""
     engines = serve.deployment(
         ray_actor_options={
             "num_cpus": root.serve.cpus_per_replica,
             "num_gpus": root.serve.gpus_per_replica,
         },
-        # Twice what an engine takes: so the engine refuses, and says why, not the router.
+        # Twice what an engine takes, so that the engine refuses, with a reason, and not the router.
         max_ongoing_requests=2 * (root.engine.slots + root.engine.max_queued),
         max_queued_requests=root.engine.max_queued,
         autoscaling_config=_autoscaling(root.serve),
@@ -89,7 +89,7 @@ def http_settings(root: ServeRoot) -> HttpSettings:
 
 
 def served_name(root: ServeRoot) -> str:
-    """What clients call the model: of a local folder its last part, so that no path leaks."""
+    """Return the clients' name for the model; a local folder gives its last part, not its path."""
     if root.serve.model_id is not None:
         return root.serve.model_id
     folder = Path(root.model.name)

@@ -1,4 +1,4 @@
-"""From the ingress to the engine replicas."""
+"""The ingress's way to the engine replicas."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ray.serve.exceptions import (
 )
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
-from serve.http.errors import ApiError, no_replica, queue_full
+from serve.http.errors import ApiError, invalid_request, no_replica, queue_full
 from serve.wire import Delta, Failure, ReplicaStats, Reply, Request
 
 logger = logging.getLogger(__name__)
 
-# A replica that has died is replaced in seconds; meanwhile the router may still pick it.
+# Serve replaces a dead replica within seconds; until then the router may still pick it.
 RETRY_PAUSES_S = (0.1, 0.5, 1.0, 2.0, 4.0)
 STATS_TIMEOUT_S = 2.0
 STATS_FRESH_S = 1.0
@@ -41,7 +41,7 @@ class ServeBackend:
         self._stats_lock = asyncio.Lock()
 
     async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
-        """The answer; a replica that dies before its first delta costs a retry, not the request."""
+        """Yield the answer; retry on another replica if one dies before its first delta."""
         for pause in (*self._retry_pauses_s, None):
             started = False
             replies = cast(
@@ -67,14 +67,14 @@ class ServeBackend:
                 logger.error("request %s failed in its replica", request.request_id, exc_info=error)
                 raise ApiError(500, "the engine replica failed", code="engine") from error
             finally:
-                # Also when the client forbade Serve to notice that it left. A call that found no
-                # replica raises its error once more here.
+                # Needed where a client's header turned Serve's own watch for disconnects off. A
+                # call that found no replica raises its error once more here.
                 with contextlib.suppress(RayError, RayServeException):
                     replies.cancel()  # type: ignore[no-untyped-call]
             await asyncio.sleep(pause)
 
     async def replicas(self) -> Sequence[ReplicaStats]:
-        """Every replica that answers within 2 s; asked at most once a second."""
+        """Return the stats of every replica that answers within 2 s; ask at most once a second."""
         async with self._stats_lock:
             now = asyncio.get_running_loop().time()
             if now >= self._stats_until:
@@ -93,7 +93,7 @@ class ServeBackend:
 
 
 class _Unavailable(Exception):
-    """A replica whose engine has stopped, and that Serve has not replaced yet."""
+    """A replica whose engine has stopped, before Serve replaces it."""
 
 
 def _delta(reply: Reply) -> Delta:
@@ -104,7 +104,7 @@ def _delta(reply: Reply) -> Delta:
 
 def _error(failure: Failure) -> Exception:
     if failure.kind == "invalid":
-        return ApiError(400, failure.message, param=failure.field, code="invalid_value")
+        return invalid_request(failure.message, failure.field)
     if failure.kind == "full":
         return queue_full(failure.message)
     if failure.kind == "failed":

@@ -1,4 +1,4 @@
-"""The endpoint on a Ray that is there: started, and everything that was started stopped."""
+"""The endpoint on Ray: starts what it needs, and stops what it started."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from serve.ray.application import LOGGING, build_application, served_name
 logger = logging.getLogger(__name__)
 
 APPLICATION = "llamahome"
-# The application ends late requests itself, in OpenAI's words; the proxy comes after it.
+# The application ends late requests first, with OpenAI's error; the proxy would come later.
 PROXY_TIMEOUT_MARGIN_S = 10.0
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """What clients need to know."""
+    """The address and model name that clients need."""
 
     url: str
     model_id: str
@@ -34,9 +34,9 @@ class Endpoint:
 
 @contextlib.contextmanager
 def running_endpoint(root: ServeRoot) -> Iterator[Endpoint]:
-    """Ray, the model's replicas and the HTTP ingress for the length of a `with` block.
+    """Run Ray, the model's replicas and the HTTP ingress for the length of a `with` block.
 
-    Entered once requests are answered.
+    The block is entered once requests are answered.
 
     Raises:
         ConfigError: when the port is taken, no Ray runs at `cluster.address`, or a local cluster
@@ -87,7 +87,7 @@ def _deploy(root: ServeRoot) -> None:
 
 
 def _stop(*, alone: bool) -> None:
-    """End the application; of a Serve that others may use, only what nobody uses."""
+    """End the application, and a shared Serve only if no other application uses it."""
     serve.delete(APPLICATION)
     if not alone and not serve.status().applications:
         serve.shutdown()  # type: ignore[no-untyped-call]
@@ -107,7 +107,7 @@ def _check_port(config: ServeConfig) -> None:
 
 
 def _with_model_at_hand(root: ServeRoot) -> ServeRoot:
-    """Converted or downloaded here and now, where errors are seen, and once for all replicas."""
+    """Convert or download the model now, where errors are seen, and once for all replicas."""
     try:
         folder = ModelManager().resolve(root.model.name, root.model.revision)
     except ModelError as error:

@@ -1,9 +1,10 @@
-"""What the engine does with a scheduler, without a model; its clock is the number of steps."""
+"""A simulated engine around a scheduler, without a model; its clock is the number of steps."""
 
 from __future__ import annotations
 
 from llamahome.engine import SamplingParams
-from llamahome.engine.scheduler import Batch, Request, Scheduler
+from llamahome.engine.request import Request
+from llamahome.engine.scheduler import Batch, Scheduler
 
 INTERVAL = 16
 

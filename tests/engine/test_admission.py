@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from transformers import LlamaForCausalLM
 
-from llamahome.attention import build_policy
-from llamahome.config import EngineConfig, PolicyConfig
-from llamahome.engine import Engine, RequestError, SamplingParams, TokenDelta, Usage
+from llamahome.config import PolicyConfig
+from llamahome.engine import Engine, RequestError, SamplingParams, Usage
+from tests.engine.engines import build_engine, drain, tokens_in
 from tests.engine.random_models import tokens_of
 
 H2O = PolicyConfig(name="h2o", budget=40, sink=4, recent=20, interval=8)
@@ -17,36 +17,17 @@ FULL = PolicyConfig(name="full", budget=None, interval=8)
 PROMPT = tokens_of(70, seed=1)
 
 
-@pytest.fixture(params=["torch", "native"])
-def runner(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
-
-
 def _engine(
     model: LlamaForCausalLM, runner: str, policy: PolicyConfig = H2O, **options: Any
 ) -> Engine:
-    config = EngineConfig(**{"runner": runner, "weights": "fp32", "max_length": 256, **options})
-    return Engine(model, build_policy(policy), config)
-
-
-def _drain(engine: Engine) -> dict[str, list[TokenDelta]]:
-    deltas: dict[str, list[TokenDelta]] = {}
-    while engine.has_work:
-        for delta in engine.step():
-            deltas.setdefault(delta.request_id, []).append(delta)
-    return deltas
-
-
-def _tokens(deltas: list[TokenDelta]) -> list[int]:
-    return [delta.token for delta in deltas if delta.token is not None]
+    return build_engine(model, policy, **{"runner": runner, "max_length": 256, **options})
 
 
 def _ask(engine: Engine, prompt: list[int] = PROMPT, **params: Any) -> tuple[list[int], Usage]:
     engine.submit("one", prompt, SamplingParams(**{"max_tokens": 20, **params}))
-    deltas = _drain(engine)["one"]
+    deltas = drain(engine)["one"]
     assert deltas[-1].usage is not None
-    return _tokens(deltas), deltas[-1].usage
+    return tokens_in(deltas), deltas[-1].usage
 
 
 @pytest.mark.parametrize(
@@ -133,7 +114,7 @@ def test_rows_of_all_kinds_share_steps_and_stay_themselves(
     engine = _engine(tiny_llama, runner, slots=3)
     for kind, params in kinds.items():
         engine.submit(kind, prompts[kind], SamplingParams(max_tokens=20, **params))
-    together = {kind: _tokens(deltas) for kind, deltas in _drain(engine).items()}
+    together = {kind: tokens_in(deltas) for kind, deltas in drain(engine).items()}
     assert together == alone
 
 
@@ -184,7 +165,7 @@ def test_an_engine_that_never_evicts_asks_for_both(tiny_llama: LlamaForCausalLM)
 def test_a_slot_left_with_a_broken_prompt_serves_the_next(
     tiny_llama: LlamaForCausalLM, runner: str, end: str
 ) -> None:
-    """What is no number lies in the slot beyond the next request's entries, unread."""
+    """Leave NaN in the slot behind the next request's entries, where nothing may read it."""
     poison = 17
     tiny_llama.model.embed_tokens.weight.data[poison] = float("nan")
     clean = [3 if token == poison else token for token in PROMPT]
@@ -198,6 +179,6 @@ def test_a_slot_left_with_a_broken_prompt_serves_the_next(
         engine.step()
     getattr(engine, end)("broken")
     engine.submit("next", clean[:5], SamplingParams(max_tokens=20))
-    deltas = _drain(engine)
-    assert _tokens(deltas["next"]) == expected
+    deltas = drain(engine)
+    assert tokens_in(deltas["next"]) == expected
     assert deltas["long"][-1].finish_reason == "length"

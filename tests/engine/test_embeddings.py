@@ -12,10 +12,10 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from llamahome.attention import build_policy
-from llamahome.config import EngineConfig, PolicyConfig
-from llamahome.engine import Engine, RequestError, SamplingParams, TokenDelta
+from llamahome.config import PolicyConfig
+from llamahome.engine import Engine, RequestError, SamplingParams
 from llamahome.models import attach_adapters, merge_adapter
+from tests.engine.engines import build_engine, drain
 from tests.engine.random_models import tokens_of
 
 # peft 0.21 asks transformers 5.23 for a property by its old name.
@@ -26,30 +26,16 @@ H2O = PolicyConfig(name="h2o", budget=40, sink=4, recent=20, interval=16)
 LENGTHS = [1, 2, 15, 16, 17, 64, 100]
 
 
-@pytest.fixture(params=["torch", "native"])
-def runner(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
-
-
 def _engine(
     model: PreTrainedModel, runner: str, policy: PolicyConfig = FULL, **options: Any
 ) -> Engine:
-    defaults = {"runner": runner, "weights": "fp32", "slots": 3, "max_length": 256}
-    return Engine(model, build_policy(policy), EngineConfig(**{**defaults, **options}))
-
-
-def _drain(engine: Engine) -> dict[str, list[TokenDelta]]:
-    deltas: dict[str, list[TokenDelta]] = {}
-    while engine.has_work:
-        for delta in engine.step():
-            deltas.setdefault(delta.request_id, []).append(delta)
-    return deltas
+    defaults = {"runner": runner, "slots": 3, "max_length": 256}
+    return build_engine(model, policy, **{**defaults, **options})
 
 
 @torch.no_grad()
 def _whole(model: LlamaForCausalLM, ids: list[int]) -> tuple[Tensor, Tensor]:
-    """Last hidden states (T, hidden) and logits (T, V) of transformers."""
+    """Return the last hidden states (T, hidden) and logits (T, V) of transformers."""
     dense = copy.deepcopy(model)
     dense.set_attn_implementation("eager")
     output = dense(torch.tensor([ids]), output_hidden_states=True)
@@ -64,13 +50,13 @@ def _expected(model: LlamaForCausalLM, ids: list[int]) -> Tensor:
 def test_an_embedding_is_the_mean_of_the_last_hidden_states(
     tiny_llama: LlamaForCausalLM, runner: str
 ) -> None:
-    """Whatever shares the steps, and however many chunks the text has."""
+    """Share the steps with a chat, over texts of one chunk and of many."""
     texts = {f"t{n}": tokens_of(n, seed=n) for n in LENGTHS}
     engine = _engine(tiny_llama, runner, prefill_tokens=24)
     engine.submit("chat", tokens_of(30, seed=0), SamplingParams(max_tokens=40))
     for name, text in texts.items():
         engine.submit_embedding(name, text)
-    deltas = _drain(engine)
+    deltas = drain(engine)
     for name, text in texts.items():
         (delta,) = deltas[name]
         assert delta.embedding is not None
@@ -84,14 +70,14 @@ def test_an_embedding_is_the_mean_of_the_last_hidden_states(
     assert engine.stats().slots_used == 0
 
 
-def test_within_its_budget_an_evicting_engine_embeds_alike(
+def test_within_its_budget_an_evicting_engine_gives_the_same_embedding(
     tiny_llama: LlamaForCausalLM, runner: str
 ) -> None:
     engine = _engine(tiny_llama, runner, H2O)
     text = tokens_of(48, seed=1)
     for name in ("first", "again"):  # a snapshot must not spare what is to be averaged
         engine.submit_embedding(name, text)
-        (delta,) = _drain(engine)[name]
+        (delta,) = drain(engine)[name]
         assert delta.embedding is not None
         torch.testing.assert_close(delta.embedding, _expected(tiny_llama, text), rtol=0, atol=1e-4)
 
@@ -104,7 +90,7 @@ def test_an_adapter_embeds_too(tiny_llama: LlamaForCausalLM, tmp_path: Path, run
     engine = _engine(attach_adapters(copy.deepcopy(tiny_llama), {"a": tmp_path}), runner)
     engine.submit_embedding("with", text, adapter="a")
     engine.submit_embedding("without", text)
-    deltas = _drain(engine)
+    deltas = drain(engine)
     for name, model in (("with", merged), ("without", tiny_llama)):
         (delta,) = deltas[name]
         assert delta.embedding is not None
@@ -120,7 +106,7 @@ def test_prompt_logprobs_are_those_of_transformers(
     engine = _engine(tiny_llama, runner, prefill_tokens=24)
     engine.submit("scored", prompt, SamplingParams(max_tokens=0, prompt_logprobs=2))
     engine.submit("answered", prompt, SamplingParams(max_tokens=3, prompt_logprobs=2))
-    deltas = _drain(engine)
+    deltas = drain(engine)
     assert len(deltas["scored"]) == 1
     for name in ("scored", "answered"):
         found = deltas[name][0].prompt_logprobs
@@ -145,7 +131,7 @@ def test_a_text_that_cannot_be_embedded_is_refused(tiny_llama: LlamaForCausalLM)
         with pytest.raises(RequestError, match=reason):
             engine.submit_embedding("one", text, adapter=adapter)
     engine.submit_embedding("longest", [3] * 256)
-    assert len(_drain(engine)["longest"]) == 1
+    assert len(drain(engine)["longest"]) == 1
 
 
 def test_what_is_no_number_is_an_error_not_an_answer(
@@ -156,7 +142,7 @@ def test_what_is_no_number_is_an_error_not_an_answer(
     engine.submit_embedding("embedded", [3, 17, 4])
     engine.submit("scored", [3, 17, 4], SamplingParams(max_tokens=0, prompt_logprobs=0))
     engine.submit_embedding("good", [3, 5, 4])
-    deltas = _drain(engine)
+    deltas = drain(engine)
     for name in ("embedded", "scored"):
         (delta,) = deltas[name]
         assert delta.finish_reason == "error"
@@ -174,6 +160,6 @@ def test_a_cancelled_embedding_leaves_nothing(tiny_llama: LlamaForCausalLM, runn
     engine.cancel("same")
     assert not engine.has_work
     engine.submit_embedding("same", text)
-    (delta,) = _drain(engine)["same"]
+    (delta,) = drain(engine)["same"]
     assert delta.embedding is not None
     torch.testing.assert_close(delta.embedding, _expected(tiny_llama, text), rtol=0, atol=1e-4)

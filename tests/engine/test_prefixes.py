@@ -11,10 +11,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from llamahome.attention import build_policy
-from llamahome.config import EngineConfig, PolicyConfig
-from llamahome.engine import Engine, SamplingParams, TokenDelta, Usage
+from llamahome.config import PolicyConfig
+from llamahome.engine import Engine, SamplingParams, Usage
 from llamahome.models import attach_adapters
+from tests.engine.engines import build_engine, drain, tokens_in
 from tests.engine.random_models import tokens_of
 
 # peft 0.21 asks transformers 5.23 for a property by its old name.
@@ -29,27 +29,18 @@ POLICIES = {
 SYSTEM = tokens_of(40, seed=100)
 
 
-@pytest.fixture(params=["torch", "native"])
-def runner(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
-
-
 def _engine(model: PreTrainedModel, runner: str, policy: str = "h2o", **options: Any) -> Engine:
-    defaults = {"runner": runner, "weights": "fp32", "slots": 2, "max_length": 512}
-    return Engine(model, build_policy(POLICIES[policy]), EngineConfig(**{**defaults, **options}))
+    return build_engine(model, POLICIES[policy], **{"runner": runner, "slots": 2, **options})
 
 
 def _ask(engine: Engine, prompt: list[int], **params: Any) -> tuple[list[int], list[float], Usage]:
-    """Tokens, their log-probabilities, and what it took; alone."""
+    """Run a request alone; return its tokens, their log-probabilities, and its usage."""
     engine.submit("one", prompt, SamplingParams(**{"max_tokens": 10, "logprobs": 0, **params}))
-    deltas: list[TokenDelta] = []
-    while engine.has_work:
-        deltas += engine.step()
+    deltas = drain(engine)["one"]
     usage = deltas[-1].usage
     assert usage is not None
-    tokens = [delta.token for delta in deltas if delta.token is not None]
-    return tokens, [delta.logprob for delta in deltas if delta.logprob is not None], usage
+    logprobs = [delta.logprob for delta in deltas if delta.logprob is not None]
+    return tokens_in(deltas), logprobs, usage
 
 
 def _cached(engine: Engine, prompt: list[int], **params: Any) -> int:
@@ -57,7 +48,7 @@ def _cached(engine: Engine, prompt: list[int], **params: Any) -> int:
 
 
 def _same(engine: Engine, plain: Engine, prompt: list[int], **params: Any) -> tuple[list[int], int]:
-    """The answer, which must be the one without snapshots, and the tokens that one spared."""
+    """Return the answer, which must be the one without snapshots, and the cached tokens."""
     tokens, logprobs, usage = _ask(engine, prompt, **params)
     expected, expected_logprobs, without = _ask(plain, prompt, **params)
     assert tokens == expected
@@ -74,7 +65,7 @@ def _same(engine: Engine, plain: Engine, prompt: list[int], **params: Any) -> tu
 def test_a_shared_system_prompt_is_read_twice_and_then_found(
     tiny_llama: LlamaForCausalLM, runner: str, policy: str
 ) -> None:
-    """Twice, since the first prompt does not tell where the second will leave it."""
+    """Expect two misses: only the second prompt shows where it leaves the first."""
     engine = _engine(tiny_llama, runner, policy)
     plain = _engine(tiny_llama, runner, policy, snapshot_bytes=0)
     cached = [
@@ -105,7 +96,7 @@ def test_a_chat_goes_on_where_it_ended_within_a_chunk(
 
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 32, 33, 48])
 def test_the_same_prompt_again(tiny_llama: LlamaForCausalLM, runner: str, length: int) -> None:
-    """Its last token is always computed, for the logits."""
+    """Expect the last token of a prompt to be computed, for its logits."""
     engine = _engine(tiny_llama, runner)
     plain = _engine(tiny_llama, runner, snapshot_bytes=0)
     prompt = tokens_of(length, seed=9)
@@ -121,7 +112,7 @@ def test_an_answer_that_ends_at_a_boundary(tiny_llama: LlamaForCausalLM, runner:
     assert cached == 48
 
 
-def test_rows_that_begin_from_snapshots_run_beside_others(
+def test_rows_that_begin_from_snapshots_share_steps_with_others(
     tiny_llama: LlamaForCausalLM, runner: str
 ) -> None:
     prompts = {name: SYSTEM + tokens_of(20 + 9 * i, seed=i) for i, name in enumerate("abcdef")}
@@ -130,12 +121,21 @@ def test_rows_that_begin_from_snapshots_run_beside_others(
     engine = _engine(tiny_llama, runner)
     for name, prompt in prompts.items():
         engine.submit(name, prompt, SamplingParams(max_tokens=10))
-    found: dict[str, list[int]] = {name: [] for name in prompts}
-    while engine.has_work:
-        for delta in engine.step():
-            found[delta.request_id] += [] if delta.token is None else [delta.token]
-    assert found == expected
+    assert {name: tokens_in(deltas) for name, deltas in drain(engine).items()} == expected
     assert engine.stats().prefix_hits >= 3
+
+
+def test_an_adapter_named_none_is_not_the_base_model(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path, runner: str
+) -> None:
+    """Tell the adapter's name from its absence in the identity of snapshots."""
+    lora = LoraConfig(r=2, target_modules=["v_proj"], init_lora_weights=False)
+    get_peft_model(copy.deepcopy(tiny_llama), lora).save_pretrained(tmp_path)
+    engine = _engine(attach_adapters(tiny_llama, {"None": tmp_path}), runner)
+    prompt = tokens_of(70, seed=1)
+    base, adapted = ({"adapter": adapter} for adapter in (None, "None"))
+    assert [_cached(engine, prompt, **params) for params in (base, adapted)] == [0, 0]
+    assert [_cached(engine, prompt, **params) for params in (base, adapted)] == [64, 64]
 
 
 @pytest.mark.parametrize(
@@ -178,10 +178,10 @@ def test_the_folder_serves_the_next_engine(
     assert second.stats().prefix_hit_tokens == 64
 
 
-def test_a_folder_is_no_ones_who_computes_otherwise(
+def test_a_folder_serves_only_engines_that_compute_the_same(
     tiny_llama: LlamaForCausalLM, tmp_path: Path
 ) -> None:
-    """Other weights, another policy or runner, other precisions: each reads its prompt itself."""
+    """Read the prompt again under other weights, another policy or runner, other precisions."""
     other = copy.deepcopy(tiny_llama)
     other.model.layers[1].mlp.down_proj.weight.data[3, 5] += 0.5
     prompt = tokens_of(70, seed=1)
@@ -213,7 +213,7 @@ def test_little_memory_overflows_into_the_folder(
         assert _same(engine, plain, prompt)[1] == 48
 
 
-def test_who_wants_every_token_of_the_prompt_reads_them_all(
+def test_a_request_for_prompt_logprobs_computes_every_token(
     tiny_llama: LlamaForCausalLM, runner: str
 ) -> None:
     engine = _engine(tiny_llama, runner)
@@ -224,28 +224,28 @@ def test_who_wants_every_token_of_the_prompt_reads_them_all(
 
 
 @pytest.mark.parametrize("end", ["cancel", "fail"])
-def test_who_is_cancelled_or_fails_leaves_no_end(
+def test_a_request_that_is_cancelled_or_fails_leaves_no_end(
     tiny_llama: LlamaForCausalLM, runner: str, end: str
 ) -> None:
-    """A boundary of the prompt may stay, for whoever asks the same; where it broke off does not."""
+    """Keep a boundary of the prompt, for the same prompt again, but not the place of the break."""
     engine = _engine(tiny_llama, runner)
     prompt = tokens_of(21, seed=1)
     engine.submit("gone", prompt, SamplingParams(max_tokens=50))
     answer: list[int] = []
     while len(answer) < 4:
-        answer += [delta.token for delta in engine.step() if delta.token is not None]
+        answer += tokens_in(engine.step())
     getattr(engine, end)("gone")
     assert _cached(engine, prompt + answer) == 16
-    # Whoever stops does leave it.
+    # A request that is stopped does leave it.
     engine.submit("stopped", prompt, SamplingParams(max_tokens=50))
     answer = []
     while len(answer) < 4:
-        answer += [delta.token for delta in engine.step() if delta.token is not None]
+        answer += tokens_in(engine.step())
     engine.stop("stopped")
     assert _cached(engine, prompt + answer) == 24
 
 
-def test_who_is_stopped_while_its_prompt_is_read_leaves_what_was_read(
+def test_a_request_stopped_during_prefill_leaves_what_was_read(
     tiny_llama: LlamaForCausalLM, runner: str
 ) -> None:
     engine = _engine(tiny_llama, runner, prefill_tokens=10)
@@ -271,9 +271,6 @@ def test_a_request_that_breaks_leaves_nothing_that_others_read(
     engine = _engine(tiny_llama, runner, slots=1)
     for _ in range(2):
         engine.submit("bad", [*clean[:20], poison, *clean[21:]], SamplingParams(max_tokens=4))
-        deltas: list[TokenDelta] = []
-        while engine.has_work:
-            deltas += engine.step()
-        assert deltas[-1].finish_reason == "error"
+        assert drain(engine)["bad"][-1].finish_reason == "error"
     assert _ask(engine, clean)[0] == expected
     assert torch.isfinite(torch.tensor(_ask(engine, clean)[1])).all()

@@ -13,7 +13,7 @@ from llamahome.engine.scheduler import Batch
 from tests.engine.simulation import INTERVAL, Simulation, counts, slot_of
 
 
-def test_nobody_runs_in_an_empty_scheduler() -> None:
+def test_an_empty_scheduler_gives_no_batch() -> None:
     assert Simulation().step() is None
 
 
@@ -219,7 +219,7 @@ def test_invariants_hold_under_a_random_load(seed: int) -> None:
 def check_step(sim: Simulation, prefill_tokens: int) -> None:
     scheduler = sim.scheduler
     decoding = {r.request_id for r in scheduler.running.values() if not r.prefilling}
-    chunks = dict(scheduler._last_chunk)
+    chunks = {r.request_id: r.last_chunk for r in scheduler.running.values()}
     prompts = {r for r in scheduler.running if r not in decoding}
     admissible = min(len(scheduler.waiting), len(scheduler._free))
     before = len(sim.admitted)
@@ -257,7 +257,6 @@ def test_no_slot_leaks_over_ten_thousand_requests_with_cancels() -> None:
     assert refused
     assert len(sim.finished) == started - cancelled
     assert not scheduler._queue
-    assert not scheduler._last_chunk
     assert scheduler.waiting_tokens == 0
     assert sorted(scheduler._free) == list(range(8))
 

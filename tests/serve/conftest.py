@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,11 @@ from jinja2 import TemplateError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from llamahome.engine import (
-    EngineStats,
-    QueueFullError,
-    RequestError,
-    SamplingParams,
-    TextDelta,
-)
-from llamahome.engine import Usage as EngineUsage
+from llamahome.engine import TextDelta
+from llamahome.requests import EngineStats, QueueFullError, RequestError, SamplingParams, Usage
 from serve.http.api import HttpSettings, build_app
 from serve.http.errors import ApiError
-from serve.wire import Delta, GenerateRequest, ReplicaStats, Usage
+from serve.wire import Delta, GenerateRequest, ReplicaStats
 
 CRASH, GIVE_UP = 13, 14  # prompt tokens that make FakeEngine do so
 CHAT_TEMPLATE = (
@@ -78,6 +72,9 @@ class FakeEngine:
         return len(messages[0]["content"]) if messages[0]["role"] == "system" else 0
 
     def submit(self, request_id: str, prompt: list[int], params: SamplingParams) -> None:
+        if params.max_tokens is None:
+            params = replace(params, max_tokens=max(1, self.max_length - len(prompt)))
+        assert params.max_tokens is not None
         if len(prompt) + params.max_tokens > self.max_length:
             raise RequestError("max_tokens", params.max_tokens, f"context of {self.max_length}")
         if len(self.waiting) >= self.max_queued + self.slots - len(self.running):
@@ -123,7 +120,7 @@ class FakeEngine:
             embedding=embedding,
             finish_reason=reason,
             error=error,
-            usage=EngineUsage(**vars(usage(len(prompt), len(tokens)))) if reason else None,
+            usage=usage(len(prompt), len(tokens)) if reason else None,
         )
 
     def cancel(self, request_id: str) -> None:
@@ -159,16 +156,17 @@ def replica_stats(name: str = "r1", *, running: bool = True) -> ReplicaStats:
     return ReplicaStats(
         replica=name,
         running=running,
-        slots=2,
-        slots_used=1,
-        queued=0,
-        kv_bytes=1024,
-        drafted_tokens=8,
-        accepted_tokens=5,
-        prefix_hits=3,
-        prefix_misses=1,
-        prefix_hit_tokens=96,
-        prefix_bytes=512,
+        engine=EngineStats(
+            slots=2,
+            slots_used=1,
+            kv_bytes=1024,
+            drafted_tokens=8,
+            accepted_tokens=5,
+            prefix_hits=3,
+            prefix_misses=1,
+            prefix_hit_tokens=96,
+            prefix_bytes=512,
+        ),
     )
 
 

@@ -28,22 +28,22 @@ _UNFINISHED_AGE_S = 3600.0
 
 
 class SnapshotCorruptError(Exception):
-    """A snapshot file that is not what was written."""
+    """A snapshot file whose content is not what was written."""
 
 
 class SnapshotFolder:
     """A folder of snapshots, by digest of 32 bytes.
 
-    Files whose names are not of its making are left alone. Processes may share a folder: each finds
-    the others' files when it next writes, and the bound holds for all of them together. How recent
-    a file is, is its time of modification, so the order survives a restart.
+    Other files in the folder are left alone. Processes may share a folder: each finds the others'
+    files when it next writes, and the limit holds for all of them together. The time of
+    modification orders the files by use, so the order survives a restart.
 
-    A file that is corrupt is a miss, is logged and removed; a disk that cannot be written to is
-    logged once and costs the snapshot, never the request.
+    A corrupt file is a miss; it is logged and removed. A disk that cannot be written to is logged
+    once and costs the snapshot, never the request.
 
     Args:
-        path: made if it is not there, for its owner alone: snapshots hold what users said.
-        max_bytes: of files.
+        path: made if it is missing, for its owner alone, since snapshots hold what users said.
+        max_bytes: limit for all files together.
 
     Raises:
         ConfigError: for a folder that other users may read.
@@ -76,7 +76,7 @@ class SnapshotFolder:
         return sum(self._sizes.values())
 
     def get(self, digest: bytes) -> SlotState | None:
-        """The state of a digest, if its file is there and sound."""
+        """Return the state of a digest, if its file is there and intact."""
         if digest not in self._sizes:
             return None
         file = self._file(digest)
@@ -94,7 +94,7 @@ class SnapshotFolder:
         return state
 
     def put(self, digest: bytes, state: SlotState) -> None:
-        """Write a state, unless it is there, and make room for it; its use is now."""
+        """Write a state unless it is there, mark it as just used, and make room for it."""
         if state.nbytes > self.max_bytes:
             return
         file = self._file(digest)
@@ -128,14 +128,14 @@ class SnapshotFolder:
 
     def _remove(self, digest: bytes) -> None:
         self._sizes.pop(digest, None)
-        with contextlib.suppress(OSError):  # then it is found again by the next scan
+        with contextlib.suppress(OSError):  # the next scan finds it again
             self._file(digest).unlink(missing_ok=True)
 
     def _file(self, digest: bytes) -> Path:
         return self.path / f"{digest.hex()}.safetensors"
 
     def _scan(self) -> None:
-        """See which files there are, least recently used first."""
+        """List the files that are there, least recently used first."""
         found = []
         for name, status in self._list():
             if match := _FILE.fullmatch(name):
@@ -143,7 +143,7 @@ class SnapshotFolder:
         self._sizes = {digest: size for _, digest, size in sorted(found)}
 
     def _remove_unfinished(self) -> None:
-        """What a process left that died while it wrote."""
+        """Remove files that a process left unfinished when it died."""
         for name, status in self._list():
             old = time.time() - status.st_mtime > _UNFINISHED_AGE_S
             if old and _UNFINISHED.fullmatch(name):
@@ -152,13 +152,13 @@ class SnapshotFolder:
     def _list(self) -> Iterator[tuple[str, os.stat_result]]:
         with os.scandir(self.path) as entries:
             for entry in entries:
-                with contextlib.suppress(FileNotFoundError):  # removed meanwhile, by another
+                with contextlib.suppress(FileNotFoundError):  # another process removed it
                     if entry.is_file(follow_symlinks=False):
                         yield entry.name, entry.stat(follow_symlinks=False)
 
 
 def _write(file: Path, digest: bytes, state: SlotState) -> None:
-    """No fsync: what a crash of the machine tears, the checksum finds."""
+    """Write a file, without fsync: the checksum finds what a crash of the machine tears."""
     metadata = {
         "format": FORMAT,
         "length": str(state.length),
@@ -174,7 +174,7 @@ def _read(file: Path, digest: bytes) -> SlotState:
         metadata = content.metadata() or {}
         if metadata.get("format") != FORMAT:
             raise SnapshotCorruptError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
-        # Cloned, since they would go on reading from the file.
+        # Cloned, since the tensors would still read from the file.
         tensors = {name: content.get_tensor(name).clone() for name in content.keys()}  # noqa: SIM118
     try:
         state = SlotState(int(metadata["length"]), int(metadata["sink"]), tensors)
@@ -186,7 +186,7 @@ def _read(file: Path, digest: bytes) -> SlotState:
 
 
 def _checksum(digest: bytes, state: SlotState) -> str:
-    """Of all that a state is, and of whose it is."""
+    """Return the checksum of a state and of the digest that it belongs to."""
     hashed = blake2b(digest, digest_size=32)
     hashed.update(f"{FORMAT} {state.length} {state.sink}".encode())
     for name, tensor in sorted(state.tensors.items()):

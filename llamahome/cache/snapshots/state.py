@@ -1,4 +1,4 @@
-"""What a slot holds between two steps, to be put into any slot of the same shape."""
+"""The state of a slot between two steps, which fits into any slot of the same shape."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class SlotState:
-    """A slot, copied to the CPU. Nobody writes into its tensors: snapshots share them.
+    """A slot, copied to the CPU. Its tensors are never written to, since snapshots share them.
 
     Attributes:
         length: tokens that went through the slot.

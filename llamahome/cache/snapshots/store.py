@@ -2,16 +2,17 @@
 
 Eviction happens at chunk boundaries only and depends on the tokens so far alone, so the state of a
 slot at a boundary is a pure function of the model, the adapter, the policy, the sink and the
-prefix. It has a fixed size, however long the prefix is. So requests that begin alike may begin
-from a snapshot, with the logits that they would have had without.
+prefix. Its size does not depend on the length of the prefix. So requests with the same start may
+begin from a snapshot, and get the logits that they would have had without it.
 """
 
 from __future__ import annotations
 
+import json
 import struct
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 
@@ -19,29 +20,33 @@ from llamahome.cache.snapshots.folder import SnapshotFolder
 from llamahome.cache.snapshots.state import SlotState
 from llamahome.config import EngineConfig
 
-DIGEST_BYTES = 32  # prompts come from users: too long for two of one digest to be found
+DIGEST_BYTES = 32  # prompts come from users, who must not find two with one digest
 SEEN_DIGESTS = 65_536  # 4 million tokens in chunks of 64; some 10 MB
 
 
-def root_digest(identity: str) -> bytes:
-    """Where chains begin: `identity` tells apart all that changes what a prefix leaves in a slot.
+def root_digest(*identity: object) -> bytes:
+    """Return the digest that chains begin with.
 
-    Model, adapter, policy and sink. A salt in it keeps one user's snapshots from another's.
+    Args:
+        identity: everything that changes what a prefix leaves in a slot: model, adapter, policy,
+            sink. Encoded as JSON, so that different parts never give the same digest. A salt among
+            them separates the snapshots of users.
     """
-    return blake2b(identity.encode(), digest_size=DIGEST_BYTES).digest()
+    text = json.dumps(identity, sort_keys=True)
+    return blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()
 
 
 def chain(
     root: bytes, tokens: Sequence[int], interval: int, known: Sequence[bytes] = ()
 ) -> list[bytes]:
-    """The digest of every prefix of `tokens` that ends at a chunk boundary, shortest first.
+    """Return the digest of every prefix of `tokens` that ends at a chunk boundary, shortest first.
 
-    Entry `i` stands for `(i + 1) * interval` tokens. To look a prompt up, leave out its last token:
-    somebody has to compute that one, for its logits.
+    Entry `i` stands for `(i + 1) * interval` tokens. To look a prompt up, leave out its last token,
+    which has to be computed for its logits.
 
     Args:
-        root: of `root_digest`.
-        known: what `chain` gave for the first of these tokens, which are then not hashed again.
+        root: from `root_digest`.
+        known: the chain of the first of these tokens, which are then not hashed again.
     """
     digests = list(known)
     digest = digests[-1] if digests else root
@@ -58,7 +63,7 @@ class SnapshotStats:
 
     Attributes:
         hits, misses: look-ups of prompts of at least one chunk.
-        disk_hits: those of the hits that came from the folder.
+        disk_hits: hits that came from the folder.
         hit_tokens: prompt tokens that were not computed again.
         evictions: snapshots that left memory, to the folder if there is one.
         snapshots, bytes: held in memory.
@@ -80,14 +85,14 @@ class SnapshotStats:
 class SnapshotStore:
     """Snapshots in memory, least recently used out first, and in a folder behind it.
 
-    A snapshot at every boundary would copy a whole slot for every chunk, so only some are worth it
-    (`wanted`), as with the states of recurrent layers in Marconi (Pan et al. 2024, arXiv
-    2411.19379). Not covered: its eviction by FLOPs saved; here recency alone decides.
+    A snapshot at every boundary would copy a whole slot for every chunk, so only some are taken
+    (`wanted`), like the states of recurrent layers in Marconi (Pan et al. 2024, arXiv 2411.19379).
+    Not covered: its eviction by FLOPs saved; here recency alone decides.
 
     Args:
-        max_bytes: of tensors in memory.
-        folder: where snapshots go that memory has no room for; None drops them.
-        max_seen: digests remembered to find where prompts part.
+        max_bytes: limit for tensors in memory.
+        folder: takes the snapshots that memory has no room for; None drops them.
+        max_seen: digests kept to find where prompts diverge.
     """
 
     def __init__(
@@ -108,7 +113,7 @@ class SnapshotStore:
         return digest in self._states or (self._folder is not None and digest in self._folder)
 
     def longest(self, digests: Sequence[bytes]) -> tuple[int, SlotState] | None:
-        """The longest prefix of a chain that has a snapshot: its index there, and the state."""
+        """Return the index in a chain of the longest prefix that has a snapshot, and its state."""
         for index in reversed(range(len(digests))):
             state = self._find(digests[index])
             if state is not None:
@@ -129,7 +134,7 @@ class SnapshotStore:
         return state
 
     def put(self, digest: bytes, state: SlotState) -> None:
-        """Keep a state; one that is there already only becomes the most recently used."""
+        """Keep a state; a digest that is known only becomes the most recently used."""
         if digest not in self._states:
             self._states[digest] = state
             self._stats.bytes += state.nbytes
@@ -145,10 +150,10 @@ class SnapshotStore:
             self._folder.put(digest, state)
 
     def wanted(self, digests: Sequence[bytes]) -> set[int]:
-        """Boundaries of a prompt that are worth a snapshot when it gets there; marks it as seen.
+        """Return the boundaries of a prompt that are worth a snapshot, and mark it as seen.
 
-        Its last one, for who asks the same again, and the one where it leaves the path of an
-        earlier prompt, for that is where a third may leave it too: the end of a system prompt, say.
+        They are its last one, for the same prompt again, and the one where it leaves the path of an
+        earlier prompt, since a third may leave it there too: e.g. the end of a system prompt.
         """
         shared = 0
         while shared < len(digests) and digests[shared] in self._seen:
@@ -158,10 +163,10 @@ class SnapshotStore:
         return {index for index in boundaries if digests[index] not in self}
 
     def see(self, digests: Sequence[bytes]) -> None:
-        """Remember a path, an answer included, for later prompts to leave it.
+        """Remember a path, an answer included, so that `wanted` finds where later prompts leave it.
 
-        From its end to its start: so a prefix is more recent than what goes on from it, and the
-        oldest, which are forgotten first, are ends of paths.
+        The path is marked from its end to its start. So a prefix is more recent than its
+        continuations, and the ends of paths are forgotten first.
         """
         for digest in reversed(digests):
             self._seen[digest] = None
@@ -176,19 +181,21 @@ class SnapshotStore:
                 self._folder.put(digest, state)
 
     def stats(self) -> SnapshotStats:
-        self._stats.snapshots = len(self._states)
-        if self._folder is not None:
-            self._stats.disk_bytes = self._folder.nbytes
-            self._stats.disk_failures = self._folder.failures
-        return self._stats
+        """Return the counters as of now."""
+        return replace(
+            self._stats,
+            snapshots=len(self._states),
+            disk_bytes=0 if self._folder is None else self._folder.nbytes,
+            disk_failures=0 if self._folder is None else self._folder.failures,
+        )
 
 
 def open_snapshots(config: EngineConfig) -> SnapshotStore | None:
-    """The store that `config` asks for; None where `engine.snapshot_bytes` is 0.
+    """Return the store that `config` asks for; None where `engine.snapshot_bytes` is 0.
 
     Raises:
         ConfigError: for a folder that other users may read.
-        OSError: for one that cannot be made or read.
+        OSError: for a folder that cannot be made or read.
     """
     if config.snapshot_bytes == 0:
         return None

@@ -28,7 +28,7 @@ class RowInput:
         adapter: name of a LoRA adapter, None for the model as it is.
         every: what is wanted of each token.
         drafted: whether its tokens after the first are guesses: the slot does not advance before
-            `DraftRunner.settle` says how many were right.
+            `DraftRunner.accept` says how many were right.
     """
 
     slot: int
@@ -78,7 +78,7 @@ class Runner(Protocol):
 class DraftRunner(Runner, Protocol):
     """A runner whose steps may have drafted rows."""
 
-    def settle(self, kept: Mapping[int, int]) -> None:
+    def accept(self, kept: Mapping[int, int]) -> None:
         """After a step: by slot of each drafted row, how many of its tokens stay, at least 1.
 
         The slot is then as if each of them had been a step of its own.

@@ -133,7 +133,7 @@ class NativeRunner:
         whole = len(wanted) == len(rows)
         return StepOutput(logits=logits if whole else logits[last], every=every)
 
-    def settle(self, kept: Mapping[int, int]) -> None:
+    def accept(self, kept: Mapping[int, int]) -> None:
         self._model.accept(
             torch.tensor([AcceptColumns(self._drafted[slot], n) for slot, n in kept.items()])
         )

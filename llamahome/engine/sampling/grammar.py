@@ -14,26 +14,26 @@ from llguidance.hf import from_tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from llamahome.requests import EngineError, Grammar, RequestError
+from llamahome.requests import EngineError, Grammar, GrammarKind, RequestError
 
-# Room to lay JSON out, and no more: small models fall into endless white space.
+# Enough to indent JSON. Without a limit, small models write white space without end.
 WHITESPACE = r"[ \n\t]{1,32}"
 COMPILED = 64
 
 
 class GrammarError(EngineError):
-    """A grammar that an answer cannot go on with."""
+    """A grammar that an answer cannot be continued under."""
 
 
 class GrammarMask:
-    """Rules out the tokens that the grammar does not allow next. One answer's own."""
+    """A logits processor that allows only the tokens that may come next; one per answer."""
 
     def __init__(self, matcher: LLMatcher) -> None:
         self._matcher = matcher
 
     @property
     def finished(self) -> bool:
-        """Whether the answer is complete and nothing can follow."""
+        """True once the answer is complete and nothing can follow."""
         return self._matcher.is_stopped() and not self._matcher.is_error()
 
     def apply(self, row: Tensor) -> None:
@@ -49,7 +49,7 @@ class GrammarMask:
 
 
 class Vocabulary:
-    """A tokenizer's tokens as bytes, and grammars over them; built when first asked for."""
+    """A tokenizer's tokens as bytes, and grammars over them; built on first use."""
 
     def __init__(
         self,
@@ -70,34 +70,33 @@ class Vocabulary:
         return self._tokens.decode_bytes([token])
 
     def mask(self, grammar: Grammar) -> GrammarMask:
-        """A fresh mask; grammars are compiled once and kept for a while.
+        """Return a new mask; compiled grammars are cached.
 
         Raises:
             RequestError: when the grammar cannot be compiled.
         """
-        return GrammarMask(self._compiled(grammar).deep_copy())
+        return GrammarMask(self._compiled(grammar.kind, grammar.text).deep_copy())
 
-    def _compile(self, grammar: Grammar) -> LLMatcher:
-        matcher = LLMatcher(self._tokens, _source(grammar), log_level=0)
+    def _compile(self, kind: GrammarKind, text: str) -> LLMatcher:
+        matcher = LLMatcher(self._tokens, _llguidance(kind, text), log_level=0)
         if matcher.is_error():
             reason = _reason(matcher.get_error())
-            raise RequestError("grammar", grammar.text, f"no valid {grammar.kind}: {reason}")
+            raise RequestError("grammar", text, f"no valid {kind}: {reason}")
         return matcher
 
 
-def _source(grammar: Grammar) -> str:
-    """The grammar in llguidance's own format."""
-    if grammar.kind == "regex":
-        return LLMatcher.grammar_from_regex(grammar.text)
+def _llguidance(kind: GrammarKind, text: str) -> str:
+    """Convert a grammar to llguidance's own format."""
+    if kind == "regex":
+        return LLMatcher.grammar_from_regex(text)
     try:
-        if grammar.kind == "choice":
-            return LLMatcher.grammar_from_regex(_alternatives(json.loads(grammar.text)))
+        if kind == "choice":
+            return LLMatcher.grammar_from_regex(_alternatives(json.loads(text)))
         return LLMatcher.grammar_from_json_schema(
-            grammar.text, overrides={"whitespace_pattern": WHITESPACE}
+            text, overrides={"whitespace_pattern": WHITESPACE}
         )
     except ValueError as error:
-        reason = f"no valid {grammar.kind}: {error}"
-        raise RequestError("grammar", grammar.text, reason) from error
+        raise RequestError("grammar", text, f"no valid {kind}: {error}") from error
 
 
 def _alternatives(texts: object) -> str:
@@ -107,5 +106,5 @@ def _alternatives(texts: object) -> str:
 
 
 def _reason(error: str) -> str:
-    """What llguidance says, without the state of its parser."""
+    """Return llguidance's message without the state of its parser."""
     return error.partition("\n<state>")[0].strip()

@@ -14,12 +14,12 @@ TopLogprobs = tuple[tuple[int, float], ...]
 
 
 Logprob = tuple[float | None, TopLogprobs]
-"""Of a token its log-probability, and the likeliest tokens in its place; of the first token of a
-prompt, which nothing predicts, None and nothing."""
+"""A token's log-probability, with the top alternatives; None and nothing for the first token of a
+prompt, which nothing predicts."""
 
 
 class PromptLogprobs:
-    """Of every token of a prompt, as its chunks are computed."""
+    """Log-probabilities of a prompt's tokens, collected as its chunks are computed."""
 
     def __init__(self, prompt: Sequence[int], count: int) -> None:
         self._prompt = prompt
@@ -37,12 +37,12 @@ class PromptLogprobs:
 def logprobs_of(
     logits: Tensor, tokens: Sequence[int], counts: Sequence[int]
 ) -> list[tuple[float, TopLogprobs]]:
-    """Of each of `tokens` its log-probability, and the likeliest tokens in its place.
+    """Return each token's log-probability, with the top alternatives.
 
     Args:
         logits: (B, V).
-        tokens: B of them.
-        counts: how many of the likeliest, per row.
+        tokens: B token ids.
+        counts: number of alternatives, per row.
     """
     index = torch.tensor(tokens, device=logits.device)[:, None]
     total = logits.logsumexp(dim=1)
@@ -51,8 +51,8 @@ def logprobs_of(
         return [(logprob, ()) for logprob in own]
     values, ids = ranking.top(logits, max(counts))
     values -= total.double().cpu().numpy()[:, None]
-    likeliest = [
+    alternatives = [
         tuple(zip(ids[i, :count].tolist(), values[i, :count].tolist(), strict=True))
         for i, count in enumerate(counts)
     ]
-    return list(zip(own, likeliest, strict=True))
+    return list(zip(own, alternatives, strict=True))

@@ -1,4 +1,4 @@
-"""What a request does to its logits before a token is chosen. Row: (V,) of one request."""
+"""Logits processors: changes that a request asks for before its token is chosen."""
 
 from __future__ import annotations
 
@@ -15,17 +15,21 @@ class LogitsProcessor(Protocol):
     """Changes the logits of one request, step by step."""
 
     def apply(self, row: Tensor) -> None:
-        """Change the logits (V,) of the next token in place; raises EngineError if it cannot."""
+        """Change the logits (V,) of the next token in place.
+
+        Raises:
+            EngineError: when it cannot.
+        """
 
     def advance(self, token: int) -> None:
-        """Take in the token that was chosen."""
+        """Take in the chosen token."""
 
 
 class Penalties:
-    """Repetition as transformers has it, presence and frequency as OpenAI's API does.
+    """Repetition penalty as in transformers, presence and frequency penalty as in OpenAI's API.
 
-    Works on the tokens that have occurred, of which each has a place: a step in Python costs the
-    same however long the answer is.
+    Each token that has occurred has a place in two tensors, so the Python work of a step does not
+    grow with the answer.
     """
 
     def __init__(
@@ -53,7 +57,7 @@ class Penalties:
 
 
 class LogitBias:
-    """Adds to the logits of chosen tokens."""
+    """A constant added to the logits of some tokens."""
 
     def __init__(self, bias: Mapping[int, float], device: torch.device) -> None:
         self._ids = torch.tensor(list(bias), device=device)
@@ -67,7 +71,7 @@ class LogitBias:
 
 
 class MinTokens:
-    """Rules out the tokens that end an answer until it is long enough."""
+    """A ban on the tokens that end an answer, until the answer is long enough."""
 
     def __init__(self, count: int, stop_token_ids: Collection[int], device: torch.device) -> None:
         self._left = count
@@ -89,7 +93,7 @@ def build_processors(
     vocab_size: int,
     device: torch.device,
 ) -> list[LogitsProcessor]:
-    """What `params` asks for, in the order it applies; nothing for a request that is plain."""
+    """Return the processors that `params` asks for, in the order in which they apply."""
     processors: list[LogitsProcessor] = []
     if params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty:
         processors.append(Penalties(params, prompt, vocab_size, device))

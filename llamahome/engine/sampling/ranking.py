@@ -1,8 +1,8 @@
-"""Tokens by falling logit: the first few of a vocabulary, and a draw from them.
+"""Tokens ranked by logit, the highest first, and draws from the ranking.
 
-Temperature, top_k, top_p and min_p all keep a prefix of the ranking, and a draw by the inverse of
-the distribution function, taken along the ranking, mostly ends among its first tokens. So a sort of
-the vocabulary is needed only where the first `WINDOW` do not decide. B: rows, V: vocabulary, K:
+Temperature, top_k, top_p and min_p all keep a prefix of the ranking. A draw inverts the
+distribution function along the ranking, so it mostly ends among the first tokens. The whole
+vocabulary is sorted only where the first `WINDOW` tokens do not decide. B: rows, V: vocabulary, K:
 ranks.
 """
 
@@ -25,7 +25,7 @@ Ids = NDArray[np.int64]
 
 
 def best(logits: Tensor) -> tuple[list[int], list[float]]:
-    """Of each row of (B, V) the likeliest token and its logit, which is NaN if any is."""
+    """Return the likeliest token of each row of (B, V), and its logit: NaN if any in the row is."""
     return best_numpy(logits) if logits.device.type == "cpu" else best_torch(logits)
 
 
@@ -42,13 +42,13 @@ def best_torch(logits: Tensor) -> tuple[list[int], list[float]]:
 
 
 def top(logits: Tensor, count: int) -> tuple[Floats, Ids]:
-    """The `count` highest logits of each row of (B, V), falling, and their tokens: (B, K) each."""
+    """Return the `count` highest logits of each row of (B, V), sorted, and their tokens: (B, K)."""
     count = min(count, logits.shape[1])
     return top_numpy(logits, count) if logits.device.type == "cpu" else top_torch(logits, count)
 
 
 def top_numpy(logits: Tensor, count: int) -> tuple[Floats, Ids]:
-    # A partition and a sort of its end, vectorised: a quarter of what torch.topk takes here.
+    # numpy's vectorised partition and a sort of its end take a quarter of the time of torch.topk.
     rows = [_top_row(row, count) for row in logits.numpy()]
     return np.stack([values for values, _ in rows]), np.stack([ids for _, ids in rows])
 
@@ -66,11 +66,11 @@ def _top_row(row: NDArray[np.float32], count: int) -> tuple[Floats, Ids]:
 
 
 def draw(logits: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]) -> list[int]:
-    """One token for each row of (B, V), drawn as its params say.
+    """Draw one token for each row of (B, V) by its params.
 
     Args:
         logits: finite, or -inf for tokens that are ruled out; the highest of a row is finite.
-        uniforms: per row a number from [0, 1), which alone decides.
+        uniforms: for each row a number from [0, 1); the draw depends on no other randomness.
     """
     values, ids = top(logits, WINDOW)
     return [
@@ -92,17 +92,17 @@ def _draw_row(row: Tensor, values: Floats, ids: Ids, params: SamplingParams, uni
 
 
 def _mass(row: Tensor, highest: float, temperature: float) -> float:
-    """Probability of all tokens in units of the likeliest one's."""
+    """Sum the probabilities of all tokens, in units of the likeliest one's."""
     return float(((row - highest) / temperature).exp().sum(dtype=torch.float64))
 
 
 def _drawn_rank(
     scaled: Floats, total: float | None, params: SamplingParams, uniform: float
 ) -> int | None:
-    """Rank of the token that is drawn, or None where ranks beyond those given may matter.
+    """Return the rank of the drawn token, or None where ranks beyond those given may matter.
 
     Args:
-        scaled: (K,) logits over temperature, falling from 0.
+        scaled: (K,) logits over temperature, from 0 downwards.
         total: mass of the whole vocabulary; None if `scaled` is all of it.
     """
     count = len(scaled)
@@ -119,7 +119,7 @@ def _drawn_rank(
 
 
 def _kept(scaled: Floats, mass: Floats, total: float, params: SamplingParams) -> int:
-    """How many of the ranks top_k, then top_p, then min_p keep."""
+    """Count the ranks that top_k, then top_p, then min_p keep."""
     kept = len(scaled)
     if 0 < params.top_k < kept:
         # Ties with the last stay, as in transformers.

@@ -1,4 +1,4 @@
-"""The next token of every request of a batch. B: requests, V: vocabulary."""
+"""A sampler: the next token of every request of a batch. B: requests, V: vocabulary."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llamahome.engine.sampling import ranking
 from llamahome.engine.sampling.grammar import GrammarMask
-from llamahome.engine.sampling.logprobs import PromptLogprobs, TopLogprobs, logprobs_of
+from llamahome.engine.sampling.logprobs import TopLogprobs, logprobs_of
 from llamahome.engine.sampling.processors import LogitsProcessor, build_processors
 from llamahome.requests import EngineError, SamplingParams
 
@@ -22,7 +22,7 @@ NOTHING_LEFT = "no token is left that the request's grammar, min_tokens and logi
 
 @dataclass(frozen=True)
 class Choice:
-    """A token, or why none could be chosen."""
+    """A chosen token, or the reason why none could be chosen."""
 
     token: int | None = None
     logprob: float | None = None
@@ -31,14 +31,14 @@ class Choice:
 
 
 class SamplingState:
-    """What one request's tokens are chosen by, and what it remembers from token to token.
+    """The rules that choose one request's tokens, and their state from token to token.
 
     Args:
-        params: of the request.
+        params: the request's.
         prompt: its tokens.
-        eos_token_ids: of the model.
-        vocab_size: V of the logits to come.
-        device: of the logits to come.
+        eos_token_ids: the model's.
+        vocab_size: V of the logits.
+        device: where the logits are.
         grammar: compiled from `params.grammar`.
     """
 
@@ -55,11 +55,6 @@ class SamplingState:
         self.params = params
         eos = frozenset() if params.ignore_eos else eos_token_ids
         self.stop_token_ids = eos.union(params.stop_token_ids)
-        self.prompt_logprobs = (
-            None
-            if params.prompt_logprobs is None
-            else PromptLogprobs(prompt, params.prompt_logprobs)
-        )
         self._grammar = grammar
         self.processors: list[LogitsProcessor] = build_processors(
             params,
@@ -70,40 +65,40 @@ class SamplingState:
         )
         if grammar is not None:
             self.processors.append(grammar)
-        # Its own, so that its draws do not depend on who shares the batch.
+        # A generator per request, so that draws do not depend on what shares the batch.
         self._random = random.Random(None if params.seed is None else params.seed % 2**64)
 
     @property
     def plain(self) -> bool:
-        """Whether its token is simply the likeliest."""
+        """True if its token is simply the likeliest."""
         return self.params.greedy and not self.processors
 
     @property
     def finished(self) -> bool:
-        """Whether the grammar lets nothing follow."""
+        """True once the grammar lets nothing follow."""
         return self._grammar is not None and self._grammar.finished
 
     def uniform(self) -> float:
         return self._random.random()
 
     def advance(self, choice: Choice) -> None:
-        """Take in what was chosen; an error or a token that ends the answer is no part of it."""
+        """Take in a choice; an error or a token that ends the answer is no part of the answer."""
         if choice.token is not None and choice.token not in self.stop_token_ids:
             for processor in self.processors:
                 processor.advance(choice.token)
 
     def ends(self, choice: Choice) -> bool:
-        """Whether nothing follows a choice that was taken in."""
+        """Return whether nothing follows a choice that was taken in."""
         return choice.token is None or choice.token in self.stop_token_ids or self.finished
 
 
 @torch.inference_mode()
 def choose(logits: Tensor, states: Sequence[SamplingState]) -> list[Choice]:
-    """One token for each row, or an error for that row alone.
+    """Choose one token for each row; a row that fails gives an error for itself alone.
 
     Args:
-        logits: (B, V) float32; left as they are.
-        states: B of them; one random number of each that samples is used up.
+        logits: (B, V) float32; not changed.
+        states: B states; each one that samples uses up one random number.
     """
     tokens, values = ranking.best(logits)
     choices = [
@@ -141,7 +136,7 @@ def _choose_special(rows: Tensor, states: Sequence[SamplingState]) -> list[Choic
 
 
 def _process(row: Tensor, state: SamplingState) -> str | None:
-    """Apply the request's processors to its row; what went wrong is the request's alone."""
+    """Apply a request's processors to its row (V,); return the error, which fails it alone."""
     try:
         for processor in state.processors:
             processor.apply(row)

@@ -15,12 +15,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from llamahome.attention import build_policy
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
 from llamahome.engine.engine import Engine
-from llamahome.engine.outputs import EngineStats, FinishReason, TokenDelta
+from llamahome.engine.request import TokenDelta
 from llamahome.engine.sampling.grammar import Vocabulary
-from llamahome.engine.text.answer import Answer, TokenText
+from llamahome.engine.text.answer import Answer
 from llamahome.engine.text.text_stream import TextError
 from llamahome.models import ModelManager, attach_adapters, load_model
-from llamahome.requests import RequestError, SamplingParams, Usage
+from llamahome.requests import EngineStats, FinishReason, RequestError, SamplingParams, Token, Usage
 
 logger = logging.getLogger(__name__)
 
@@ -29,15 +29,15 @@ logger = logging.getLogger(__name__)
 class TextDelta:
     """Text that one step added to one answer. `finish_reason` and `usage` are set on its last.
 
-    `tokens` are those whose text has been given, where log-probabilities are asked for; text that
-    may begin a stop text is held back, and its tokens with it. `embedding` is the one of a text
-    that was submitted for it.
+    `tokens` are the tokens of the text, where log-probabilities are asked for. Text that may begin
+    a stop text is held back, and its tokens with it. `embedding` is the result of
+    `submit_embedding`.
     """
 
     request_id: str
     text: str
     token_count: int
-    tokens: tuple[TokenText, ...] = ()
+    tokens: tuple[Token, ...] = ()
     embedding: Sequence[float] | None = None
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
@@ -45,7 +45,7 @@ class TextDelta:
 
 
 class TextEngine:
-    """An `Engine` that speaks text. Synchronous, one thread."""
+    """An `Engine` with text in place of tokens. Synchronous, one thread."""
 
     def __init__(
         self,
@@ -98,17 +98,21 @@ class TextEngine:
         return self._engine.has_work
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of plain text."""
+        """Return the token ids of plain text."""
         ids: list[int] = self.tokenizer.encode(text, verbose=False)
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Plain text of token ids, without special tokens."""
+        """Return the plain text of token ids, without special tokens."""
         text: str = self.tokenizer.backend_tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
     def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
-        """Token ids of a conversation in the model's own chat template, ready for the answer."""
+        """Return a conversation's token ids by the model's chat template, ready for the answer.
+
+        Raises:
+            RequestError: when the model has no chat template.
+        """
         if self.tokenizer.chat_template is None:
             raise RequestError(
                 "model", self.model_name, "it has no chat template; send plain completions"
@@ -120,10 +124,10 @@ class TextEngine:
         return ids
 
     def system_length(self, messages: Sequence[dict[str, Any]]) -> int:
-        """First tokens of a conversation that `engine.protect_system` keeps: its system prompt.
+        """Count the first tokens that `engine.protect_system` keeps: the system prompt.
 
-        That is what the conversation shares with one that begins otherwise under the same system
-        prompt, so one that the chat template puts in by itself counts, too.
+        It is the part that is shared with another conversation under the same system prompt. So a
+        system prompt that the chat template adds by itself counts, too.
         """
         if not self._protect_system:
             return 0
@@ -136,7 +140,7 @@ class TextEngine:
         return next((i for i, (a, b) in enumerate(pairs) if a != b), len(others))
 
     def prepare(self, params: SamplingParams) -> None:
-        """Do ahead of `submit`, in any thread, what may take a second the first time.
+        """Do the slow parts of a first `submit` ahead of it, in any thread.
 
         Raises:
             RequestError: when the grammar cannot be compiled.
@@ -159,20 +163,19 @@ class TextEngine:
     ) -> None:
         """Queue a text to be embedded; raises as `Engine.submit_embedding` does."""
         self._engine.submit_embedding(request_id, prompt, adapter=adapter)
+        self._answers[request_id] = Answer(
+            self.tokenizer.backend_tokenizer, self._vocabulary, prompt, SamplingParams()
+        )
 
     def step(self) -> list[TextDelta]:
-        """One engine step, as text."""
+        """Run one engine step and return its deltas as text, one for each request."""
         deltas = groupby(self._engine.step(), key=lambda delta: delta.request_id)
-        return [
-            self._to_text(request_id, list(own), self._answers[request_id])
-            if request_id in self._answers
-            else _to_embedding(next(own))
-            for request_id, own in deltas
-        ]
+        return [self._to_text(request_id, list(own)) for request_id, own in deltas]
 
-    def _to_text(self, request_id: str, deltas: list[TokenDelta], answer: Answer) -> TextDelta:
+    def _to_text(self, request_id: str, deltas: list[TokenDelta]) -> TextDelta:
+        answer = self._answers[request_id]
         text, used = "", 0
-        tokens: tuple[TokenText, ...] = ()
+        tokens: tuple[Token, ...] = ()
         last = deltas[-1]
         reason, usage, error = last.finish_reason, last.usage, last.error
         try:
@@ -196,6 +199,7 @@ class TextEngine:
             text=text,
             token_count=sum(delta.token is not None for delta in deltas[:used]),
             tokens=tokens,
+            embedding=None if last.embedding is None else last.embedding.tolist(),
             finish_reason=reason,
             usage=usage,
             error=error,
@@ -207,23 +211,11 @@ class TextEngine:
         self._answers.pop(request_id, None)
 
     def close(self) -> None:
-        """Keep what the next start can use; nothing may be asked of it any more."""
+        """Keep what the next start can use; the engine must not be used any more."""
         self._engine.close()
 
     def stats(self) -> EngineStats:
         return self._engine.stats()
-
-
-def _to_embedding(delta: TokenDelta) -> TextDelta:
-    return TextDelta(
-        request_id=delta.request_id,
-        text="",
-        token_count=0,
-        embedding=None if delta.embedding is None else delta.embedding.tolist(),
-        finish_reason=delta.finish_reason,
-        usage=delta.usage,
-        error=delta.error,
-    )
 
 
 def torch_device(name: str) -> str:
@@ -236,7 +228,7 @@ def torch_device(name: str) -> str:
 def _within_context(
     config: EngineConfig, model: PreTrainedModel, policy: PolicyConfig
 ) -> EngineConfig:
-    """`config` with no more tokens than the model was trained for, unless positions roll."""
+    """Return `config`, its context cut to the model's unless positions roll."""
     limit = model.config.max_position_embeddings
     endless = policy.positions == "rolling" and None not in policy.pattern.values()
     if config.max_length <= limit or (endless and policy.budget is not None):

@@ -1,4 +1,4 @@
-"""Tokens to text as they come: whole UTF-8 characters only, cut before a stop text."""
+"""A stream from tokens to text: whole UTF-8 characters only, cut before a stop text."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class TextError(EngineError):
 class TextStream:
     """The text of one answer, grown token by token.
 
-    A character whose bytes are spread over tokens is held back until it is whole, and text that
-    may turn out to begin a stop text until it does not.
+    A character whose bytes are spread over tokens is held back until it is whole. Text that may
+    begin a stop text is held back until it is clear that it does not.
 
     Args:
-        tokenizer: of the model.
+        tokenizer: the model's.
         stop: texts that end the answer.
-        min_tokens: until then a stop text is text as any other.
+        min_tokens: tokens before which a stop text is ordinary text.
     """
 
     def __init__(
@@ -38,16 +38,16 @@ class TextStream:
         self._decoded = 0
         self._returned = 0
         self._held = ""
-        # Of the tokens whose text is not returned yet: where each begins, and, where known, ends.
+        # Tokens whose text is not returned yet: where each begins, and, where known, ends.
         self._starts: deque[int] = deque()
         self._ends: deque[int] = deque()
-        self._settled: list[int] = []
+        self._whole: list[int] = []
         self.stopped = False
 
     def push(self, token: int) -> str:
-        """The text that `token` makes certain; empty while more is needed.
+        """Return the text that `token` makes certain; empty while more is needed.
 
-        Once a stop text is complete, `stopped` is true and what came before it has been returned.
+        Once a stop text is complete, `stopped` is true and the text before it has been returned.
 
         Raises:
             TextError: when the tokenizer fails.
@@ -61,7 +61,7 @@ class TextStream:
         return self._release(piece) if piece else ""
 
     def flush(self) -> str:
-        """What is still held back, at the end of the answer."""
+        """Return the text that is still held back at the end of the answer."""
         if self.stopped:
             return ""
         whole = self._tokenizer.decode(self._tokens, skip_special_tokens=True)
@@ -69,15 +69,17 @@ class TextStream:
         if self.stopped:
             return tail
         held, self._held = self._held, ""
-        self._settled += self._starts
+        self._whole += self._starts
         self._starts.clear()
         return tail + held
 
-    def take_settled(self) -> list[int]:
-        """Where the tokens begin in the answer, in characters, whose text has been returned whole
-        since the last call, in order; tokens of a stop text never are."""
-        settled, self._settled = self._settled, []
-        return settled
+    def take_starts(self) -> list[int]:
+        """Return where the tokens begin whose whole text was returned since the last call.
+
+        Places are in characters of the answer, in order. Tokens of a stop text are never listed.
+        """
+        starts, self._whole = self._whole, []
+        return starts
 
     def _release(self, piece: str) -> str:
         self._decoded += len(piece)
@@ -86,11 +88,11 @@ class TextStream:
         certain = self._certain(text)
         self._held = "" if self.stopped else text[certain:]
         self._returned += certain
-        self._settle()
+        self._pass_whole_tokens()
         return text[:certain]
 
     def _certain(self, text: str) -> int:
-        """How much of the text that is not returned yet can be; sets `stopped`."""
+        """Count the characters of unreturned text that can be returned; set `stopped`."""
         if len(self._tokens) < self._min_tokens:
             return len(text)
         found = [at for at in (text.find(s) for s in self._stop) if at >= 0]
@@ -99,15 +101,15 @@ class TextStream:
             return min(found)
         return len(text) - max((_overlap(text, s) for s in self._stop), default=0)
 
-    def _settle(self) -> None:
+    def _pass_whole_tokens(self) -> None:
         while self._ends and (
             self._ends[0] <= self._returned or (self.stopped and self._starts[0] < self._returned)
         ):
             self._ends.popleft()
-            self._settled.append(self._starts.popleft())
+            self._whole.append(self._starts.popleft())
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`."""
+    """Return the length of the longest end of `text` that begins `stop`."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

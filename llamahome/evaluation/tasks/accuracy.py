@@ -14,7 +14,8 @@ from llamahome.evaluation.memory import KVBytes, answered_bytes
 from llamahome.evaluation.reading import answers, sized
 from llamahome.evaluation.tasks.retrieval import Question
 
-GREEDY = SamplingParams(max_tokens=24, temperature=0.0)
+MAX_TOKENS = 24
+GREEDY = SamplingParams(max_tokens=MAX_TOKENS, temperature=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ def accuracy(
         engine: the engine that answers.
         on_answer: called after each answer, for a progress bar.
     """
-    longest = max(len(question.prompt) for question in questions) + GREEDY.max_tokens
+    longest = max(len(question.prompt) for question in questions) + MAX_TOKENS
     answering = TextEngine(model, tokenizer, policy, sized(engine, longest))
     given = answers(answering, [(question.prompt, GREEDY) for question in questions], on_answer)
     marks = [

@@ -10,11 +10,11 @@ from llamahome.cache import SlotState, chain, root_digest
 from llamahome.cache.snapshots.folder import SnapshotFolder
 
 INTERVAL = 4
-ROOT = root_digest("model, adapter, policy, sink")
+ROOT = root_digest("model", "adapter", "policy", 4)
 
 
 def state(length: int = 4, *, seed: int = 0, floats: int = 64) -> SlotState:
-    """Of 4 bytes for each of `floats`, and 16 bytes of positions."""
+    """Return a state with 4 bytes for each of `floats`, and 16 bytes of positions."""
     generator = torch.Generator().manual_seed(seed)
     keys = torch.randn(floats, generator=generator)
     return SlotState(length, 2, {"keys": keys, "positions": torch.tensor([length, seed])})
@@ -28,7 +28,7 @@ def digest(number: int) -> bytes:
 
 
 def prompt(*parts: str) -> list[bytes]:
-    """A chain of a chunk for every letter."""
+    """Return a chain with a chunk for every letter."""
     return chain(ROOT, [ord(letter) for letter in "".join(parts) for _ in range(4)], INTERVAL)
 
 

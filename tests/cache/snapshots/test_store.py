@@ -31,6 +31,20 @@ def test_a_digest_stands_for_its_whole_prefix_and_for_nothing_else() -> None:
     assert len({len(d) for d in digests}) == 1
 
 
+def test_different_parts_never_give_the_same_root() -> None:
+    roots = [
+        ("a", "b"),
+        ("a b",),
+        ("ab", ""),
+        ("a", None),
+        ("a", "None"),
+        ("a", "null"),
+        ("1",),
+        (1,),
+    ]
+    assert len({root_digest(*parts) for parts in roots}) == len(roots)
+
+
 def test_a_chain_goes_on_from_what_is_known() -> None:
     tokens = list(range(50))
     digests = chain(ROOT, tokens, INTERVAL)
@@ -94,6 +108,14 @@ def test_a_state_larger_than_the_store_is_not_kept() -> None:
     store.put(digest(0), state())
     assert digest(0) not in store
     assert store.stats().bytes == 0
+
+
+def test_statistics_are_a_snapshot() -> None:
+    store = SnapshotStore(10 * SIZE)
+    before = store.stats()
+    store.put(digest(0), state())
+    store.longest([digest(0)])
+    assert (before.hits, before.snapshots, before.bytes) == (0, 0, 0)
 
 
 # Which boundaries are worth a snapshot

@@ -1,4 +1,4 @@
-"""What a grammar lets through, byte by byte."""
+"""Texts that a grammar lets pass, byte by byte."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _allowed(mask: GrammarMask) -> set[int]:
 
 
 def _accepts(tokenizer: PreTrainedTokenizerFast, mask: GrammarMask, text: str) -> bool:
-    """Whether the mask lets `text` pass and end."""
+    """Return whether the mask lets `text` pass and end."""
     for token in tokenizer.encode(text):
         if token not in _allowed(mask):
             return False

@@ -1,4 +1,4 @@
-"""What is drawn against transformers' own warpers, and one argmax for a batch."""
+"""Draws against transformers' own warpers, and one argmax for a batch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _logits(vocab: int, scale: float = 3.0, seed: int = 0) -> Tensor:
 
 
 def _expected(logits: Tensor, params: SamplingParams) -> Tensor:
-    """The distribution transformers samples from."""
+    """Return the distribution that transformers samples from."""
     warpers = LogitsProcessorList([TemperatureLogitsWarper(params.temperature)])
     if params.top_k:
         warpers.append(TopKLogitsWarper(params.top_k))

@@ -21,7 +21,7 @@ def embedded() -> LoadedModel:
 def _answer(
     embedded: LoadedModel, policy: PolicyConfig, question: str, max_tokens: int
 ) -> tuple[list[int], TextDelta, str]:
-    """The prompt's ids, the last delta, and the whole text."""
+    """Return the prompt's ids, the last delta, and the whole text."""
     engine = TextEngine(
         embedded.model,
         embedded.tokenizer,
@@ -54,7 +54,7 @@ def test_a_budget_of_the_length_answers_as_generate_does(
 
 
 def test_the_text_stays_coherent_past_the_first_eviction(embedded: LoadedModel) -> None:
-    """What was written from 96 entries is likely to the dense model too, and does not loop.
+    """Find what was written from 96 entries likely under the dense model too, and without loops.
 
     A window without sinks or a random sample of the past fall into a loop here (at most a quarter
     of the tokens distinct); dense attention writes at 0.73 nats and 0.38 distinct.

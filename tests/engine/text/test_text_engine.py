@@ -140,7 +140,7 @@ def test_tokens_with_logprobs_make_up_the_text(roomy: TextEngine) -> None:
     tokens = [token for delta in deltas for token in delta.tokens]
     text = _text(deltas)
     assert len(tokens) == 40
-    shown = [token for token in tokens if token.token < 256]
+    shown = [token for token in tokens if token.id < 256]
     assert b"".join(token.data for token in shown).decode(errors="replace") == text
     assert [token.offset for token in tokens] == sorted(token.offset for token in tokens)
     assert all(len(token.top) == 3 for token in tokens)

@@ -97,17 +97,17 @@ def test_a_stop_text_before_min_tokens_is_text(byte_tokenizer: PreTrainedTokeniz
         ("ab STO", ("STOP",), [0, 1, 2, 3, 4, 5]),
     ],
 )
-def test_tokens_settle_with_their_text(
+def test_tokens_are_listed_with_their_text(
     byte_tokenizer: PreTrainedTokenizerFast, text: str, stop: tuple[str, ...], starts: list[int]
 ) -> None:
     stream = TextStream(byte_tokenizer.backend_tokenizer, stop)
-    returned, settled = "", []
+    returned, starts_seen = "", []
     for token in byte_tokenizer.encode(text):
         returned += stream.push(token)
-        settled += stream.take_settled()
-        assert all(start < len(returned) for start in settled)
+        starts_seen += stream.take_starts()
+        assert all(start < len(returned) for start in starts_seen)
     stream.flush()
-    assert settled + stream.take_settled() == starts
+    assert starts_seen + stream.take_starts() == starts
 
 
 def test_a_tokenizer_that_fails_is_named() -> None:

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from llamahome.requests import Token, TopToken
 from serve.http.errors import ApiError, no_replica, queue_full
-from serve.wire import Delta, Token, TopToken
+from serve.wire import Delta
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
 COMPLETION = {"model": "tiny", "prompt": "Hi"}
-TOKEN = Token(b"H", 0, -0.5, (TopToken(b"J", -0.25),))
+TOKEN = Token(5, b"H", 0, -0.5, (TopToken(b"J", -0.25),))
 
 
 def events(text: str) -> list[Any]:
@@ -79,7 +80,7 @@ async def test_several_choices_in_one_piece(connect, backend):
     assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]
     assert [choice["message"]["content"] for choice in body["choices"]] == ["Hello"] * 3
     assert (body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]) == (5, 9)
-    assert [request.seed for request in backend.requests] == [5, 6, 7]
+    assert [request.params.seed for request in backend.requests] == [5, 6, 7]
 
 
 @pytest.mark.parametrize("path", ["chat/completions", "completions"])
@@ -134,7 +135,7 @@ async def test_logprobs_of_a_chat(connect, backend):
     assert whole["choices"][0]["logprobs"] == {"content": [expected] * 2, "refusal": None}
     chunks = [chunk["choices"][0]["logprobs"] for chunk in events(stream.text)[:-1]]
     assert chunks == [None, *[{"content": [expected], "refusal": None}] * 2]
-    assert backend.requests[0].logprobs == 1
+    assert backend.requests[0].params.logprobs == 1
 
 
 async def test_logprobs_of_a_completion(connect, backend):
@@ -156,7 +157,7 @@ async def test_an_adapter_is_a_model_of_its_own(connect, backend):
         await client.post("/v1/completions", json=COMPLETION)
     assert [model["id"] for model in listed] == ["tiny", "pirate"]
     assert answer.json()["model"] == "pirate"
-    assert [request.adapter for request in backend.requests] == ["pirate", None]
+    assert [request.params.adapter for request in backend.requests] == ["pirate", None]
 
 
 async def test_two_grammars_are_refused_by_field(connect):

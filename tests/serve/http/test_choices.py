@@ -5,9 +5,10 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
+from llamahome.requests import Token, Usage
 from serve.http.choices import Answers, merged
 from serve.http.errors import ApiError
-from serve.wire import Delta, Token, Usage
+from serve.wire import Delta
 
 
 def usage(prompt: int, completion: int) -> Usage:
@@ -67,7 +68,7 @@ async def test_leaving_early_closes_every_stream():
 
 def test_answers_are_put_together_by_choice():
     answers = Answers(2, 2)
-    token = Token(b"a", 0, -0.5)
+    token = Token(5, b"a", 0, -0.5)
     answers.add(1, Delta(text="x", token_count=1, finish_reason="stop", usage=usage(5, 1)))
     answers.add(0, Delta(text="a", token_count=1, tokens=(token,)))
     answers.add(0, Delta(text="b", token_count=1, finish_reason="length", usage=usage(5, 2)))

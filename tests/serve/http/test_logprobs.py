@@ -1,12 +1,12 @@
 from __future__ import annotations
 
+from llamahome.requests import Token, TopToken
 from serve.http.logprobs import chat_logprobs, completion_logprobs
-from serve.wire import Token, TopToken
 
 TOKENS = (
-    Token(b"Hi", 0, None),
-    Token("é".encode()[:1], 2, -0.25, (TopToken(b"o", -0.1), TopToken(b"a", float("-inf")))),
-    Token("é".encode()[1:], 2, float("-inf"), (TopToken(b"o", -0.1),)),
+    Token(5, b"Hi", 0, None),
+    Token(6, "é".encode()[:1], 2, -0.25, (TopToken(b"o", -0.1), TopToken(b"a", float("-inf")))),
+    Token(7, "é".encode()[1:], 2, float("-inf"), (TopToken(b"o", -0.1),)),
 )
 
 

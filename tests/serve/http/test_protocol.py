@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 from openai.types.chat.completion_create_params import (
@@ -16,9 +15,9 @@ from openai.types.completion_create_params import (
 )
 from pydantic import ValidationError
 
+from llamahome.requests import Grammar, RequestError, SamplingParams
 from serve.http.errors import ApiError, invalid_body
 from serve.http.protocol import ChatRequest, CompletionRequest
-from serve.wire import GenerateRequest, Grammar
 
 USER = {"role": "user", "content": "Hi"}
 
@@ -31,6 +30,10 @@ def chat(**fields) -> ChatRequest:
 def completion(**fields) -> CompletionRequest:
     body = {"model": "m", "prompt": "Hi", **fields}
     return CompletionRequest.model_validate_json(json.dumps(body))
+
+
+def params_of(body: ChatRequest | CompletionRequest) -> SamplingParams:
+    return body.generate_requests("id")[0].params
 
 
 @pytest.mark.parametrize(
@@ -140,12 +143,12 @@ def test_messages_reach_the_template_as_plain_text():
 
 
 def test_sampling_and_limits_become_a_request():
-    (request,) = chat(max_completion_tokens=7, seed=3, stop="x").generate_requests("id")
-    assert (request.max_tokens, request.seed, request.stop) == (7, 3, ("x",))
-    assert (request.temperature, request.top_p) == (1.0, 1.0)
-    assert chat(temperature=0, top_p=0.5).generate_requests("id")[0].temperature == 0
-    assert chat().generate_requests("id")[0].max_tokens is None
-    assert completion().generate_requests("id")[0].max_tokens == 16
+    params = params_of(chat(max_completion_tokens=7, seed=3, stop="x"))
+    assert (params.max_tokens, params.seed, params.stop) == (7, 3, ("x",))
+    assert (params.temperature, params.top_p) == (1.0, 1.0)
+    assert params_of(chat(temperature=0, top_p=0.5)).temperature == 0
+    assert params_of(chat()).max_tokens is None
+    assert params_of(completion()).max_tokens == 16
 
 
 @pytest.mark.parametrize("body", [chat, completion])
@@ -162,14 +165,12 @@ def test_every_sampling_field_becomes_part_of_the_request(body):
         "kv_policy": "h2o",
         "priority": -1,
     }
-    (request,) = body(**fields, logit_bias={"7": -100}, stop_token_ids=[3]).generate_requests("id")
-    assert {name: getattr(request, name) for name in fields} == fields
-    assert (request.logit_bias, request.stop_token_ids) == ({7: -100.0}, (3,))
-    assert body(top_k=-1).generate_requests("id")[0].top_k == 0
-    assert body().generate_requests("id")[0] == replace(
-        GenerateRequest(request_id="id"),
-        **{name: getattr(request, name) for name in ("messages", "prompt", "max_tokens")},
-    )
+    params = params_of(body(**fields, logit_bias={"7": -100}, stop_token_ids=[3]))
+    assert {name: getattr(params, name) for name in fields} == fields
+    assert (params.logit_bias, params.stop_token_ids) == ({7: -100.0}, (3,))
+    assert params_of(body(top_k=-1)).top_k == 0
+    plain = SamplingParams(max_tokens=params.max_tokens, temperature=1.0)
+    assert params_of(body()) == plain
 
 
 @pytest.mark.parametrize(
@@ -182,20 +183,20 @@ def test_every_sampling_field_becomes_part_of_the_request(body):
     ],
 )
 def test_a_chats_logprobs_are_a_switch_and_a_number(fields, logprobs):
-    assert chat(**fields).generate_requests("id")[0].logprobs == logprobs
+    assert params_of(chat(**fields)).logprobs == logprobs
 
 
 def test_a_completions_logprobs_are_a_number():
     (request,) = completion(logprobs=3, echo=True).generate_requests("id")
-    assert (request.logprobs, request.echo) == (3, True)
+    assert (request.params.logprobs, request.params.prompt_logprobs, request.echo) == (3, 3, True)
 
 
 def test_choices_differ_by_id_and_seed():
     requests = completion(prompt=["a", "b"], n=2, seed=7).generate_requests("id")
     assert [r.request_id for r in requests] == ["id-0", "id-1", "id-2", "id-3"]
     assert [r.prompt for r in requests] == ["a", "a", "b", "b"]
-    assert [r.seed for r in requests] == [7, 8, 7, 8]
-    assert [r.seed for r in chat(n=2).generate_requests("id")] == [None, None]
+    assert [r.params.seed for r in requests] == [7, 8, 7, 8]
+    assert [r.params.seed for r in chat(n=2).generate_requests("id")] == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -236,8 +237,24 @@ def test_choices_differ_by_id_and_seed():
 )
 @pytest.mark.parametrize("body", [chat, completion])
 def test_what_an_answer_must_look_like(body, fields, grammar):
-    (request,) = body(**fields).generate_requests("id")
-    assert request.grammar == (None if grammar is None else Grammar(*grammar))
+    found = params_of(body(**fields)).grammar
+    assert found == (None if grammar is None else Grammar(*grammar))
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "words"),
+    [
+        ({"max_tokens": 0}, "max_tokens", "at least 1"),
+        ({"temperature": -1.0}, "temperature", "-1.0"),
+        ({"top_p": 0.0}, "top_p", "0.0"),
+        ({"seed": 2**70}, "seed", "64 bits"),
+    ],
+)
+@pytest.mark.parametrize("body", [chat, completion])
+def test_a_value_out_of_range_is_refused_by_field(body, fields, field, words):
+    with pytest.raises(RequestError, match=words) as refused:
+        params_of(body(**fields))
+    assert refused.value.field == field
 
 
 def test_two_grammars_are_refused():

@@ -11,6 +11,7 @@ from ray.serve.exceptions import (
     RayServeException,
 )
 
+from llamahome.requests import SamplingParams
 from serve.http.errors import ApiError
 from serve.ray.backend import ServeBackend
 from serve.wire import Delta, Failure, GenerateRequest
@@ -22,6 +23,8 @@ DIED = ActorDiedError()
 UNAVAILABLE = DeploymentUnavailableError("EngineReplica")
 FULL = BackPressureError(num_queued_requests=9, max_queued_requests=9)
 BROKEN = RayTaskError("process_input", "traceback", ValueError("inside"))
+
+REQUEST = GenerateRequest(request_id="a", params=SamplingParams(), prompt="x")
 
 
 @dataclass
@@ -95,7 +98,7 @@ async def run(*attempts: list[Any]) -> Run:
     result = Run(FakeHandle(attempts=[list(attempt) for attempt in attempts]))
     backend = ServeBackend(result.handle, retry_pauses_s=(0.0, 0.0))
     try:
-        async for delta in backend.stream(GenerateRequest(request_id="a", prompt="x")):
+        async for delta in backend.stream(REQUEST):
             result.deltas.append(delta)
     except ApiError as error:
         result.error = error
@@ -147,7 +150,7 @@ async def test_other_failures_are_final(reply, status, param):
 
 async def test_leaving_early_cancels_the_call():
     handle = FakeHandle(attempts=[[FIRST, LAST]])
-    answer = ServeBackend(handle).stream(GenerateRequest(request_id="a", prompt="x"))
+    answer = ServeBackend(handle).stream(REQUEST)
     await anext(answer)
     await answer.aclose()
     assert handle.cancelled == 1

@@ -1,0 +1,227 @@
+"""A request on its way through the engine, and the deltas that it gives."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from llamahome.cache import Slots
+from llamahome.engine.runners.contract import Every, RowInput
+from llamahome.engine.sampling.logprobs import Logprob, PromptLogprobs, TopLogprobs
+from llamahome.engine.sampling.prompt_lookup import PromptLookup
+from llamahome.engine.sampling.sampler import NOT_FINITE, Choice, SamplingState
+from llamahome.requests import FinishReason, SamplingParams, Usage
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenDelta:
+    """A token that a step gave a request. `finish_reason` and `usage` are set on its last.
+
+    `logprob` and `top_logprobs`, the likeliest first, are there when `params.logprobs` is, and on
+    the first delta `prompt_logprobs` when `params.prompt_logprobs` is. `embedding` is the result
+    of `submit_embedding`: float32 (hidden,).
+    """
+
+    request_id: str
+    token: int | None
+    logprob: float | None = None
+    top_logprobs: TopLogprobs = ()
+    prompt_logprobs: tuple[Logprob, ...] = ()
+    embedding: Tensor | None = None
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    error: str | None = None
+
+
+class Embedding:
+    """The mean of a prompt's last hidden states, summed as its chunks are computed."""
+
+    def __init__(self) -> None:
+        self._sum = torch.zeros(())
+        self._count = 0
+
+    def add(self, hidden: Tensor) -> None:
+        """Take in the hidden states (T, hidden) of the next T tokens."""
+        self._sum = self._sum + hidden.sum(0).cpu()
+        self._count += len(hidden)
+
+    def vector(self) -> Tensor:
+        """Return the mean (hidden,), scaled to length 1."""
+        mean = self._sum / self._count
+        vector: Tensor = mean / mean.norm().clamp(min=1e-12)
+        return vector
+
+
+@dataclass
+class PrefixPath:
+    """A request's place in the tree of prefixes: its chain of digests, by chunk.
+
+    Attributes:
+        wanted: indices of chunks after which a snapshot is to be taken.
+    """
+
+    root: bytes
+    digests: list[bytes]
+    wanted: set[int]
+
+
+@dataclass(eq=False)
+class Request:
+    """One request on its way, with all that the parts of the engine remember of it.
+
+    There are three kinds, made by `generation`, `scoring` and `embedding`.
+
+    Attributes:
+        tokens: the prompt, and after it the generated tokens.
+        sampling: chooses the tokens of the answer; None ends the request with its prompt.
+        scores: log-probabilities of the prompt, until a delta carries them.
+        embedding: the mean of the prompt's hidden states.
+        computed: tokens that went through the slot.
+        restored: those of the computed tokens that came from a snapshot.
+        last_chunk: the scheduler's count of chunks when the prompt last had its turn.
+        path: the place in the tree of prefixes; None without snapshots.
+        lookup: finds draft tokens.
+        draft: tokens that the current step verifies.
+    """
+
+    request_id: str
+    tokens: list[int]
+    prompt_length: int
+    params: SamplingParams
+    sampling: SamplingState | None = None
+    scores: PromptLogprobs | None = None
+    embedding: Embedding | None = None
+    slot: int | None = None
+    computed: int = 0
+    restored: int = 0
+    last_chunk: int = 0
+    path: PrefixPath | None = None
+    lookup: PromptLookup | None = None
+    draft: list[int] = field(default_factory=list)
+
+    @property
+    def max_tokens(self) -> int:
+        assert self.params.max_tokens is not None, "admission fills it in"
+        return self.params.max_tokens
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - self.prompt_length
+
+    @property
+    def prefilling(self) -> bool:
+        """True while prompt tokens are left before the one that gives the next token."""
+        return len(self.tokens) - self.computed > 1
+
+    def row(self, count: int) -> RowInput:
+        """Return the row of a step that computes the next `count` tokens and the draft."""
+        assert self.slot is not None
+        every: Every = "logits" if self.draft or self.scores is not None else None
+        return RowInput(
+            slot=self.slot,
+            tokens=self.tokens[self.computed : self.computed + count] + self.draft,
+            adapter=self.params.adapter,
+            every=every if self.embedding is None else "hidden",
+            drafted=bool(self.draft),
+        )
+
+    def advance(self, count: int, every: Tensor | None) -> None:
+        """Count tokens that a step computed.
+
+        Args:
+            every: the logits or hidden states (count, ...) of each, if the row asked for them.
+        """
+        self.computed += count
+        for reader in (self.scores, self.embedding):
+            if reader is not None and every is not None:
+                reader.add(every)
+
+    def take(self, choices: Sequence[Choice]) -> list[TokenDelta]:
+        """Append the tokens that a step chose, and return their deltas.
+
+        Only the last choice can end the answer; it is not appended if it is an error or a stop
+        token.
+        """
+        deltas = []
+        for choice in choices[:-1]:
+            self._append(choice)
+            deltas.append(self._delta(choice))
+        return [*deltas, self._last(choices[-1])]
+
+    def _append(self, choice: Choice) -> None:
+        assert choice.token is not None
+        self.tokens.append(choice.token)
+
+    def _last(self, choice: Choice) -> TokenDelta:
+        assert self.sampling is not None
+        if choice.token is None:
+            return self._delta(choice, "error")
+        if choice.token in self.sampling.stop_token_ids:
+            return self._delta(Choice(), "stop")
+        self._append(choice)
+        if self.sampling.finished:
+            return self._delta(choice, "stop")
+        return self._delta(choice, "length" if self.generated == self.max_tokens else None)
+
+    def result(self, logits: Tensor) -> TokenDelta:
+        """Return the only delta of a request that ends with its prompt, whose last logits (V,) are
+        given."""
+        vector = None if self.embedding is None else self.embedding.vector()
+        if not bool(torch.isfinite(logits if vector is None else vector).all()):
+            return self._delta(Choice(error=NOT_FINITE), "error")
+        return replace(self._delta(Choice(), "length"), embedding=vector)
+
+    def _delta(self, choice: Choice, reason: FinishReason | None = None) -> TokenDelta:
+        if choice.error is not None:
+            logger.error("request %s failed: %s", self.request_id, choice.error)
+        scores, self.scores = self.scores, None
+        return TokenDelta(
+            request_id=self.request_id,
+            token=choice.token,
+            logprob=choice.logprob,
+            top_logprobs=choice.top_logprobs,
+            prompt_logprobs=() if scores is None else tuple(scores.found),
+            finish_reason=reason,
+            error=choice.error,
+        )
+
+    def usage(self, slots: Slots) -> Usage:
+        """Return what the request, waiting or running, has used so far."""
+        held = 0 if self.slot is None else slots.held(self.slot)
+        return Usage(
+            prompt_tokens=self.prompt_length,
+            completion_tokens=self.generated,
+            kept_tokens=held,
+            evicted_tokens=self.computed - held,
+            peak_tokens=0 if self.slot is None else slots.peak(self.slot),
+            cached_tokens=self.restored,
+            kv_bytes=slots.slot_nbytes,
+            kv_bytes_dense=slots.dense_nbytes(len(self.tokens)),
+        )
+
+
+def generation(
+    request_id: str, prompt: list[int], params: SamplingParams, sampling: SamplingState
+) -> Request:
+    """Return a request that answers its prompt, and scores it if `params` asks for that too."""
+    request = scoring(request_id, prompt, params)
+    request.sampling = sampling
+    return request
+
+
+def scoring(request_id: str, prompt: list[int], params: SamplingParams) -> Request:
+    """Return a request for the log-probabilities of its prompt."""
+    count = params.prompt_logprobs
+    scores = None if count is None else PromptLogprobs(prompt, count)
+    return Request(request_id, list(prompt), len(prompt), params, scores=scores)
+
+
+def embedding(request_id: str, prompt: list[int], params: SamplingParams) -> Request:
+    """Return a request for the mean of its prompt's last hidden states."""
+    return Request(request_id, list(prompt), len(prompt), params, embedding=Embedding())
