@@ -117,7 +117,7 @@ class Speculation:
             self._drafting[request.request_id].length = 2 * right[row] + 1
             self.drafted += len(guess)
             self.accepted += right[row]
-        self._runner.settle(kept)
+        self._runner.accept(kept)
 
     def forget(self, request: Request) -> None:
         self._drafting.pop(request.request_id, None)

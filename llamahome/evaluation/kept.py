@@ -25,6 +25,6 @@ def kept_positions(
     kept = []
     for start in range(0, len(ids), policy.interval):
         log_probs(model, ids[start : start + policy.interval].to(model.device), slots)
-        count = plane.policy.held(slots.lengths[0])
-        kept.append(plane.positions[0, row, :count].tolist())
+        count = plane.shape.policy.held(slots.lengths[0])
+        kept.append(plane.kv.positions[0, row, :count].tolist())
     return kept

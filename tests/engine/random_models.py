@@ -1,4 +1,4 @@
-"""Small random decoders of any shape, and steps of mixed rows to try runners with."""
+"""Small random decoders of any shape, and steps of mixed rows for runners."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def random_llama(**changes: Any) -> LlamaForCausalLM:
 
 
 def random_qwen2(**changes: Any) -> Qwen2ForCausalLM:
-    """With biases of its queries, keys and values that are not 0."""
+    """Make a Qwen2 whose biases of queries, keys and values are not 0."""
     torch.manual_seed(0)
     model = Qwen2ForCausalLM(Qwen2Config(**{**SHAPE, **changes})).eval()
     for name, weight in model.named_parameters():
@@ -62,7 +62,7 @@ def skip_unless_here(isa: str) -> None:
 
 
 def native(model: PreTrainedModel, policy: Any, **options: Any) -> NativeRunner:
-    """The C++ runner in float32, unless told otherwise."""
+    """Build the C++ runner, in float32 unless the options say otherwise."""
     exact = {"num_slots": 3, "max_length": 2048, "int8": False, "kv_dtype": torch.float32}
     return NativeRunner(model, policy, **{**exact, "threads": 1, **options})
 
@@ -75,7 +75,7 @@ def tokens_of(count: int, seed: int) -> list[int]:
 def mixed_steps(
     runner: Runner, steps: int, seed: int = 0
 ) -> Iterator[tuple[list[RowInput], Tensor]]:
-    """Steps over three slots, and their logits: rows read a chunk or one token, or rest."""
+    """Yield steps over three slots, and their logits: a slot reads a chunk, a token or nothing."""
     generator = torch.Generator().manual_seed(seed)
     for step in range(steps):
         rows = []

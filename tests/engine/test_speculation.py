@@ -134,7 +134,7 @@ def test_a_settled_slot_is_that_of_single_steps(name: str, int8: bool, isa: str)
         got = drafting.forward([row, other])
         kept = draw.randint(1, width) if width > 1 else 1
         if width > 1:
-            drafting.settle({0: kept})
+            drafting.accept({0: kept})
         wanted = [single.forward([RowInput(slot=0, tokens=[t])]).logits[0] for t in tokens[:kept]]
         assert torch.equal(got.every[0][:kept], torch.stack(wanted)), step
         assert torch.equal(got.logits[1], single.forward([other]).logits[0]), step

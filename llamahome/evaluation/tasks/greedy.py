@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from llamahome.cache import Slots
+from llamahome.cache import Slots, SlotStep
 
 
 @torch.inference_mode()
@@ -63,7 +63,8 @@ def _forward(
     padded = [piece + [0] * (max(counts) - len(piece)) for piece in tokens]
     last = torch.tensor(counts, device=model.device) - 1
     wanted, of_row = last.unique(return_inverse=True)
-    step = slots.begin(rows, counts)
+    plan = slots.plan(rows, counts)
+    step = SlotStep(slots, plan)
     logits: Tensor = model(
         input_ids=torch.tensor(padded, device=model.device),
         position_ids=step.position_ids,
@@ -71,5 +72,5 @@ def _forward(
         logits_to_keep=wanted,
         hybrid=step,
     ).logits
-    slots.commit(step)
+    slots.commit(plan)
     return logits[torch.arange(len(rows), device=logits.device), of_row]

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llamahome.attention import HybridAttention, build_policy
-from llamahome.cache import Slots
+from llamahome.cache import Slots, SlotStep
 from llamahome.config import PolicyConfig
 from llamahome.evaluation.memory import KVBytes, kv_bytes
 
@@ -114,14 +114,15 @@ def log_probs(model: PreTrainedModel, ids: Tensor, slots: Slots) -> Tensor:
     at = 0
     while at < len(ids):
         count = min(slots.room(0), len(ids) - at)
-        step = slots.begin([0], [count])
+        plan = slots.plan([0], [count])
+        step = SlotStep(slots, plan)
         logits = model(
             input_ids=ids[None, at : at + count],
             position_ids=step.position_ids,
             use_cache=False,
             hybrid=step,
         ).logits[0]
-        slots.commit(step)
+        slots.commit(plan)
         parts.append(F.log_softmax(logits.float(), dim=-1))
         at += count
     return torch.cat(parts)
