@@ -33,13 +33,16 @@ def _mixed(planes: list[Heads], query: Tensor, key: Tensor, value: Tensor) -> Te
 
 
 def test_heads_in_planes_are_those_of_one_plane_and_so_are_their_gradients() -> None:
-    found, expected = [], []
+    found: list[Tensor | None] = []
+    expected: list[Tensor | None] = []
     for results, heads in ((found, [(2, 0), (1,), (3,)]), (expected, [(0, 1, 2, 3)])):
         inputs = _inputs()
         out = _mixed([Heads(own) for own in heads], *inputs)
         out.square().sum().backward()
         results += [out, *(each.grad for each in inputs)]
     for ours, theirs in zip(found, expected, strict=True):
+        assert ours is not None
+        assert theirs is not None
         assert torch.equal(ours, theirs)
 
 
