@@ -157,10 +157,7 @@ class Slots:
         return self._policies[slot].by_budget[plane.shape.budget_index]
 
     def under(self, policy: Policy | None, cap: int | None) -> SlotPolicies:
-        """Return what a request does under `policy`, with at most `cap` entries per KV head.
-
-        None is the slots' own policy, or what each head has room for.
-        """
+        """Return what a request does under `policy`, with at most `cap` entries per KV head."""
         if policy is None and cap is None:
             return self._default
         chosen = policy or self.policy
