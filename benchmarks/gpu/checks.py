@@ -5,7 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llamahome.attention.kernels import Implementation, chunk_attend, compact, decode_attend
+from llamahome.attention.kernels import (
+    Implementation,
+    KVRecord,
+    chunk_attend,
+    compact,
+    decode_attend,
+)
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 DIMS = (64, 80, 96, 128)
@@ -63,18 +69,16 @@ def _attention(
         weights = torch.rand(2, length, generator=generator, device=device)
         outputs = []
         for exact in (False, True):
-            mass = torch.zeros(slots, groups, capacity, device=device)
             q, k, v = (t.float() if exact else t for t in (query, keys, values))
+            kv = _record(k, v)
             chosen: Implementation = "torch" if exact else implementation
             if name == "decode":
                 out = decode_attend(
                     q,
-                    k,
-                    v,
+                    kv,
                     rows,
                     held,
                     dim**-0.5,
-                    mass=mass,
                     weights=weights[:, 0].contiguous(),
                     group="max",
                     implementation=chosen,
@@ -82,17 +86,15 @@ def _attention(
             else:
                 out = chunk_attend(
                     q,
-                    k,
-                    v,
+                    kv,
                     rows,
                     held,
                     torch.full_like(held, length),
                     dim**-0.5,
-                    mass=mass,
                     weights=weights,
                     implementation=chosen,
                 )
-            outputs.append((out.float(), mass))
+            outputs.append((out.float(), kv.mass))
         (out, mass), (expected, expected_mass) = outputs
         differences[name] = float((out - expected).abs().max())
         differences[f"{name}_mass"] = float((mass - expected_mass).abs().max())
@@ -107,18 +109,28 @@ def _compaction(
     rows = torch.tensor([1, 3], device=device)
     drawn = torch.rand(2, 8, capacity, generator=generator, device=device)
     index = drawn.argsort(dim=-1)[..., :kept].sort(dim=-1).values
-    shape = (4, 8, capacity)
-    keys, values = (
-        torch.randn(*shape, dim, generator=generator, device=device).bfloat16() for _ in range(2)
+    shape = (4, 8, capacity, dim)
+    kv = _record(
+        *(torch.randn(shape, generator=generator, device=device).bfloat16() for _ in range(2))
     )
-    mass = torch.rand(shape, generator=generator, device=device)
-    positions = torch.arange(capacity, device=device).expand(shape).clone()
+    kv.mass.uniform_(generator=generator)
     worst = 0.0
-    copies = [t.clone() for t in (keys, values, mass, positions)]
-    compact(keys, values, mass, positions, rows, index, carry=0.5, implementation=implementation)
-    k, v, m, p = copies
-    compact(k, v, m, p, rows, index, carry=0.5, implementation="torch")
-    for moved, same in zip((keys, values, mass, positions), copies, strict=True):
+    expected = KVRecord(**{name: column.clone() for name, column in kv.columns.items()})
+    compact(kv, rows, index, implementation=implementation)
+    compact(expected, rows, index, implementation="torch")
+    for moved, same in zip(kv.columns.values(), expected.columns.values(), strict=True):
         difference = moved[:, :, :kept].double() - same[:, :, :kept].double()
         worst = max(worst, float(difference.abs().max()))
     return worst
+
+
+def _record(keys: Tensor, values: Tensor) -> KVRecord:
+    """Wrap keys and values (slots, G, C, D), with mass 0 and features at random."""
+    size = keys.shape[:3]
+    return KVRecord(
+        keys=keys,
+        values=values,
+        mass=torch.zeros(size, device=keys.device),
+        positions=torch.arange(size[2], device=keys.device).expand(size).clone(),
+        features=torch.rand(size, device=keys.device),
+    )

@@ -27,11 +27,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from benchmarks.gpu.checks import check_kernels
 from llamahome.attention import build_policy
-from llamahome.attention.kernels import decode_attend
-from llamahome.cache.plane import PlaneSlots
+from llamahome.attention.kernels import KVRecord, decode_attend
+from llamahome.cache.plane import TorchPlane
 from llamahome.config import ModelConfig, PolicyConfig
 from llamahome.engine.runners.contract import RowInput
-from llamahome.engine.runners.cuda_graphs import GraphRunner
+from llamahome.engine.runners.cuda_graphs import DecodeGraphs
 from llamahome.engine.runners.torch import TorchRunner
 from llamahome.models import load_model
 
@@ -144,24 +144,24 @@ def time_attention(batch: int, held: int, bandwidth: float) -> list[Timing]:
     groups, dim = 8, 128
     query = torch.randn(batch, 4 * groups, 1, dim, dtype=torch.bfloat16, device="cuda")
     keys = torch.randn(batch, groups, held, dim, dtype=torch.bfloat16, device="cuda")
-    values, mass = torch.randn_like(keys), torch.zeros(batch, groups, held, device="cuda")
+    mass = torch.zeros(batch, groups, held, device="cuda")
+    positions = torch.zeros_like(mass, dtype=torch.int64)
+    kv = KVRecord(keys=keys, values=torch.randn_like(keys), mass=mass, positions=positions)
     rows = torch.arange(batch, device="cuda")
     counts, weights = torch.full_like(rows, held), torch.ones(batch, device="cuda")
 
     def attend(counted: bool) -> object:
         return decode_attend(
             query,
-            keys,
-            values,
+            kv,
             rows,
             counts,
             dim**-0.5,
-            mass=mass if counted else None,
-            weights=weights,
+            weights=weights if counted else None,
             implementation="triton",
         )
 
-    kv_bytes = keys.nbytes + values.nbytes
+    kv_bytes = kv.keys.nbytes + kv.values.nbytes
     return [
         timing(
             "attention kernel, with mass",
@@ -194,7 +194,7 @@ def time_decode(
     inputs = [RowInput(slot=row, tokens=[1]) for row in rows]
     arms: dict[str, Callable[[], object]] = {"eager, torch": lambda: runner.forward(inputs)}
     for implementation, captures in (("triton", False), ("torch", True), ("triton", True)):
-        graphs = GraphRunner(
+        graphs = DecodeGraphs(
             model,
             slots,
             implementation="triton" if implementation == "triton" else "torch",
@@ -207,7 +207,7 @@ def time_decode(
         for arm, decode in arms.items():
             slots.lengths[:] = [4 * held] * batch
             times[arm].append(chunk_seconds(decode))
-    moved = step_bytes(model, [p for p in slots.planes if isinstance(p, PlaneSlots)], batch, held)
+    moved = step_bytes(model, [p for p in slots.planes if isinstance(p, TorchPlane)], batch, held)
     return [
         timing(arm, statistics.median(seconds[1:]), batch, moved, bandwidth)  # the first warms up
         for arm, seconds in times.items()
@@ -217,11 +217,11 @@ def time_decode(
 def fill(runner: TorchRunner, held: int) -> None:
     """Entries at random, as if each slot had seen four budgets of tokens."""
     for plane in runner.slots.planes:
-        assert isinstance(plane, PlaneSlots)
-        plane.keys.normal_()
-        plane.values.normal_()
-        plane.mass.uniform_()
-        plane.positions.copy_(torch.arange(plane.shape.capacity, device="cuda") + 3 * held)
+        assert isinstance(plane, TorchPlane)
+        plane.kv.keys.normal_()
+        plane.kv.values.normal_()
+        plane.kv.mass.uniform_()
+        plane.kv.positions.copy_(torch.arange(plane.shape.capacity, device="cuda") + 3 * held)
 
 
 def chunk_seconds(decode: Callable[[], object]) -> float:
@@ -234,7 +234,7 @@ def chunk_seconds(decode: Callable[[], object]) -> float:
     return (time.perf_counter() - start) / INTERVAL
 
 
-def step_bytes(model: PreTrainedModel, planes: list[PlaneSlots], batch: int, held: int) -> int:
+def step_bytes(model: PreTrainedModel, planes: list[TorchPlane], batch: int, held: int) -> int:
     """Bytes that a step cannot do without: weights once, then what each row sees."""
     tied = model.config.tie_word_embeddings
     moved = 0
@@ -243,7 +243,10 @@ def step_bytes(model: PreTrainedModel, planes: list[PlaneSlots], batch: int, hel
         moved += 0 if looked_up else parameter.numel() * parameter.element_size()
     seen = held + INTERVAL // 2
     for plane in planes:
-        size = 2 * plane.shape.head_dim * plane.keys.element_size() + 2 * plane.mass.element_size()
+        size = (
+            2 * plane.shape.head_dim * plane.kv.keys.element_size()
+            + 2 * plane.kv.mass.element_size()
+        )
         moved += batch * len(plane.heads) * seen * size
     return moved
 

@@ -1,5 +1,6 @@
 """The KV cache: slots of constant size, allocated once, and snapshots of them."""
 
+from llamahome.cache.plan import StepPlan
 from llamahome.cache.slots import Slots
 from llamahome.cache.snapshots.state import SlotState
 from llamahome.cache.snapshots.store import (
@@ -17,6 +18,7 @@ __all__ = [
     "Slots",
     "SnapshotStats",
     "SnapshotStore",
+    "StepPlan",
     "chain",
     "open_snapshots",
     "root_digest",

@@ -1,4 +1,7 @@
-"""What slots hold, layer by layer. Axes: G KV heads of a plane, C capacity, D head_dim."""
+"""Memory of planes: the entries of some KV heads of a layer, in every slot.
+
+Axes: B slots, G KV heads of a plane, S entries read, C capacity, D head_dim.
+"""
 
 from __future__ import annotations
 
@@ -9,27 +12,31 @@ import torch
 from torch import Tensor
 
 from llamahome.attention import Entries, Policy
-from llamahome.attention.kernels import compact, fastest
+from llamahome.attention.kernels import KVRecord, compact, fastest
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlaneShape:
-    """What a plane has room for.
+    """Place and size of a plane.
 
     Attributes:
-        layer_idx, index: of its layer, and among that layer's planes.
+        layer_idx, index: its layer, and its place among that layer's planes.
         heads: which of the layer's KV heads, G of them.
         policy: of their budget.
-        slots, capacity, head_dim: how many, of how many entries, of what size.
+        budget_index: place of that budget in `Slots.budgets`.
+        slots, capacity, head_dim: number of slots, entries of a slot and head, their size.
+        has_features: whether entries have a feature.
     """
 
     layer_idx: int
     index: int
     heads: tuple[int, ...]
     policy: Policy
+    budget_index: int
     slots: int
     capacity: int
     head_dim: int
+    has_features: bool
 
 
 def plane_shapes(
@@ -41,7 +48,12 @@ def plane_shapes(
     max_length: int,
     head_dim: int,
 ) -> list[list[PlaneShape]]:
-    """Layer by layer, a plane for each budget that some of its KV heads have."""
+    """Return by layer a plane for each budget among its KV heads; budgets ascend, None last."""
+    layers = [policy.planes(i, num_layers, num_kv_heads) for i in range(num_layers)]
+    budgets = sorted(
+        {plane.policy.config.budget for planes in layers for plane in planes},
+        key=lambda budget: (budget is None, budget),
+    )
     return [
         [
             PlaneShape(
@@ -49,130 +61,122 @@ def plane_shapes(
                 index=index,
                 heads=plane.heads,
                 policy=plane.policy,
+                budget_index=budgets.index(plane.policy.config.budget),
                 slots=num_slots,
                 capacity=plane.policy.capacity(max_length),
                 head_dim=head_dim,
+                has_features=policy.has_features,
             )
-            for index, plane in enumerate(policy.planes(layer_idx, num_layers, num_kv_heads))
+            for index, plane in enumerate(planes)
         ]
-        for layer_idx in range(num_layers)
+        for layer_idx, planes in enumerate(layers)
     ]
 
 
-class Plane(Protocol):
-    """Entries of some KV heads of a layer, of every slot.
-
-    Attributes:
-        shape: what it has room for.
-        mass, positions: (slots, G, >= C).
-    """
+class PlaneMemory(Protocol):
+    """Entries of some KV heads of a layer, of every slot, in the layout that a runner reads."""
 
     @property
     def shape(self) -> PlaneShape: ...
     @property
-    def mass(self) -> Tensor: ...
-    @property
-    def positions(self) -> Tensor: ...
-
+    def kv(self) -> KVRecord: ...
     @property
     def heads(self) -> tuple[int, ...]: ...
-    @property
-    def policy(self) -> Policy: ...
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes allocated."""
+    def entries(self, slots: Tensor, part: slice) -> Entries:
+        """Copy a part of the entries of some slots (B,): (B, G, S, ...)."""
+
+    def columns(self, slot: int, count: int) -> dict[str, Tensor]:
+        """Return views of a slot's first `count` entries, by their names in the record."""
 
     def compact(
-        self, rows: Tensor, count: int, policy: Policy, lengths: Tensor, sinks: Tensor
+        self, slots: Tensor, count: int, policy: Policy, lengths: Tensor, sinks: Tensor
     ) -> None:
-        """Of `count` entries of each of these slots, keep those that `policy` selects."""
+        """Keep those of the `count` entries of each slot that `policy` selects.
 
-    def wipe(self, row: int) -> None:
-        """Make a slot's entries 0."""
-
-    def save(self, row: int, count: int) -> dict[str, Tensor]:
-        """A copy on the CPU of a slot's first `count` entries."""
-
-    def restore(self, row: int, saved: dict[str, Tensor]) -> None:
-        """Put a copy back, into any slot."""
+        Args:
+            slots, lengths, sinks: (B,): tokens so far and first tokens that stay of each slot.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlaneSlots:
-    """A plane as torch computes with it.
+class TorchPlane:
+    """A plane in the layout that torch and Triton read; keys are unrotated for rolling positions.
 
     Attributes:
-        keys, values: (slots, G, C, D); keys unrotated where positions are rolling.
-        mass, positions: (slots, G, C).
+        kv: keys and values (slots, G, C, D).
     """
 
     shape: PlaneShape
-    keys: Tensor
-    values: Tensor
-    mass: Tensor
-    positions: Tensor
+    kv: KVRecord
 
     @classmethod
     def allocate(
         cls, shape: PlaneShape, dtype: torch.dtype, device: torch.device | str
-    ) -> PlaneSlots:
+    ) -> TorchPlane:
         size = (shape.slots, len(shape.heads), shape.capacity)
+        wide = torch.promote_types(dtype, torch.float32)
         return cls(
             shape=shape,
-            keys=torch.zeros(*size, shape.head_dim, dtype=dtype, device=device),
-            values=torch.zeros(*size, shape.head_dim, dtype=dtype, device=device),
-            mass=torch.zeros(size, dtype=torch.promote_types(dtype, torch.float32), device=device),
-            positions=torch.zeros(size, dtype=torch.int64, device=device),
+            kv=KVRecord(
+                keys=torch.zeros(*size, shape.head_dim, dtype=dtype, device=device),
+                values=torch.zeros(*size, shape.head_dim, dtype=dtype, device=device),
+                mass=torch.zeros(size, dtype=wide, device=device),
+                positions=torch.zeros(size, dtype=torch.int64, device=device),
+                features=torch.zeros(size, device=device) if shape.has_features else None,
+            ),
         )
 
     @property
     def heads(self) -> tuple[int, ...]:
         return self.shape.heads
 
-    @property
-    def policy(self) -> Policy:
-        return self.shape.policy
-
-    @property
-    def nbytes(self) -> int:
-        return sum(t.nbytes for t in (self.keys, self.values, self.mass, self.positions))
-
-    def entries(self, rows: Tensor, count: int) -> Entries:
-        """The first `count` entries of some slots, copied."""
+    def entries(self, slots: Tensor, part: slice) -> Entries:
+        kv = self.kv
         return Entries(
-            keys=self.keys[rows, :, :count],
-            values=self.values[rows, :, :count],
-            mass=self.mass[rows, :, :count],
-            positions=self.positions[rows, :, :count],
+            keys=kv.keys[slots, :, part],
+            values=kv.values[slots, :, part],
+            mass=kv.mass[slots, :, part],
+            positions=kv.positions[slots, :, part],
             layer_idx=self.shape.layer_idx,
             heads=self.heads,
+            features=None if kv.features is None else kv.features[slots, :, part],
         )
 
+    def columns(self, slot: int, count: int) -> dict[str, Tensor]:
+        return {name: tensor[slot, :, :count] for name, tensor in self.kv.columns.items()}
+
     def compact(
-        self, rows: Tensor, count: int, policy: Policy, lengths: Tensor, sinks: Tensor
+        self, slots: Tensor, count: int, policy: Policy, lengths: Tensor, sinks: Tensor
     ) -> None:
-        stay = policy.select(self.entries(rows, count), lengths, sinks)
-        stored = (self.keys, self.values, self.mass, self.positions)
-        compact(*stored, rows, stay, implementation=fastest(self.keys.device))
+        stay = policy.select(self.entries(slots, slice(count)), lengths, sinks)
+        compact(self.kv, slots, stay, implementation=fastest(slots.device))
 
-    def wipe(self, row: int) -> None:
-        for stored in (self.keys, self.values, self.mass):
-            stored[row] = 0
 
-    def save(self, row: int, count: int) -> dict[str, Tensor]:
-        return {
-            name: getattr(self, name)[row, :, :count].to("cpu", copy=True)
-            for name in ("keys", "values", "mass", "positions")
-        }
+def end_chunk(
+    plane: PlaneMemory, policy: Policy, count: int, slots: Tensor, lengths: Tensor, sinks: Tensor
+) -> None:
+    """Write the features of a chunk's entries, compact, and let the mass decay.
 
-    def restore(self, row: int, saved: dict[str, Tensor]) -> None:
-        for name, tensor in saved.items():
-            getattr(self, name)[row, :, : tensor.shape[1]] = tensor.to(self.keys.device)
+    Args:
+        count: entries that each slot holds, those of the chunk last.
+        slots, lengths, sinks: as in `PlaneMemory.compact`.
+    """
+    if policy.scorer is None:
+        return
+    features = plane.kv.features
+    if policy.scorer.features is not None and features is not None:
+        chunk = slice(count - policy.interval, count)
+        features[slots, :, chunk] = policy.scorer.features(plane.entries(slots, chunk)).float()
+    kept = policy.kept(count)
+    if kept < count:
+        plane.compact(slots, count, policy, lengths, sinks)
+    if policy.mass is not None and policy.mass.carry != 1:
+        plane.kv.mass[slots, :, :kept] *= policy.mass.carry
 
 
 @dataclass(frozen=True)
 class LayerSlots:
-    """One layer's entries: its KV heads in planes of equal budget."""
+    """Planes of one layer, one for each budget among its KV heads."""
 
-    planes: tuple[Plane, ...]
+    planes: tuple[PlaneMemory, ...]

@@ -144,7 +144,7 @@ class Admission:
             raise RequestError(
                 "kv_budget", params.kv_budget, f"a slot keeps at most {largest} entries per KV head"
             )
-        limit = slots.max_sink_under(slots.under(policy, params.kv_budget))
+        limit = slots.under(policy, params.kv_budget).max_sink
         if limit is not None and params.protected > limit:
             raise RequestError(
                 "protected",

@@ -27,6 +27,6 @@ def kept_positions(
     kept = []
     for start in range(0, len(ids), policy.interval):
         read(runner, ids[start : start + policy.interval])
-        count = plane.policy.held(slots.lengths[0])
-        kept.append(plane.positions[0, index, :count].tolist())
+        count = plane.shape.policy.held(slots.lengths[0])
+        kept.append(plane.kv.positions[0, index, :count].tolist())
     return kept

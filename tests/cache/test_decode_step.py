@@ -12,9 +12,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import LlamaForCausalLM
 
 from llamahome.attention import HybridAttention, Policy, build_policy
-from llamahome.cache import Slots
+from llamahome.cache import Slots, SlotStep, StepPlan
 from llamahome.cache.decode_step import DecodeStep, counted
-from llamahome.cache.plane import PlaneSlots
 from llamahome.config import PolicyConfig
 from tests.policies import CASES, policy_case
 
@@ -36,11 +35,12 @@ def _ids(length: int) -> list[int]:
     return torch.randint(3, 256, (length,), generator=generator).tolist()
 
 
-def _prefill(model: LlamaForCausalLM, slots: Slots, row: int, ids: list[int]) -> None:
+def _prefill(model: LlamaForCausalLM, slots: Slots, slot: int, ids: list[int]) -> None:
     at = 0
     while at < len(ids):
-        n = min(slots.room(row), len(ids) - at)
-        step = slots.begin([row], [n])
+        n = min(slots.room(slot), len(ids) - at)
+        plan = slots.plan([slot], [n])
+        step = SlotStep(slots, plan)
         with torch.no_grad():
             model(
                 torch.tensor([ids[at : at + n]]),
@@ -48,7 +48,7 @@ def _prefill(model: LlamaForCausalLM, slots: Slots, row: int, ids: list[int]) ->
                 use_cache=False,
                 hybrid=step,
             )
-        slots.commit(step)
+        slots.commit(plan)
         at += n
 
 
@@ -64,40 +64,42 @@ def _logits(model: LlamaForCausalLM, step: Any, tokens: list[int]) -> Tensor:
     return logits
 
 
-def _planes(slots: Slots) -> list[PlaneSlots]:
-    return [plane for plane in slots.planes if isinstance(plane, PlaneSlots)]
+def _same_entries(slots: Slots, expected: Slots, slot: int) -> None:
+    length = slots.lengths[slot]
+    assert length == expected.lengths[slot]
+    for ours, theirs in zip(slots.planes, expected.planes, strict=True):
+        count = slots.policy_of(slot, ours).held(length)
+        theirs_by_name = theirs.columns(slot, count)
+        for name, column in ours.columns(slot, count).items():
+            torch.testing.assert_close(column, theirs_by_name[name], rtol=0, atol=1e-4)
 
 
-def _same_entries(slots: Slots, expected: Slots, row: int) -> None:
-    length = slots.lengths[row]
-    assert length == expected.lengths[row]
-    for ours, theirs in zip(_planes(slots), _planes(expected), strict=True):
-        count = slots.policy_of(row, ours).held(length)
-        for name in ("keys", "values", "mass", "positions"):
-            torch.testing.assert_close(
-                getattr(ours, name)[row, :, :count],
-                getattr(theirs, name)[row, :, :count],
-                rtol=0,
-                atol=1e-4,
-            )
+def _one_token(slots: Slots, used: list[int]) -> StepPlan:
+    return slots.plan(used, [1] * len(used))
+
+
+def _decode_step(slots: Slots, size: int, used: list[int]) -> DecodeStep:
+    counts_mass = counted(_one_token(slots, used))
+    return DecodeStep(slots, size, counts_mass, implementation="torch")
 
 
 def _compare(
-    model: LlamaForCausalLM, slots: Slots, expected: Slots, rows: list[int], steps: int, size: int
+    model: LlamaForCausalLM, slots: Slots, expected: Slots, used: list[int], steps: int, size: int
 ) -> None:
     """Decode both ways, side by side."""
-    step = DecodeStep(slots, size, counted(slots, rows), implementation="torch")
+    step = _decode_step(slots, size, used)
     for t in range(steps):
-        tokens = [(7 * t + row) % 250 + 3 for row in rows]
-        step.load(rows)
-        logits = _logits(model, step, [*tokens, *[0] * (size - len(rows))])
-        slots.commit(step)
-        plain = expected.begin(rows, [1] * len(rows))
-        theirs = _logits(model, plain, tokens)
-        expected.commit(plain)
-        torch.testing.assert_close(logits[: len(rows)], theirs, rtol=0, atol=1e-4)
-    for row in rows:
-        _same_entries(slots, expected, row)
+        tokens = [(7 * t + slot) % 250 + 3 for slot in used]
+        plan = _one_token(slots, used)
+        step.load(plan)
+        logits = _logits(model, step, [*tokens, *[0] * (size - len(used))])
+        slots.commit(plan)
+        plan = _one_token(expected, used)
+        theirs = _logits(model, SlotStep(expected, plan), tokens)
+        expected.commit(plan)
+        torch.testing.assert_close(logits[: len(used)], theirs, rtol=0, atol=1e-4)
+    for slot in used:
+        _same_entries(slots, expected, slot)
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -119,38 +121,30 @@ def test_rows_may_have_policies_of_their_own(tiny_llama: LlamaForCausalLM) -> No
     for each in (slots, expected):
         each.reset(1, policy=narrow)
         each.reset(3, policy=window)
-        for row in (0, 1, 3):
-            _prefill(tiny_llama, each, row, _ids(20 + row))
+        for slot in (0, 1, 3):
+            _prefill(tiny_llama, each, slot, _ids(20 + slot))
     _compare(tiny_llama, slots, expected, [3, 1, 0], steps=9, size=3)
-    # Nobody asks for mass: none is added, beside rows that do it is.
-    assert counted(slots, [3]) == (False,) * len(slots.budgets)
-    assert any(counted(slots, [3, 0]))
+    # A window reads no mass, so none is added, except in a batch with a row that reads it.
+    assert counted(_one_token(slots, [3])) == (False,) * len(slots.budgets)
+    assert any(counted(_one_token(slots, [3, 0])))
     _compare(tiny_llama, slots, expected, [3], steps=5, size=2)
 
 
 def test_rows_that_are_not_there_leave_no_trace(tiny_llama: LlamaForCausalLM) -> None:
     slots = _slots(tiny_llama, build_policy(POLICIES["h2o_three_budgets"]))
-    for row in range(4):
-        _prefill(tiny_llama, slots, row, _ids(14 + row))
-    before = [
-        getattr(plane, name).clone()
-        for plane in _planes(slots)
-        for name in ("keys", "values", "mass", "positions")
-    ]
-    step = DecodeStep(slots, 4, counted(slots, [0]), implementation="torch")
+    for slot in range(4):
+        _prefill(tiny_llama, slots, slot, _ids(14 + slot))
+    columns = [column for plane in slots.planes for column in plane.kv.columns.values()]
+    before = [column.clone() for column in columns]
+    step = _decode_step(slots, 4, [0])
     _logits(tiny_llama, step, [0, 0, 0, 0])
-    slots.commit(step)
-    step.load([1])
+    slots.commit(_one_token(slots, []))
+    step.load(_one_token(slots, [1]))
     _logits(tiny_llama, step, [5, 0, 0, 0])
     others = [0, 2, 3]
-    after = [
-        getattr(plane, name)
-        for plane in _planes(slots)
-        for name in ("keys", "values", "mass", "positions")
-    ]
-    for now, then in zip(after, before, strict=True):
+    for now, then in zip(columns, before, strict=True):
         assert torch.equal(now[others], then[others])
-    assert not torch.equal(after[0][1], before[0][1])
+    assert not torch.equal(columns[0][1], before[0][1])
 
 
 def test_slots_may_be_narrower_than_the_model(tiny_llama: LlamaForCausalLM) -> None:
@@ -158,19 +152,19 @@ def test_slots_may_be_narrower_than_the_model(tiny_llama: LlamaForCausalLM) -> N
     wide, narrow = _slots(tiny_llama, policy), _slots(tiny_llama, policy, dtype=torch.float16)
     outputs = []
     for slots in (wide, narrow):
-        step = DecodeStep(slots, 1, counted(slots, [0]), implementation="torch")
+        step = _decode_step(slots, 1, [0])
         for token in _ids(20):
-            step.load([0])
+            plan = _one_token(slots, [0])
+            step.load(plan)
             outputs.append(_logits(tiny_llama, step, [token]))
-            slots.commit(step)
+            slots.commit(plan)
     torch.testing.assert_close(outputs[39], outputs[19], rtol=0, atol=0.05)
 
 
 class _OneDevice(TorchDispatchMode):
-    """Refuses what would end the capture of a CUDA graph: tensors of the host beside the GPU's.
+    """Refusal of what would end the capture of a CUDA graph: tensors of the host and the GPU mixed.
 
-    Values on the host, and shapes that depend on them, are what the `meta` device refuses by
-    itself.
+    The `meta` device itself refuses values on the host, and shapes that depend on them.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -183,8 +177,8 @@ class _OneDevice(TorchDispatchMode):
 @pytest.mark.parametrize("name", ["h2o", "h2o_three_budgets", "h2o_max", "full", "random"])
 def test_a_step_never_asks_the_host(tiny_llama: LlamaForCausalLM, name: str) -> None:
     slots = _slots(tiny_llama.to("meta"), build_policy(POLICIES[name]))
-    step = DecodeStep(slots, 2, counted(slots, [1]), implementation="torch")
-    step.load([1])
+    step = _decode_step(slots, 2, [1])
+    step.load(_one_token(slots, [1]))
 
     def run(hybrid: Any, mask: Tensor | None) -> None:
         ids = torch.zeros(2, 1, dtype=torch.int64, device="meta")
@@ -198,20 +192,22 @@ def test_a_step_never_asks_the_host(tiny_llama: LlamaForCausalLM, name: str) -> 
             )
 
     run(step, torch.zeros(1, 1, 1, 1, dtype=torch.bool, device="meta"))
-    # What this test would catch: transformers, left to make a mask, looks at the positions.
+    # This test would catch a mask made by transformers, for which it looks at the positions.
     with pytest.raises((RuntimeError, NotImplementedError, AssertionError)):
         run(step, None)
 
 
 def test_what_cannot_be_a_step_is_refused(tiny_llama: LlamaForCausalLM) -> None:
     slots = _slots(tiny_llama, build_policy(POLICIES["full"]))
-    step = DecodeStep(slots, 2, counted(slots, [0]), implementation="torch")
+    step = _decode_step(slots, 2, [0])
     with pytest.raises(ValueError, match="at most 2 slots"):
-        step.load([0, 1, 2])
-    with pytest.raises(ValueError, match="no two alike"):
-        step.load([1, 1])
+        step.load(_one_token(slots, [0, 1, 2]))
+    with pytest.raises(ValueError, match="no two the same"):
+        step.load(_one_token(slots, [1, 1]))
+    with pytest.raises(ValueError, match="of one token each"):
+        step.load(slots.plan([1], [2]))
     slots.lengths[3] = slots.max_length
     with pytest.raises(ValueError, match="max_length=96"):
-        step.load([3])
+        step.load(_one_token(slots, [3]))
     with pytest.raises(ValueError, match="exceeds the 4 slots"):
-        DecodeStep(slots, 5, counted(slots, [0]), implementation="torch")
+        _decode_step(slots, 5, [0])

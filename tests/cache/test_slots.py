@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from llamahome.attention import HybridAttention, Policy, Rotary, build_policy
-from llamahome.cache import Slots
+from llamahome.cache import Slots, SlotStep
 from llamahome.config import ConfigError, PolicyConfig
 from tests.policies import CASES, policy_case
 
@@ -55,24 +55,25 @@ def _ids(length: int, rows: int = 1) -> Tensor:
     return torch.randint(3, 256, (rows, length), generator=torch.Generator().manual_seed(7))
 
 
-def _advance(model: LlamaForCausalLM, slots: Slots, rows: list[int], ids: Tensor) -> Tensor:
-    step = slots.begin(rows, [ids.shape[1]] * len(rows))
+def _advance(model: LlamaForCausalLM, slots: Slots, used: list[int], ids: Tensor) -> Tensor:
+    plan = slots.plan(used, [ids.shape[1]] * len(used))
+    step = SlotStep(slots, plan)
     with torch.no_grad():
         logits: Tensor = model(
             ids, position_ids=step.position_ids, use_cache=False, hybrid=step
         ).logits
-    slots.commit(step)
+    slots.commit(plan)
     return logits
 
 
 def _walk(
-    model: LlamaForCausalLM, slots: Slots, rows: list[int], ids: Tensor, widest: int
+    model: LlamaForCausalLM, slots: Slots, used: list[int], ids: Tensor, widest: int
 ) -> Tensor:
     outputs = []
     at = 0
     while at < ids.shape[1]:
-        n = min(slots.room(rows[0]), ids.shape[1] - at, widest)
-        outputs.append(_advance(model, slots, rows, ids[:, at : at + n]))
+        n = min(slots.room(used[0]), ids.shape[1] - at, widest)
+        outputs.append(_advance(model, slots, used, ids[:, at : at + n]))
         at += n
     return torch.cat(outputs, dim=1)
 
@@ -122,16 +123,17 @@ def test_rows_of_different_width_share_a_step(tiny_llama: LlamaForCausalLM) -> N
     _walk(tiny_llama, slots, [0, 1], ids[:, :64], widest=16)
     padded = ids[:, 64:].clone()
     padded[1, 3:] = 0
-    step = slots.begin([0, 1], [16, 3])
+    plan = slots.plan([0, 1], [16, 3])
+    step = SlotStep(slots, plan)
     with torch.no_grad():
         logits = tiny_llama(
             padded, position_ids=step.position_ids, use_cache=False, hybrid=step
         ).logits
-    slots.commit(step)
+    slots.commit(plan)
     torch.testing.assert_close(logits[0], expected[0, 64:80], rtol=0, atol=1e-4)
     torch.testing.assert_close(logits[1, :3], expected[1, 64:67], rtol=0, atol=1e-4)
     assert slots.lengths[:2] == [80, 67]
-    assert [slots.held(row) for row in (0, 1)] == [40, 40 + 3]
+    assert [slots.held(slot) for slot in (0, 1)] == [40, 40 + 3]
     rest = _advance(tiny_llama, slots, [1], ids[1:, 67:80])
     torch.testing.assert_close(rest[0], expected[1, 67:], rtol=0, atol=1e-4)
 
@@ -153,15 +155,15 @@ def test_memory_stays_flat_over_eight_budgets(tiny_llama: LlamaForCausalLM, name
     slots = _slots(policy, num_slots=1, max_length=1024)
     HybridAttention.attach(tiny_llama)
     before = slots.nbytes
-    addresses = [plane.positions.data_ptr() for plane in slots.planes]
+    addresses = [plane.kv.positions.data_ptr() for plane in slots.planes]
     ids = _ids(8 * 40 + 16)
     held = []
     for t in range(ids.shape[1]):
         _advance(tiny_llama, slots, [0], ids[:, t : t + 1])
         held.append(slots.held(0))
-    assert max(held) <= slots.planes[0].positions.shape[2] == 40 + 16
+    assert max(held) <= slots.planes[0].kv.positions.shape[2] == 40 + 16
     assert slots.nbytes == before
-    assert [plane.positions.data_ptr() for plane in slots.planes] == addresses
+    assert [plane.kv.positions.data_ptr() for plane in slots.planes] == addresses
     assert before < slots.dense_nbytes(ids.shape[1])
 
 
@@ -176,19 +178,19 @@ def test_bytes_are_those_of_the_tensors() -> None:
 def test_a_step_must_not_cross_a_chunk() -> None:
     slots = _slots(build_policy(POLICIES["h2o"]))
     with pytest.raises(ValueError, match="room for 16"):
-        slots.begin([0], [17])
+        slots.plan([0], [17])
 
 
 def test_a_step_must_not_exceed_the_longest_sequence() -> None:
     slots = _slots(build_policy(POLICIES["full"]), max_length=8)
     with pytest.raises(ValueError, match="max_length=8"):
-        slots.begin([0], [9])
+        slots.plan([0], [9])
 
 
 def test_heads_of_a_budget_share_a_plane() -> None:
     slots = _slots(build_policy(POLICIES["h2o_pattern"]))
     shapes = [
-        [(plane.heads, plane.positions.shape[2]) for plane in layer.planes]
+        [(plane.heads, plane.kv.positions.shape[2]) for plane in layer.planes]
         for layer in slots.layers
     ]
     assert shapes == [[((0,), 56), ((1,), 128)], [((0,), 40), ((1,), 46)]]
@@ -222,14 +224,14 @@ def test_a_slot_can_protect_more_first_tokens(tiny_llama: LlamaForCausalLM) -> N
     HybridAttention.attach(tiny_llama)
     slots.reset(0, sink=18)
     slots.reset(1)
-    for row in (0, 1):
-        _walk(tiny_llama, slots, [row], _ids(96), widest=16)
-    held = slots.planes[0].positions[:, 0, :40].tolist()
+    for slot in (0, 1):
+        _walk(tiny_llama, slots, [slot], _ids(96), widest=16)
+    held = slots.planes[0].kv.positions[:, 0, :40].tolist()
     assert held[0] == [*range(18), *range(74, 96)]
     assert held[1] == [*range(4), *range(60, 96)]
     slots.reset(0)
     _walk(tiny_llama, slots, [0], _ids(96), widest=16)
-    assert slots.planes[0].positions[0, 0, :40].tolist() == held[1]
+    assert slots.planes[0].kv.positions[0, 0, :40].tolist() == held[1]
 
 
 def test_a_slot_cannot_protect_more_than_its_smallest_head_holds() -> None:
@@ -242,7 +244,7 @@ def test_a_slot_cannot_protect_more_than_its_smallest_head_holds() -> None:
 
 
 def test_rolling_positions_run_past_the_trained_context() -> None:
-    """A stream of four contexts, whose last logits depend on what is held alone."""
+    """A stream of four contexts: its last logits depend only on the entries that are held."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=260,

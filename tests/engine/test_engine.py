@@ -309,7 +309,7 @@ def test_a_protected_prompt_is_never_evicted(tiny_llama: LlamaForCausalLM, runne
             engine.step()
         slots = engine._runner.slots
         for plane in slots.planes:
-            held = plane.positions[0, :, : slots.held(0)].tolist()
+            held = plane.kv.positions[0, :, : slots.held(0)].tolist()
             assert all(row[: first + 1] == [*range(first), row[first]] for row in held)
             assert all(row[first] > first for row in held)
 

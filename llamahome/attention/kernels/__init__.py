@@ -8,5 +8,14 @@ from llamahome.attention.kernels.chunk import chunk_attend
 from llamahome.attention.kernels.compact import compact
 from llamahome.attention.kernels.decode import decode_attend
 from llamahome.attention.kernels.implementation import Implementation, fastest
+from llamahome.attention.kernels.record import KVRecord
 
-__all__ = ["Implementation", "append", "chunk_attend", "compact", "decode_attend", "fastest"]
+__all__ = [
+    "Implementation",
+    "KVRecord",
+    "append",
+    "chunk_attend",
+    "compact",
+    "decode_attend",
+    "fastest",
+]

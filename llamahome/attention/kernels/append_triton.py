@@ -1,6 +1,8 @@
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 # mypy: disallow-untyped-decorators=False
-"""One program writes one entry of one head. Axes: B rows, G KV heads, C capacity, D head_dim."""
+"""Appending in one kernel: each program writes one entry of one head.
+
+Axes: B rows, G KV heads, C capacity, D head_dim."""
 
 from __future__ import annotations
 
@@ -8,7 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llamahome.attention.kernels.implementation import check_layout, check_rows_of
+from llamahome.attention.kernels.implementation import check_contiguous, check_last_axis
+from llamahome.attention.kernels.record import KVRecord
 
 
 @triton.jit
@@ -17,7 +20,7 @@ def _append(
     values_ptr,
     mass_ptr,
     positions_ptr,
-    rows_ptr,
+    slots_ptr,
     places_ptr,
     key_ptr,
     value_ptr,
@@ -35,7 +38,7 @@ def _append(
     head = tl.program_id(1)
     place = tl.load(places_ptr + row)
     if place >= 0:
-        at = (tl.load(rows_ptr + row) * G + head) * C + place
+        at = (tl.load(slots_ptr + row) * G + head) * C + place
         dims = tl.arange(0, PADDED_D)
         real = dims < D
         key = tl.load(key_ptr + row * key_stride_b + head * key_stride_g + dims, mask=real)
@@ -47,31 +50,22 @@ def _append(
 
 
 def append_triton(
-    keys: Tensor,
-    values: Tensor,
-    mass: Tensor,
-    positions: Tensor,
-    rows: Tensor,
-    places: Tensor,
-    key: Tensor,
-    value: Tensor,
-    position: Tensor,
+    kv: KVRecord, slots: Tensor, places: Tensor, key: Tensor, value: Tensor, position: Tensor
 ) -> None:
-    """As `append`, whose arguments it takes.
+    """Append in Triton; the arguments are those of `append`.
 
     Raises:
-        ValueError: for what does not lie without gaps.
+        ValueError: for tensors with gaps.
     """
-    check_layout(keys=keys, values=values, mass=mass, positions=positions)
-    check_layout(rows=rows, places=places, position=position)
-    check_rows_of(key=key, value=value)
-    groups, capacity, dim = keys.shape[1:]
+    check_contiguous(**kv.columns, slots=slots, places=places, position=position)
+    check_last_axis(key=key, value=value)
+    groups, capacity, dim = kv.keys.shape[1:]
     _append[(key.shape[0], groups)](
-        keys,
-        values,
-        mass,
-        positions,
-        rows,
+        kv.keys,
+        kv.values,
+        kv.mass,
+        kv.positions,
+        slots,
         places,
         key,
         value,

@@ -19,10 +19,11 @@ import triton.language as tl
 from torch import Tensor
 
 from llamahome.attention.kernels.implementation import (
-    check_layout,
-    check_rows_of,
-    check_single,
+    check_contiguous,
+    check_float32,
+    check_last_axis,
 )
+from llamahome.attention.kernels.record import KVRecord
 
 LOG2E = 1.4426950408889634
 
@@ -32,7 +33,7 @@ def _attend_queries(
     query_ptr,
     keys_ptr,
     values_ptr,
-    rows_ptr,
+    slots_ptr,
     held_ptr,
     tokens_ptr,
     out_ptr,
@@ -40,10 +41,10 @@ def _attend_queries(
     query_stride_b,
     query_stride_h,
     query_stride_t,
-    keys_stride_row,
+    keys_stride_slot,
     keys_stride_g,
     keys_stride_c,
-    values_stride_row,
+    values_stride_slot,
     values_stride_g,
     values_stride_c,
     scale,
@@ -58,7 +59,7 @@ def _attend_queries(
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     block = tl.program_id(2)
-    slot = tl.load(rows_ptr + row)
+    slot = tl.load(slots_ptr + row)
     held = tl.load(held_ptr + row).to(tl.int32)
     end = held + tl.load(tokens_ptr + row).to(tl.int32)
 
@@ -77,8 +78,8 @@ def _attend_queries(
         mask=real[:, None] & real_dim[None, :],
         other=0.0,
     )
-    keys_base = keys_ptr + slot * keys_stride_row + head * keys_stride_g
-    values_base = values_ptr + slot * values_stride_row + head * values_stride_g
+    keys_base = keys_ptr + slot * keys_stride_slot + head * keys_stride_g
+    values_base = values_ptr + slot * values_stride_slot + head * values_stride_g
 
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -117,7 +118,7 @@ def _attend_queries(
 def _add_mass(
     query_ptr,
     keys_ptr,
-    rows_ptr,
+    slots_ptr,
     held_ptr,
     tokens_ptr,
     lse_ptr,
@@ -126,7 +127,7 @@ def _add_mass(
     query_stride_b,
     query_stride_h,
     query_stride_t,
-    keys_stride_row,
+    keys_stride_slot,
     keys_stride_g,
     keys_stride_c,
     scale,
@@ -143,7 +144,7 @@ def _add_mass(
 ):
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
-    slot = tl.load(rows_ptr + row)
+    slot = tl.load(slots_ptr + row)
     held = tl.load(held_ptr + row).to(tl.int32)
     tokens = tl.load(tokens_ptr + row).to(tl.int32)
     places = tl.program_id(2) * BLOCK_S + tl.arange(0, BLOCK_S)
@@ -152,7 +153,7 @@ def _add_mass(
     real_dim = dims < D
     key = tl.load(
         keys_ptr
-        + slot * keys_stride_row
+        + slot * keys_stride_slot
         + head * keys_stride_g
         + places[:, None] * keys_stride_c
         + dims[None, :],
@@ -195,24 +196,25 @@ def _add_mass(
 
 def chunk_attend_triton(
     query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    rows: Tensor,
+    kv: KVRecord,
+    slots: Tensor,
     held: Tensor,
     tokens: Tensor,
     scaling: float,
-    mass: Tensor | None,
     weights: Tensor | None,
+    *,
     group_max: bool,
 ) -> Tensor:
-    """As `chunk_attend`, whose arguments it takes.
+    """Attend in Triton; the arguments are those of `chunk_attend`.
 
     Raises:
-        ValueError: for a layout or dtype that the kernels do not walk.
+        ValueError: for a layout or dtype that the kernels cannot read.
     """
-    check_rows_of(query=query, keys=keys, values=values)
-    check_layout(mass=mass, weights=weights, rows=rows, held=held, tokens=tokens)
-    check_single(mass=mass, weights=weights)
+    keys, values = kv.keys, kv.values
+    mass = None if weights is None else kv.mass
+    check_last_axis(query=query, keys=keys, values=values)
+    check_contiguous(mass=mass, weights=weights, slots=slots, held=held, tokens=tokens)
+    check_float32(mass=mass, weights=weights)
     batch, heads, queries, dim = query.shape
     groups, capacity = keys.shape[1], keys.shape[2]
     per_group = heads // groups
@@ -228,7 +230,7 @@ def chunk_attend_triton(
         query,
         keys,
         values,
-        rows,
+        slots,
         held,
         tokens,
         out,
@@ -247,7 +249,7 @@ def chunk_attend_triton(
         _add_mass[(batch, groups, triton.cdiv(capacity, block))](
             query,
             keys,
-            rows,
+            slots,
             held,
             tokens,
             lse,

@@ -5,7 +5,7 @@
 Indices ascend, so an entry never moves backwards: the blocks behind read nothing that the blocks
 before wrote. Within a block every thread must have read before any writes, hence the barrier.
 
-Axes: B rows, G KV heads, K kept, C capacity, D head_dim, in slices of W.
+Axes: B slots, G KV heads, K kept, C capacity, D head_dim, in slices of W.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llamahome.attention.kernels.implementation import check_layout
+from llamahome.attention.kernels.implementation import check_contiguous
+from llamahome.attention.kernels.record import KVRecord
 
 BLOCK = 64
 SLICE = 32
@@ -26,9 +27,9 @@ def _compact(
     values_ptr,
     mass_ptr,
     positions_ptr,
-    rows_ptr,
+    features_ptr,
+    slots_ptr,
     index_ptr,
-    carry,
     G,
     C,
     K,
@@ -36,11 +37,12 @@ def _compact(
     SLICE: tl.constexpr,
     SLICES: tl.constexpr,
     BLOCK: tl.constexpr,
+    WITH_FEATURES: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     part = tl.program_id(2)
-    slot = tl.load(rows_ptr + row)
+    slot = tl.load(slots_ptr + row)
     base = (slot * G + head) * C
     index_base = index_ptr + (row * G + head) * K
     for first in range(0, K, BLOCK):
@@ -50,9 +52,13 @@ def _compact(
         if part == 2 * SLICES:
             mass = tl.load(mass_ptr + base + source, mask=kept, other=0.0)
             position = tl.load(positions_ptr + base + source, mask=kept, other=0)
+            if WITH_FEATURES:
+                feature = tl.load(features_ptr + base + source, mask=kept, other=0.0)
             tl.debug_barrier()
-            tl.store(mass_ptr + base + places, mass * carry, mask=kept)
+            tl.store(mass_ptr + base + places, mass, mask=kept)
             tl.store(positions_ptr + base + places, position, mask=kept)
+            if WITH_FEATURES:
+                tl.store(features_ptr + base + places, feature, mask=kept)
         else:
             dims = (part % SLICES) * SLICE + tl.arange(0, SLICE)
             tile = kept[:, None] & (dims < D)[None, :]
@@ -68,32 +74,24 @@ def _compact(
                 tl.store(values_ptr + written, value, mask=tile)
 
 
-def compact_triton(
-    keys: Tensor,
-    values: Tensor,
-    mass: Tensor,
-    positions: Tensor,
-    rows: Tensor,
-    index: Tensor,
-    carry: float,
-) -> None:
-    """As `compact`, whose arguments it takes.
+def compact_triton(kv: KVRecord, slots: Tensor, index: Tensor) -> None:
+    """Compact in Triton; the arguments are those of `compact`.
 
     Raises:
-        ValueError: for what does not lie without gaps.
+        ValueError: for tensors with gaps.
     """
-    check_layout(keys=keys, values=values, mass=mass, positions=positions, rows=rows)
+    check_contiguous(**kv.columns, slots=slots)
     batch, groups, kept = index.shape
-    capacity, dim = keys.shape[2], keys.shape[3]
+    capacity, dim = kv.keys.shape[2:]
     slices = triton.cdiv(dim, SLICE)
     _compact[(batch, groups, 2 * slices + 1)](
-        keys,
-        values,
-        mass,
-        positions,
-        rows,
+        kv.keys,
+        kv.values,
+        kv.mass,
+        kv.positions,
+        kv.mass if kv.features is None else kv.features,
+        slots,
         index.contiguous(),
-        carry,
         groups,
         capacity,
         kept,
@@ -101,4 +99,5 @@ def compact_triton(
         SLICE=SLICE,
         SLICES=slices,
         BLOCK=BLOCK,
+        WITH_FEATURES=kv.features is not None,
     )

@@ -4,8 +4,8 @@
 
 Dao et al. 2023, "Flash-Decoding for long-context inference". The first pass attends within a split
 and keeps each key's logits; the second merges the splits, and with the log-sum-exp of all of
-them turns the logits into exact probabilities. Logits are 4 bytes a query head and key, beside the
-4 * D that a key and its value take in 16 bits.
+them turns the logits into exact probabilities. Logits take 4 bytes per query head and key, while a
+key and its value take 4 * D in 16 bits.
 
 Axes: B rows, H query heads, G KV heads, R query heads of a KV head (padded to M), C capacity,
 N splits, S keys of a block, D head_dim (padded to a power of 2).
@@ -19,10 +19,11 @@ import triton.language as tl
 from torch import Tensor
 
 from llamahome.attention.kernels.implementation import (
-    check_layout,
-    check_rows_of,
-    check_single,
+    check_contiguous,
+    check_float32,
+    check_last_axis,
 )
+from llamahome.attention.kernels.record import KVRecord
 
 LOG2E = 1.4426950408889634
 FILLING = 512  # programs: enough to fill a GPU of 132 multiprocessors some times over
@@ -30,7 +31,7 @@ FILLING = 512  # programs: enough to fill a GPU of 132 multiprocessors some time
 
 @triton.jit
 def _split_bounds(count, split, SPLITS: tl.constexpr, BLOCK_S: tl.constexpr):
-    """The keys of one split: whole blocks, alike in number, of those that are visible."""
+    """Return the bounds of one split: the visible keys in equal numbers of whole blocks."""
     blocks = tl.cdiv(tl.cdiv(count, BLOCK_S), SPLITS)
     start = split * blocks * BLOCK_S
     return start, tl.minimum(start + blocks * BLOCK_S, count)
@@ -41,7 +42,7 @@ def _attend_split(
     query_ptr,
     keys_ptr,
     values_ptr,
-    rows_ptr,
+    slots_ptr,
     counts_ptr,
     logits_ptr,
     partial_ptr,
@@ -49,10 +50,10 @@ def _attend_split(
     total_ptr,
     query_stride_b,
     query_stride_h,
-    keys_stride_row,
+    keys_stride_slot,
     keys_stride_g,
     keys_stride_c,
-    values_stride_row,
+    values_stride_slot,
     values_stride_g,
     values_stride_c,
     scale,
@@ -69,7 +70,7 @@ def _attend_split(
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     split = tl.program_id(2)
-    slot = tl.load(rows_ptr + row)
+    slot = tl.load(slots_ptr + row)
     count = tl.load(counts_ptr + row).to(tl.int32)
     start, end = _split_bounds(count, split, SPLITS, BLOCK_S)
 
@@ -83,8 +84,8 @@ def _attend_split(
         mask=real_head[:, None] & real_dim[None, :],
         other=0.0,
     )
-    keys_base = keys_ptr + slot * keys_stride_row + head * keys_stride_g
-    values_base = values_ptr + slot * values_stride_row + head * values_stride_g
+    keys_base = keys_ptr + slot * keys_stride_slot + head * keys_stride_g
+    values_base = values_ptr + slot * values_stride_slot + head * values_stride_g
 
     top = tl.full([M], float("-inf"), tl.float32)
     total = tl.zeros([M], tl.float32)
@@ -127,7 +128,7 @@ def _attend_split(
 @triton.jit
 def _merge_splits(
     out_ptr,
-    rows_ptr,
+    slots_ptr,
     counts_ptr,
     logits_ptr,
     partial_ptr,
@@ -178,7 +179,7 @@ def _merge_splits(
         top = tl.max(tops, 1)
         shares = tl.exp2(tops - top[:, None])
         total = tl.sum(shares * totals, 1)
-        slot = tl.load(rows_ptr + row)
+        slot = tl.load(slots_ptr + row)
         count = tl.load(counts_ptr + row).to(tl.int32)
         weight = tl.load(weights_ptr + row)
         start, end = _split_bounds(count, split, SPLITS, BLOCK_S)
@@ -199,23 +200,24 @@ def _merge_splits(
 
 def decode_attend_triton(
     query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    rows: Tensor,
+    kv: KVRecord,
+    slots: Tensor,
     counts: Tensor,
     scaling: float,
-    mass: Tensor | None,
     weights: Tensor | None,
+    *,
     group_max: bool,
 ) -> Tensor:
-    """As `decode_attend`, whose arguments it takes.
+    """Attend in Triton; the arguments are those of `decode_attend`.
 
     Raises:
-        ValueError: for a layout or dtype that the kernels do not walk.
+        ValueError: for a layout or dtype that the kernels cannot read.
     """
-    check_rows_of(query=query, keys=keys, values=values)
-    check_layout(mass=mass, weights=weights, rows=rows, counts=counts)
-    check_single(mass=mass, weights=weights)
+    keys, values = kv.keys, kv.values
+    mass = None if weights is None else kv.mass
+    check_last_axis(query=query, keys=keys, values=values)
+    check_contiguous(mass=mass, weights=weights, slots=slots, counts=counts)
+    check_float32(mass=mass, weights=weights)
     batch, heads, _, dim = query.shape
     groups, capacity = keys.shape[1], keys.shape[2]
     per_group = heads // groups
@@ -241,7 +243,7 @@ def decode_attend_triton(
         query,
         keys,
         values,
-        rows,
+        slots,
         counts,
         logits,
         partial,
@@ -259,7 +261,7 @@ def decode_attend_triton(
     programs = splits if mass is not None else min(splits, per_group)
     _merge_splits[(batch, groups, programs)](
         out,
-        rows,
+        slots,
         counts,
         logits,
         partial,
@@ -279,6 +281,6 @@ def decode_attend_triton(
 
 
 def _num_splits(programs: int, blocks: int) -> int:
-    """A power of 2: enough splits to fill a GPU, at most one for each block of keys."""
+    """Return a power of 2: enough to fill a GPU, at most one for each block of keys."""
     wanted = max(1, FILLING // programs)
     return int(min(64, triton.next_power_of_2(min(wanted, blocks))))

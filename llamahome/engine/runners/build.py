@@ -1,4 +1,4 @@
-"""Which runner a model gets: the C++ kernels where they can compute it, else torch."""
+"""The choice of a model's runner: the C++ kernels where they can compute it, else torch."""
 
 from __future__ import annotations
 
@@ -18,16 +18,21 @@ from llamahome.native import NativeUnavailableError
 
 logger = logging.getLogger(__name__)
 
-KV_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+KV_DTYPES = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "int8": torch.int8,
+}
 
 
 def build_runner(
     model: PreTrainedModel | PeftModel, policy: Policy, config: EngineConfig
 ) -> Runner:
-    """The runner that `engine.runner` asks for; for `auto` the fastest that can do it.
+    """Build the runner that `engine.runner` names; for `auto` the fastest that can do it.
 
     Raises:
-        ConfigError: when `engine.runner=native` cannot be, or a KV dtype is not the runner's.
+        ConfigError: when `engine.runner=native` cannot be, or the runner has no such KV dtype.
     """
     plain = plain_model(model)
     if config.runner != "torch":
@@ -47,7 +52,7 @@ def build_runner(
 def _native(
     model: PreTrainedModel | PeftModel, policy: Policy, config: EngineConfig
 ) -> NativeRunner:
-    # 16 bits are exact enough beside 8-bit weights; float32 weights ask for exact results.
+    # 16 bits are exact enough with 8-bit weights; float32 weights ask for exact results.
     chosen = config.kv_dtype
     if chosen == "auto":
         chosen = "fp32" if config.weights == "fp32" else "fp16"
@@ -59,7 +64,7 @@ def _native(
         num_slots=config.slots,
         max_length=config.max_length,
         int8=config.weights != "fp32",
-        kv_dtype=torch.int8 if chosen == "int8" else KV_DTYPES[chosen],
+        kv_dtype=KV_DTYPES[chosen],
         threads=config.num_threads,
     )
 
@@ -77,7 +82,7 @@ def _torch(model: PreTrainedModel | PeftModel, policy: Policy, config: EngineCon
         policy,
         num_slots=config.slots,
         max_length=config.max_length,
-        # Where the kernels would have been taken, their precision is; torch itself is exact.
+        # Torch in place of the kernels has their precision; torch by choice is exact.
         int8=config.weights == "int8"
         or (config.weights == "auto" and config.runner == "auto" and on_cpu),
         kv_dtype=KV_DTYPES.get(config.kv_dtype),

@@ -1,4 +1,4 @@
-"""What the engine asks of a runner: every tensor of the engine is behind one."""
+"""The contract between the engine and a runner, which holds every tensor of the engine."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from llamahome.cache import Slots
 
-# What a row is asked for beside the logits after its last token: nothing, or of each of its tokens
-# the logits (a prompt's logprobs) or the last hidden state (an embedding).
+# Output for every token of a row, next to the logits after its last one: none, logits (a prompt's
+# logprobs) or last hidden states (an embedding).
 Every = Literal["logits", "hidden"] | None
 
 
@@ -23,12 +23,12 @@ class RowInput:
     """A row of a step.
 
     Attributes:
-        slot: where its entries live.
+        slot: holds its KV entries.
         tokens: at least one id, at most the room in the slot's chunk.
-        adapter: name of a LoRA adapter, None for the model as it is.
-        every: what is wanted of each token.
-        drafted: whether its tokens after the first are guesses: the slot does not advance before
-            `DraftRunner.accept` says how many were right.
+        adapter: name of a LoRA adapter, None for the model itself.
+        every: output for each token.
+        drafted: whether its tokens after the first are a draft: the slot does not advance before
+            `DraftRunner.accept`.
     """
 
     slot: int
@@ -40,18 +40,18 @@ class RowInput:
 
 @dataclass(frozen=True, kw_only=True)
 class StepOutput:
-    """What a step gives.
+    """Result of a step.
 
     Attributes:
         logits: float32 (B, V), after the last token of each row.
-        every: by row, where it was asked for: float32 (T, V) or (T, hidden).
+        every: by row that asks for it, float32 (T, V) or (T, hidden).
     """
 
     logits: Tensor
     every: dict[int, Tensor] = field(default_factory=dict)
 
     def after(self, rows: Sequence[int], place: int, drafted: Container[int]) -> Tensor:
-        """Logits (len(rows), V) after token `place` of drafted rows and the last of others."""
+        """Return logits (len(rows), V) after token `place` of drafted rows, the last of others."""
         if any(row in drafted for row in rows):
             own = (self.every[row][place] if row in drafted else self.logits[row] for row in rows)
             return torch.stack(list(own))
@@ -59,10 +59,10 @@ class StepOutput:
 
 
 class Runner(Protocol):
-    """Runs token ids through the model and keeps what they leave in the slots.
+    """Forward passes of one model over its slots.
 
     Attributes:
-        name: how it computes, for the stats.
+        name: implementation and dtypes, for the stats.
     """
 
     @property
@@ -71,22 +71,24 @@ class Runner(Protocol):
     def slots(self) -> Slots: ...
 
     def forward(self, rows: Sequence[RowInput]) -> StepOutput:
-        """One step; the rows' slots advance."""
+        """Run one step; the rows' slots advance."""
 
 
 @runtime_checkable
 class DraftRunner(Runner, Protocol):
     """A runner whose steps may have drafted rows."""
 
-    def accept(self, kept: Mapping[int, int]) -> None:
-        """After a step: by slot of each drafted row, how many of its tokens stay, at least 1.
+    def accept(self, tokens: Mapping[int, int]) -> None:
+        """Advance the slots of the last step's drafted rows, after verification.
 
-        The slot is then as if each of them had been a step of its own.
+        Args:
+            tokens: by slot, how many of the row's tokens stay, at least 1. The slot is then as if
+                each of them had been a step of its own.
         """
 
 
 def plain_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """The model that PEFT has put adapters into, or the model itself."""
+    """Return the model that PEFT has put adapters into, or the model itself."""
     if isinstance(model, PeftModel):
         return cast(PreTrainedModel, model.get_base_model())
     return model

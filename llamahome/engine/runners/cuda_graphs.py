@@ -16,20 +16,20 @@ from transformers import PreTrainedModel
 
 from llamahome.attention import HybridAttention
 from llamahome.attention.kernels import Implementation
-from llamahome.cache import Slots
+from llamahome.cache import Slots, StepPlan
 from llamahome.cache.decode_step import Counted, DecodeStep, counted
 
 logger = logging.getLogger(__name__)
 
-# transformers' rotary embeddings that look at the positions on the host before they rotate.
-_LOOKING = ("dynamic", "longrope")
+# transformers' rotary embeddings that read the positions on the host before they rotate.
+_READ_ON_HOST = ("dynamic", "longrope")
 
 
-class GraphRunner:
-    """Decode steps of a model over its slots. Chunks of prompts are not its business.
+class DecodeGraphs:
+    """Decode steps of a model over its slots, one graph for each batch size. It does no prefill.
 
     A batch runs in the next larger size, a power of 2 or all slots, filled up with rows that leave
-    no trace. On a CPU, or with `capture=False`, it computes the same step by step.
+    no trace. On a CPU, or with `capture=False`, the same step is computed without a graph.
 
     Args:
         slots: of the model, in torch's layout.
@@ -37,7 +37,7 @@ class GraphRunner:
         capture: whether to replay graphs; None does where there is a GPU.
 
     Raises:
-        ValueError: for a model whose step cannot be captured, or a GPU asked for in vain.
+        ValueError: for a model whose step cannot be captured, or a capture without a GPU.
     """
 
     def __init__(
@@ -63,16 +63,17 @@ class GraphRunner:
     def warm_up(self) -> None:
         """Capture every size for the slots' own policy, so that no request waits for it."""
         # The largest first: the others fit into the memory that it takes.
+        counts_mass = counted(self.slots.plan([0], [1]))
         for size in reversed(self.sizes):
-            self._graph(size, counted(self.slots, [0]))
+            self._graph(size, counts_mass)
 
     @torch.inference_mode()
-    def decode(self, rows: Sequence[int], tokens: Sequence[int]) -> Tensor:
-        """One token for each row; the rows' slots advance.
+    def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> Tensor:
+        """Run one token for each of some slots, which advance.
 
         Args:
-            rows: slots, no two alike.
-            tokens: the id of each row.
+            slots: all different.
+            tokens: the id for each slot.
 
         Returns:
             float32 logits (B, V).
@@ -80,10 +81,11 @@ class GraphRunner:
         Raises:
             ValueError: for a slot that comes twice or is full.
         """
-        size = next(size for size in self.sizes if size >= len(rows))
-        graph = self._graph(size, counted(self.slots, rows))
-        logits = graph.run(rows, tokens)
-        self.slots.commit(graph.step)
+        plan = self.slots.plan(slots, [1] * len(slots))
+        size = next(size for size in self.sizes if size >= len(slots))
+        graph = self._graph(size, counted(plan))
+        logits = graph.run(plan, tokens)
+        self.slots.commit(plan)
         return logits
 
     @torch.inference_mode()
@@ -100,40 +102,39 @@ class GraphRunner:
 
 
 class _DecodeGraph:
-    """A decode step of one size, with the tensors that it is fed through."""
+    """A decode step of one size, with its input and output tensors."""
 
     def __init__(self, model: PreTrainedModel, step: DecodeStep, device: torch.device) -> None:
         self.step = step
         self._model = model
         self._ids = torch.zeros(step.size, 1, dtype=torch.int64, device=device)
-        # transformers builds no mask of its own beside one of four axes, and so does not look
-        # at the positions on the host; hybrid attention reads none.
+        # Given a mask of four axes, transformers builds none, for which it would look at the
+        # positions on the host; hybrid attention reads no mask.
         self._no_mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits: Tensor | None = None
 
-    def run(self, rows: Sequence[int], tokens: Sequence[int]) -> Tensor:
-        """Logits (B, V) of these rows."""
-        self.step.load(rows)
-        padded = [*tokens, *[0] * (self.step.size - len(rows))]
+    def run(self, plan: StepPlan, tokens: Sequence[int]) -> Tensor:
+        """Compute the logits (B, V) of a plan's rows."""
+        self.step.load(plan)
+        padded = [*tokens, *[0] * (self.step.size - len(tokens))]
         self._ids.copy_(torch.tensor(padded)[:, None])
         if self._graph is None or self._logits is None:
-            return self._compute()[: len(rows)]
+            return self._compute()[: len(tokens)]
         self._graph.replay()
-        # The next replay writes over what this one gave.
-        return self._logits[: len(rows)].clone()
+        # The next replay overwrites these logits.
+        return self._logits[: len(tokens)].clone()
 
     def capture(self, pool: Any) -> Any:
-        """Record the step, with no row in it. Returns the graphs' pool of memory."""
-        self.step.load([])
+        """Record the step, which has no row yet, and return the graphs' pool of memory."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(2):  # compiles kernels, and lets cuBLAS allocate what it works in
+            for _ in range(2):  # compiles kernels, and lets cuBLAS allocate its workspace
                 self._compute()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        # Other threads, the ones that move snapshots say, may go on using the GPU.
+        # Other threads, such as the one that moves snapshots, may go on using the GPU.
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             self._logits = self._compute()
         self._graph = graph
@@ -152,13 +153,13 @@ class _DecodeGraph:
 
 
 def _sizes(num_slots: int) -> list[int]:
-    """Powers of 2 below the number of slots, and that number."""
+    """Return the powers of 2 below the number of slots, and that number."""
     return [2**n for n in range(num_slots.bit_length()) if 2**n < num_slots] + [num_slots]
 
 
 def _check_capture(model: PreTrainedModel, device: torch.device) -> None:
     rope_type = (getattr(model.config, "rope_parameters", None) or {}).get("rope_type")
-    if rope_type in _LOOKING:
+    if rope_type in _READ_ON_HOST:
         raise ValueError(
             f"rope_type={rope_type!r} depends on the length at every step, which a CUDA graph "
             "cannot follow; use capture=False"

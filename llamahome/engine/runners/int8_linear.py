@@ -1,4 +1,4 @@
-"""8-bit linear layers in torch, for CPUs where the C++ kernels cannot be had."""
+"""8-bit linear layers in torch, for CPUs where the C++ kernels cannot be built."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 class Int8Linear(nn.Module):
     """A linear layer with weights in 8 bits, by output channel, and activations in 8, by token.
 
-    Sums are whole numbers, so a token comes out the same in any company, and one that is not finite
-    stays alone.
+    Sums are whole numbers, so a token's output does not depend on the rest of the batch, and one
+    that is not finite affects no other.
     """
 
     _weight: Tensor
@@ -33,7 +33,7 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) to (..., N), of the same dtype."""
         quantized, scales = _quantize(x.flatten(0, -2).float())
-        # Private, but what torchao's int8 layers stand on; oneDNN computes it.
+        # Private, but torchao's int8 layers are built on it; oneDNN computes it.
         out = torch._int_mm(quantized, self._weight) * scales * self._scales
         if self._bias is not None:
             out += self._bias
@@ -41,16 +41,16 @@ class Int8Linear(nn.Module):
 
 
 def _quantize(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 (M, K) and float32 (M, 1), which carries what is not finite."""
+    """Round to int8 (M, K), and return float32 scales (M, 1), which keep NaN and infinity."""
     scales = rows.abs().amax(1, keepdim=True) / 127
     scaled = rows / scales.clamp(min=torch.finfo(torch.float32).tiny)
     return torch.nan_to_num(scaled, nan=0.0, posinf=0.0, neginf=0.0).round_().to(torch.int8), scales
 
 
 def with_int8_linears(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
-    """A copy of a model, or of PEFT's model of it, whose own linear layers are in 8 bits.
+    """Copy a model, or PEFT's model of it, with its own linear layers in 8 bits.
 
-    It shares everything else, adapters included, with the original.
+    The copy shares everything else, adapters included, with the original.
     """
     memo: dict[int, object] = {id(t): t for t in (*model.parameters(), *model.buffers())}
     for name, module in model.named_modules():

@@ -1,16 +1,15 @@
-"""The fast path on a CPU: the C++ model of `llamahome.native` over tiled slots."""
+"""The fast runner on a CPU: the C++ model of `llamahome.native` over tiled slots."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
 from llamahome.attention import Policy
-from llamahome.cache import Slots
+from llamahome.cache import Slots, StepPlan
 from llamahome.cache.tiled import TiledPlane
 from llamahome.engine.runners.contract import RowInput, StepOutput, plain_model
 from llamahome.engine.runners.native_model import build_model
@@ -19,24 +18,16 @@ from llamahome.native import load_native
 from llamahome.native.columns import AcceptColumns, RowColumns
 
 
-@dataclass(frozen=True)
-class _Committed:
-    """What `Slots.commit` asks of a step."""
-
-    rows: list[int]
-    tokens: list[int]
-
-
 class NativeRunner:
     """Prefill and decode of any mix of rows in one parallel region, without padding.
 
-    It keeps a team of threads of its own.
+    It has its own team of threads.
 
     Args:
         model: a Llama on the CPU, float32 or 16 bits; with adapters, PEFT's model of it.
         int8: weights in 8 bits (see `llamahome.native.weights`), else float32.
         kv_dtype: of keys and values: float32, float16 or int8.
-        threads: of the step; 0 is torch's number.
+        threads: number that compute a step; 0 is torch's.
         isa: `auto`, or the name of an instruction set.
 
     Raises:
@@ -67,22 +58,15 @@ class NativeRunner:
             threads=threads or torch.get_num_threads(),
             isa=isa,
         )
-        budgets: dict[int | None, int] = {}
         self.slots = Slots.for_model(
             plain,
             policy,
             num_slots=num_slots,
             max_length=max_length,
             dtype=kv_dtype,
-            allocate=lambda shape: TiledPlane.allocate(
-                shape,
-                kv_dtype,
-                self._model,
-                budgets.setdefault(shape.policy.config.budget, len(budgets)),
-            ),
+            allocate=lambda shape: TiledPlane.allocate(shape, kv_dtype, self._model),
         )
-        self._budgets = list(budgets)
-        self._drafted: dict[int, int] = {}  # of the last step: slot -> row
+        self._drafted: dict[int, int] = {}  # slot -> row of the last step, where it has a draft
         kv_name = str(kv_dtype).removeprefix("torch.")
         self.name = (
             f"native {self._model.isa()}, {'int8' if int8 else 'float32'} weights, {kv_name} KV"
@@ -95,36 +79,21 @@ class NativeRunner:
     def _forward(self, rows: Sequence[RowInput]) -> StepOutput:
         slots = self.slots
         counts = [len(row.tokens) for row in rows]
-        used = [row.slot for row in rows]
-        slots.check(used, counts)
-        ids = [token for row in rows for token in row.tokens]
+        plan = slots.plan([row.slot for row in rows], counts)
         wanted, last, spans = _wanted(rows, counts)
         hidden, logits = self._model.forward(
-            torch.tensor(ids),
-            torch.tensor(
-                [
-                    RowColumns(
-                        slot=row.slot,
-                        tokens=n,
-                        length=slots.lengths[row.slot],
-                        max_mass=slots.policy.config.group == "max",
-                        drafted=row.drafted,
-                    )
-                    for row, n in zip(rows, counts, strict=True)
-                ]
-            ),
-            torch.tensor(
-                [
-                    [slots.policies_of(slot)[budget].held(slots.lengths[slot]) for slot in used]
-                    for budget in self._budgets
-                ]
-            ),
-            torch.tensor(self._weights(used, counts), dtype=torch.float32),
+            torch.tensor([token for row in rows for token in row.tokens]),
+            self._rows_of(rows, plan),
+            torch.tensor(plan.held),
+            torch.tensor([w for own in plan.weights for w in own], dtype=torch.float32),
             torch.tensor(self._adapters(rows, counts)),
             torch.tensor(wanted),
         )
         self._drafted = {row.slot: i for i, row in enumerate(rows) if row.drafted}
-        self._commit({row.slot: n for row, n in zip(rows, counts, strict=True) if not row.drafted})
+        if self._drafted:
+            fixed = {row.slot: len(row.tokens) for row in rows if not row.drafted}
+            plan = slots.plan(list(fixed), list(fixed.values()))
+        slots.commit(plan)
         logits = logits[:, : self.vocab_size]
         every = {
             i: (hidden if rows[i].every == "hidden" else logits)[first:end]
@@ -133,26 +102,22 @@ class NativeRunner:
         whole = len(wanted) == len(rows)
         return StepOutput(logits=logits if whole else logits[last], every=every)
 
-    def accept(self, kept: Mapping[int, int]) -> None:
-        self._model.accept(
-            torch.tensor([AcceptColumns(self._drafted[slot], n) for slot, n in kept.items()])
-        )
+    def accept(self, tokens: Mapping[int, int]) -> None:
+        accepted = [AcceptColumns(self._drafted[slot], n) for slot, n in tokens.items()]
+        self._model.accept(torch.tensor(accepted))
         with one_torch_thread():
-            self._commit(kept)
+            self.slots.commit(self.slots.plan(list(tokens), list(tokens.values())))
 
-    def _commit(self, tokens: Mapping[int, int]) -> None:
-        self.slots.commit(_Committed(list(tokens), list(tokens.values())))
-
-    def _weights(self, used: list[int], counts: list[int]) -> list[float]:
-        """Of each token's probabilities in the mass."""
-        weights: list[float] = []
-        for slot, n in zip(used, counts, strict=True):
-            mass = next((p.mass for p in self.slots.policies_of(slot).values() if p.mass), None)
-            offset = self.slots.lengths[slot] % self.slots.policy.interval
-            weights += [0.0] * n if mass is None else mass.weights[offset : offset + n]
-        return weights
+    def _rows_of(self, rows: Sequence[RowInput], plan: StepPlan) -> torch.Tensor:
+        """Return the columns of each row, (B, columns)."""
+        by_max = self.slots.policy.config.group == "max"
+        parts = zip(plan.slots, plan.tokens, plan.lengths, rows, strict=True)
+        return torch.tensor(
+            [RowColumns(slot, n, length, by_max, row.drafted) for slot, n, length, row in parts]
+        )
 
     def _adapters(self, rows: Sequence[RowInput], counts: list[int]) -> list[int]:
+        """Return the index of each token's adapter; -1 for none."""
         indices: list[int] = []
         for row, n in zip(rows, counts, strict=True):
             indices += [-1 if row.adapter is None else self.adapters.index(row.adapter)] * n
@@ -162,7 +127,7 @@ class NativeRunner:
 def _wanted(
     rows: Sequence[RowInput], counts: list[int]
 ) -> tuple[list[int], list[int], dict[int, tuple[int, int]]]:
-    """Tokens whose outcome is asked for; where each row's last and a row's whole are among them."""
+    """Return the tokens that need an output, and among them each row's last and rows in whole."""
     wanted: list[int] = []
     last: list[int] = []
     spans: dict[int, tuple[int, int]] = {}

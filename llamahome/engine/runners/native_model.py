@@ -1,4 +1,4 @@
-"""A Hugging Face model as the C++ kernels take it, with its adapters."""
+"""Conversion of a Hugging Face model, with its adapters, for the C++ kernels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_GROUP = 24  # kMaxQueries of csrc/kernels.h
 
 
 def unsupported(model: PreTrainedModel, policy: Policy) -> str | None:
-    """Why the kernels cannot compute this model under this policy; None when they can."""
+    """Return why the kernels cannot compute this model under this policy; None when they can."""
     config = model.config
     if model.device.type != "cpu":
         return f"the model is on {model.device}"
@@ -59,11 +59,11 @@ def build_model(
     threads: int,
     isa: str,
 ) -> Any:
-    """A `torch.classes.llamahome.Model` with every weight, layer by layer.
+    """Build a `torch.classes.llamahome.Model` with every weight, layer by layer.
 
     Args:
-        adapters: names of those that PEFT has put into `model`, in the order of their indices.
-        max_length: positions that will ever be rotated for.
+        adapters: names of those that PEFT has put into `model`; their order gives the indices.
+        max_length: number of positions that keys may be rotated for.
     """
     config, decoder = model.config, _modules(model.base_model)
     native = torch.classes.llamahome.Model(
@@ -105,7 +105,7 @@ def build_model(
 
 
 def _modules(module: nn.Module) -> Any:
-    """Submodules by attribute, which nn.Module types as Tensor | Module."""
+    """Return the module untyped: nn.Module types its attributes as Tensor | Module."""
     return module
 
 
@@ -123,7 +123,7 @@ def _linear(
     *,
     interleave: bool = False,
 ) -> Any:
-    """Linear layers that read the same, as one; with their adapters."""
+    """Pack linear layers that have the same input into one, with their adapters."""
     plain = [_plain_linear(module) for module in modules]
     weight = torch.cat([module.weight for module in plain])
     bias: Tensor | None = None
@@ -147,7 +147,7 @@ def _plain_linear(module: Any) -> Any:
 
 
 def _low_rank(modules: list[Any], name: str) -> tuple[Tensor, Tensor] | None:
-    """An adapter's down (r, K) and up (N, r) over all of these, which share what they read."""
+    """Return an adapter's down (r, K) and up (N, r) for layers that have the same input."""
     downs, ups = [], []
     for module in modules:
         if isinstance(module, LoraLayer) and name in module.lora_A:
@@ -165,7 +165,7 @@ def _norm(module: Any) -> Tensor:
 
 
 def _set_norms(native: Any, decoder: Any, index: int, name: str) -> None:
-    """Norms that an adapter trained, in place of the model's own."""
+    """Give an adapter the norms that it trained in place of the model's own."""
     places: list[tuple[int, bool, Any]] = [(-1, False, decoder.norm)]
     for i, layer in enumerate(decoder.layers):
         places += [(i, False, layer.input_layernorm), (i, True, layer.post_attention_layernorm)]

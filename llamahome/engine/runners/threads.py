@@ -1,4 +1,4 @@
-"""Who computes on the cores."""
+"""The number of torch's threads while the kernels have a team of their own."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """Small operations, done sooner than torch's threads could get a core from the kernels'.
+    """Keep torch on one thread while the kernels' team runs.
 
-    A copy of one row of logits takes 0.02 ms so, and 4 ms where two teams of threads spin.
+    A copy of one row of logits takes 0.02 ms, but 4 ms where two teams of threads spin.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)

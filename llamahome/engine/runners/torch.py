@@ -1,4 +1,4 @@
-"""The plain path: Hugging Face's own model code over slots, on any device."""
+"""The runner in torch: Hugging Face's own model code over slots, on any device."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from transformers import PreTrainedModel
 from llamahome.attention import HybridAttention, Policy
 from llamahome.cache import Slots, SlotStep
 from llamahome.engine.runners.contract import RowInput, StepOutput, plain_model
-from llamahome.engine.runners.cuda_graphs import GraphRunner
+from llamahome.engine.runners.cuda_graphs import DecodeGraphs
 from llamahome.engine.runners.int8_linear import with_int8_linears
 
 
 class TorchRunner:
-    """The plain path: Hugging Face's own model code, on any device.
+    """Hugging Face's own model code over slots, on any device.
 
     Args:
-        int8: linear layers in 8 bits, on a CPU; the model that is given stays as it is.
+        int8: linear layers in 8 bits, on a CPU, in a copy of the model.
         kv_dtype: of keys and values; None is the model's.
     """
 
@@ -43,22 +43,22 @@ class TorchRunner:
         self.model = model.eval()
         self._plain = plain
         self._adapted = isinstance(model, PeftModel)
-        # PEFT mixes low-rank adapters in a batch, but not what else an adapter trained: norms.
+        # PEFT mixes low-rank adapters in a batch, but not the norms that an adapter trained.
         self._mixes = not any(isinstance(m, ModulesToSaveWrapper) for m in plain.modules())
         self.slots = Slots.for_model(
             plain, policy, num_slots=num_slots, max_length=max_length, dtype=kv_dtype
         )
         weights = "int8" if int8 else plain.dtype
         self.name = f"torch, {weights} weights, {self.slots.dtype} KV".replace("torch.", "")
-        self._graphs: GraphRunner | None = None
+        self._graphs: DecodeGraphs | None = None
         if plain.device.type == "cuda" and not self._adapted:
-            self._graphs = GraphRunner(plain, self.slots)
+            self._graphs = DecodeGraphs(plain, self.slots)
             self._graphs.warm_up()
             self.name += ", CUDA graphs"
 
     @torch.inference_mode()
     def forward(self, rows: Sequence[RowInput]) -> StepOutput:
-        """Rows of one token and longer ones go apart: padding one to a chunk costs a chunk."""
+        """Run rows of one token apart from longer ones: padding one to a chunk costs a chunk."""
         logits: list[Tensor | None] = [None] * len(rows)
         every: dict[int, Tensor] = {}
         single = [i for i, row in enumerate(rows) if len(row.tokens) == 1]
@@ -74,7 +74,7 @@ class TorchRunner:
         return StepOutput(logits=torch.stack([x for x in logits if x is not None]), every=every)
 
     def _alike(self, rows: Sequence[RowInput], chosen: list[int]) -> Iterable[list[int]]:
-        """Those of `chosen` that one forward can take together."""
+        """Group the rows in `chosen` that one forward can take together."""
         by_adapter: dict[str | None, list[int]] = defaultdict(list)
         for i in chosen:
             by_adapter[None if self._mixes else rows[i].adapter].append(i)
@@ -91,9 +91,10 @@ class TorchRunner:
         counts = [len(rows[i].tokens) for i in chosen]
         longest = max(counts)
         padded = [[*rows[i].tokens, *[0] * (longest - len(rows[i].tokens))] for i in chosen]
-        step = self.slots.begin([rows[i].slot for i in chosen], counts)
+        plan = self.slots.plan([rows[i].slot for i in chosen], counts)
+        step = SlotStep(self.slots, plan)
         hidden = self._hidden(torch.tensor(padded, device=device), step, [rows[i] for i in chosen])
-        self.slots.commit(step)
+        self.slots.commit(plan)
         last = hidden[torch.arange(len(counts)), torch.tensor(counts) - 1]
         head = self._plain.get_output_embeddings()
         for row, i, count, outcome in zip(hidden, chosen, counts, head(last).float(), strict=True):
@@ -104,12 +105,12 @@ class TorchRunner:
                 every[i] = head(row[:count]).float()
 
     def _hidden(self, ids: Tensor, step: SlotStep, rows: Sequence[RowInput]) -> Tensor:
-        """Last hidden states (B, T, hidden), normed."""
+        """Compute the last hidden states (B, T, hidden), normed."""
         call = {"position_ids": step.position_ids, "use_cache": False, "hybrid": step}
         if not self._adapted:
             plain: Tensor = self._plain.base_model(input_ids=ids, **call).last_hidden_state
             return plain
-        # PEFT chooses adapters by row in the whole model's forward only.
+        # PEFT chooses adapters by row only in the whole model's forward.
         call |= {"input_ids": ids, "output_hidden_states": True, "logits_to_keep": 1}
         last: Tensor = self._adapted_forward(rows, call).hidden_states[-1]
         return last
@@ -118,7 +119,7 @@ class TorchRunner:
         assert isinstance(self.model, PeftModel)
         if self._mixes:
             return self.model(adapter_names=[row.adapter or "__base__" for row in rows], **call)
-        name = rows[0].adapter  # of all of them
+        name = rows[0].adapter  # the same for all rows
         if name is None:
             with self.model.disable_adapter():
                 return self.model(**call)

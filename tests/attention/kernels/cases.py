@@ -1,4 +1,4 @@
-"""Slots filled at random, some of what lies behind their entries not even finite."""
+"""Slots filled at random, with NaN behind their entries."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llamahome.attention.kernels import KVRecord
+
 # Kernels add in another order than torch; 16-bit outputs are compared with exact arithmetic.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
 
 @dataclass(kw_only=True)
 class Case:
-    """Slots (more than rows) and queries (B, G * R, T, D)."""
+    """Slots, two more than rows, and queries (B, G * R, T, D)."""
 
     query: Tensor
-    keys: Tensor
-    values: Tensor
-    mass: Tensor
-    positions: Tensor
-    rows: Tensor
+    kv: KVRecord
+    slots: Tensor
     scaling: float
 
 
@@ -41,23 +40,26 @@ def case(
         return torch.randn(*shape, generator=generator).to(device, dtype)
 
     slots = batch + 2
-    # As models hand queries over: (B, T, H, D), transposed.
+    # Transposed from (B, T, H, D), as a model has its queries.
     query = normal(batch, queries, groups * per_group, dim).transpose(1, 2)
     return Case(
         query=query,
-        keys=normal(slots, groups, capacity, dim),
-        values=normal(slots, groups, capacity, dim),
-        mass=torch.rand(slots, groups, capacity, generator=generator).to(device),
-        positions=torch.arange(capacity, device=device).expand(slots, groups, -1).clone(),
-        rows=torch.randperm(slots, generator=generator)[:batch].to(device),
+        kv=KVRecord(
+            keys=normal(slots, groups, capacity, dim),
+            values=normal(slots, groups, capacity, dim),
+            mass=torch.rand(slots, groups, capacity, generator=generator).to(device),
+            positions=torch.arange(capacity, device=device).expand(slots, groups, -1).clone(),
+        ),
+        slots=torch.randperm(slots, generator=generator)[:batch].to(device),
         scaling=dim**-0.5,
     )
 
 
-def spoil(stored: Tensor, rows: Tensor, counts: Tensor) -> None:
+def spoil(case: Case, counts: Tensor) -> None:
     """Put NaN behind the first `counts` entries of each row's slot."""
-    for row, count in zip(rows.tolist(), counts.tolist(), strict=True):
-        stored[row, :, count:] = float("nan")
+    for slot, count in zip(case.slots.tolist(), counts.tolist(), strict=True):
+        case.kv.keys[slot, :, count:] = float("nan")
+        case.kv.values[slot, :, count:] = float("nan")
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:

@@ -1,8 +1,8 @@
-"""Compiles every kernel for GPUs that need not be here, down to machine code.
+"""Compiles every kernel to machine code for GPUs, without one.
 
     python -m tests.attention.kernels.compile_kernels
 
-A kernel that such a GPU could not run ends it with an error. Triton must not interpret.
+A kernel that such a GPU could not run is an error. Triton must not interpret.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from llamahome.attention.kernels import append_triton, chunk_triton, compact_tri
 
 # Shared memory that one block may take, in bytes: CUDA C++ Programming Guide, compute capabilities.
 SHARED = {86: 99 * 1024, 90: 227 * 1024}
-INTEGERS = ("rows_ptr", "counts_ptr", "held_ptr", "tokens_ptr", "places_ptr", "index_ptr")
+INTEGERS = ("slots_ptr", "counts_ptr", "held_ptr", "tokens_ptr", "places_ptr", "index_ptr")
 STORED = ("query_ptr", "keys_ptr", "values_ptr", "out_ptr", "key_ptr", "value_ptr")
 
 
@@ -28,17 +28,17 @@ def _type(name: str, dtype: str) -> str:
         return f"*{dtype}"
     if name.endswith("_ptr"):
         return "*fp32"
-    return "fp32" if name in ("scale", "carry") else "i32"
+    return "fp32" if name == "scale" else "i32"
 
 
 def compile_for(kernel: Any, capability: int, dtype: str, **constants: Any) -> None:
-    """Compile one kernel; what it needs of shared memory must fit."""
+    """Compile one kernel, and check that its shared memory fits."""
     names = kernel.arg_names
     chosen = {name: constants[name] for name in names if name in constants}
     signature = {n: "constexpr" if n in chosen else _type(n, dtype) for n in names}
     places = {(names.index(name),): value for name, value in chosen.items()}
-    # As at a launch, where tensors and their strides are aligned: only then copies are pipelined,
-    # and take shared memory.
+    # At a launch tensors and their strides are aligned; only then copies are pipelined and take
+    # shared memory.
     aligned = [n for n in names if n.endswith("_ptr") or "stride" in n]
     attributes = {(names.index(n),): [["tt.divisibility", 16]] for n in aligned}
     source = ASTSource(fn=kernel, signature=signature, constexprs=places, attrs=attributes)
@@ -59,6 +59,7 @@ def main() -> None:
         shape = {"R": 3, "D": dim, "PADDED_D": padded, "BLOCK_S": 64, "SPLITS": 8}
         shape |= {"WITH_MASS": True, "GROUP_MAX": True, "M": 16, "PADDED_R": 4, "PROGRAMS": 8}
         shape |= {"BLOCK_M": 64, "BLOCK_T": 64, "BLOCK": 64, "SLICE": 32, "SLICES": 4}
+        shape["WITH_FEATURES"] = True
         for kernel in (
             decode_triton._attend_split,
             decode_triton._merge_splits,

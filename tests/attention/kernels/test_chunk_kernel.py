@@ -1,4 +1,4 @@
-"""Chunk attention against `attend` over what each slot holds, row by row."""
+"""Chunk attention against `attend` over what each slot holds, slot by slot."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ BOTH = pytest.mark.parametrize("implementation", ["torch", "triton"])
 
 
 def _expected(
-    c: Case, row: int, i: int, held: int, tokens: int, weights: Tensor, group: str
+    c: Case, slot: int, i: int, held: int, tokens: int, weights: Tensor, group: str
 ) -> tuple[Tensor, Tensor]:
     places = torch.arange(held + tokens, device=weights.device)
     out, received = attend(
         c.query[i : i + 1, :, :tokens].float(),
-        c.keys[row : row + 1, :, : held + tokens].float(),
-        c.values[row : row + 1, :, : held + tokens].float(),
+        c.kv.keys[slot : slot + 1, :, : held + tokens].float(),
+        c.kv.values[slot : slot + 1, :, : held + tokens].float(),
         (places <= places[held:, None])[None],
         c.scaling,
         counted=weights[i : i + 1, :tokens],
@@ -41,29 +41,26 @@ def _check(
     before, count = torch.tensor(held, device=device), torch.tensor(tokens, device=device)
     real = torch.arange(queries, device=device) < count[:, None]
     weights = torch.linspace(0.1, 1.0, queries, device=device) * real
-    for stored in (c.keys, c.values):
-        spoil(stored, c.rows, before + count)
-    mass, tolerance = c.mass.clone(), TOLERANCE[c.query.dtype]
+    spoil(c, before + count)
+    mass, tolerance = c.kv.mass.clone(), TOLERANCE[c.query.dtype]
     out = chunk_attend(
         c.query,
-        c.keys,
-        c.values,
-        c.rows,
+        c.kv,
+        c.slots,
         before,
         count,
         c.scaling,
-        mass=c.mass,
         weights=weights,
         group=group,
         implementation=implementation,
     )
     assert out.dtype == c.query.dtype
     assert bool(out.isfinite().all())
-    for i, row in enumerate(c.rows.tolist()):
-        expected, received = _expected(c, row, i, held[i], tokens[i], weights, group)
+    for i, slot in enumerate(c.slots.tolist()):
+        expected, received = _expected(c, slot, i, held[i], tokens[i], weights, group)
         close(out[i, :, : tokens[i]], expected, tolerance)
-        mass[row, :, : held[i] + tokens[i]] += received
-    close(c.mass, mass, tolerance)
+        mass[slot, :, : held[i] + tokens[i]] += received
+    close(c.kv.mass, mass, tolerance)
 
 
 @BOTH
@@ -100,12 +97,12 @@ def test_half_precision(device: str, dim: int) -> None:
 @BOTH
 def test_without_mass(device: str, implementation: Implementation) -> None:
     c = case(queries=5, device=device)
-    before = c.mass.clone()
+    before = c.kv.mass.clone()
     held, tokens = torch.tensor([0, 30], device=device), torch.tensor([5, 5], device=device)
     out = chunk_attend(
-        c.query, c.keys, c.values, c.rows, held, tokens, c.scaling, implementation=implementation
+        c.query, c.kv, c.slots, held, tokens, c.scaling, implementation=implementation
     )
     weights = torch.ones(2, 5, device=device)
-    for i, row in enumerate(c.rows.tolist()):
-        close(out[i], _expected(c, row, i, int(held[i]), 5, weights, "sum")[0])
-    assert torch.equal(c.mass, before)
+    for i, slot in enumerate(c.slots.tolist()):
+        close(out[i], _expected(c, slot, i, int(held[i]), 5, weights, "sum")[0])
+    assert torch.equal(c.kv.mass, before)

@@ -1,6 +1,9 @@
-"""Decode attention against `attend` over what each slot holds, row by row."""
+"""Decode attention against `attend` over what each slot holds, slot by slot."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,18 +18,18 @@ BOTH = pytest.mark.parametrize("implementation", ["torch", "triton"])
 
 def _expected(c: Case, counts: Tensor, weights: Tensor, group: str, mass: Tensor) -> Tensor:
     outputs = []
-    for i, (row, count) in enumerate(zip(c.rows.tolist(), counts.tolist(), strict=True)):
+    for i, (slot, count) in enumerate(zip(c.slots.tolist(), counts.tolist(), strict=True)):
         out, received = attend(
             c.query[i : i + 1].float(),
-            c.keys[row : row + 1, :, :count].float(),
-            c.values[row : row + 1, :, :count].float(),
+            c.kv.keys[slot : slot + 1, :, :count].float(),
+            c.kv.values[slot : slot + 1, :, :count].float(),
             torch.ones(1, 1, count, dtype=torch.bool, device=mass.device),
             c.scaling,
             counted=weights[i : i + 1, None],
             group=group,
         )
         assert received is not None
-        mass[row, :, :count] += received[0]
+        mass[slot, :, :count] += received[0]
         outputs.append(out)
     return torch.cat(outputs)
 
@@ -35,25 +38,22 @@ def _check(c: Case, counts: list[int], implementation: Implementation, group: st
     device = c.query.device
     seen = torch.tensor(counts, device=device)
     weights = torch.linspace(0.3, 1.0, len(counts), device=device)
-    for stored in (c.keys, c.values):
-        spoil(stored, c.rows, seen)
-    mass = c.mass.clone()
+    spoil(c, seen)
+    mass = c.kv.mass.clone()
     expected = _expected(c, seen, weights, group, mass)
     out = decode_attend(
         c.query,
-        c.keys,
-        c.values,
-        c.rows,
+        c.kv,
+        c.slots,
         seen,
         c.scaling,
-        mass=c.mass,
         weights=weights,
         group=group,
         implementation=implementation,
     )
     assert out.dtype == c.query.dtype
     close(out, expected, TOLERANCE[c.query.dtype])
-    close(c.mass, mass, TOLERANCE[c.query.dtype])
+    close(c.kv.mass, mass, TOLERANCE[c.query.dtype])
 
 
 @BOTH
@@ -86,7 +86,7 @@ def test_half_precision(device: str, dim: int) -> None:
 @BOTH
 def test_slots_in_fewer_bits_than_queries(device: str, implementation: Implementation) -> None:
     c = case(device=device)
-    c.keys, c.values = c.keys.half(), c.values.half()
+    c.kv = replace(c.kv, keys=c.kv.keys.half(), values=c.kv.values.half())
     _check(c, [80, 17], implementation)
 
 
@@ -94,13 +94,11 @@ def test_slots_in_fewer_bits_than_queries(device: str, implementation: Implement
 def test_without_mass(device: str, implementation: Implementation) -> None:
     c = case(device=device)
     counts = torch.tensor([80, 9], device=device)
-    before = c.mass.clone()
+    before = c.kv.mass.clone()
     expected = _expected(c, counts, counts.float(), "sum", before.clone())
-    out = decode_attend(
-        c.query, c.keys, c.values, c.rows, counts, c.scaling, implementation=implementation
-    )
+    out = decode_attend(c.query, c.kv, c.slots, counts, c.scaling, implementation=implementation)
     close(out, expected)
-    assert torch.equal(c.mass, before)
+    assert torch.equal(c.kv.mass, before)
 
 
 @BOTH
@@ -108,50 +106,43 @@ def test_rows_of_no_weight_leave_a_shared_slot_alone(
     device: str, implementation: Implementation
 ) -> None:
     c = case(batch=3, device=device)
-    c.rows[1:] = (c.rows[0] + 1) % c.keys.shape[0]
-    before = c.mass.clone()
+    c.slots[1:] = (c.slots[0] + 1) % c.kv.keys.shape[0]
+    before = c.kv.mass.clone()
     decode_attend(
         c.query,
-        c.keys,
-        c.values,
-        c.rows,
+        c.kv,
+        c.slots,
         torch.tensor([50, 1, 1], device=device),
         c.scaling,
-        mass=c.mass,
         weights=torch.tensor([1.0, 0.0, 0.0], device=device),
         implementation=implementation,
     )
-    row = int(c.rows[0])
-    assert not torch.equal(c.mass[row], before[row])
-    c.mass[row] = before[row]
-    assert torch.equal(c.mass, before)
+    slot = int(c.slots[0])
+    assert not torch.equal(c.kv.mass[slot], before[slot])
+    c.kv.mass[slot] = before[slot]
+    assert torch.equal(c.kv.mass, before)
 
 
 def test_what_does_not_fit_is_refused(device: str) -> None:
     c = case(device=device)
     counts = torch.tensor([5, 5], device=device)
-    arguments = (c.keys, c.values, c.rows, counts, c.scaling)
-    with pytest.raises(ValueError, match="5 query heads"):
-        decode_attend(c.query[:, :5], *arguments, implementation="torch")
-    with pytest.raises(ValueError, match="weights=None"):
-        decode_attend(c.query, *arguments, mass=c.mass, implementation="torch")
     weights = torch.ones(2, device=device)
+
+    def attend(implementation: Implementation, **changes: Any) -> None:
+        given = {"query": c.query, "kv": c.kv, "weights": weights, **changes}
+        decode_attend(
+            slots=c.slots, counts=counts, scaling=c.scaling, implementation=implementation, **given
+        )
+
+    with pytest.raises(ValueError, match="5 query heads"):
+        attend("torch", query=c.query[:, :5])
     with pytest.raises(ValueError, match="must be sum or max"):
-        decode_attend(
-            c.query, *arguments, mass=c.mass, weights=weights, group="mean", implementation="torch"
-        )
+        attend("torch", group="mean")
     with pytest.raises(ValueError, match=r"\(4, 2, 79\)"):
-        decode_attend(
-            c.query, *arguments, mass=c.mass[..., 1:], weights=weights, implementation="torch"
-        )
+        attend("torch", kv=replace(c.kv, mass=c.kv.mass[..., 1:]))
     with pytest.raises(ValueError, match="count in float32"):
-        decode_attend(
-            c.query, *arguments, mass=c.mass.double(), weights=weights, implementation="triton"
-        )
+        attend("triton", kv=replace(c.kv, mass=c.kv.mass.double()))
     with pytest.raises(ValueError, match="needs it contiguous"):
-        decode_attend(
-            c.query, *arguments, mass=c.mass, weights=weights[:1].expand(2), implementation="triton"
-        )
-    turned = c.keys.mT.contiguous().mT
+        attend("triton", weights=weights[:1].expand(2))
     with pytest.raises(ValueError, match="the last must be 1"):
-        decode_attend(c.query, turned, *arguments[1:], implementation="triton")
+        attend("triton", kv=replace(c.kv, keys=c.kv.keys.mT.contiguous().mT))

@@ -11,7 +11,7 @@ from llamahome.attention import HybridAttention, build_policy
 from llamahome.attention.kernels import Implementation
 from llamahome.cache import Slots
 from llamahome.cache.decode_step import DecodeStep, counted
-from llamahome.cache.plane import PlaneSlots
+from llamahome.cache.plane import TorchPlane
 from tests.policies import policy_case
 
 
@@ -21,11 +21,13 @@ def _decode(
     HybridAttention.attach(model)
     policy = build_policy(policy_case(case, budget=4, sink=1, recent=2, interval=2))
     slots = Slots.for_model(model, policy, num_slots=3, max_length=32)
-    step = DecodeStep(slots, 3, counted(slots, [0]), implementation=implementation)
+    counts_mass = counted(slots.plan([0], [1]))
+    step = DecodeStep(slots, 3, counts_mass, implementation=implementation)
     ids = torch.arange(3, 6, device=model.device)[:, None]
     outputs: list[Tensor] = []
-    for rows in [*[[1]] * 6, [2, 1]]:
-        step.load(rows)
+    for chosen in [*[[1]] * 6, [2, 1]]:
+        plan = slots.plan(chosen, [1] * len(chosen))
+        step.load(plan)
         with torch.no_grad():
             logits = model(
                 ids + len(outputs),
@@ -34,8 +36,8 @@ def _decode(
                 use_cache=False,
                 hybrid=step,
             ).logits
-        slots.commit(step)
-        outputs.append(logits[: len(rows), 0])
+        slots.commit(plan)
+        outputs.append(logits[: len(chosen), 0])
     return torch.cat(outputs), slots
 
 
@@ -46,8 +48,8 @@ def test_a_step_of_kernels(tiny_llama: LlamaForCausalLM, device: str, case: str)
     logits, slots = _decode(tiny_llama, case, "triton")
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
     for ours, theirs in zip(slots.planes, plain.planes, strict=True):
-        assert isinstance(ours, PlaneSlots)
-        assert isinstance(theirs, PlaneSlots)
-        torch.testing.assert_close(ours.mass, theirs.mass, rtol=0, atol=1e-4)
-        torch.testing.assert_close(ours.keys, theirs.keys, rtol=0, atol=1e-4)
-        assert torch.equal(ours.positions, theirs.positions)
+        assert isinstance(ours, TorchPlane)
+        assert isinstance(theirs, TorchPlane)
+        torch.testing.assert_close(ours.kv.mass, theirs.kv.mass, rtol=0, atol=1e-4)
+        torch.testing.assert_close(ours.kv.keys, theirs.kv.keys, rtol=0, atol=1e-4)
+        assert torch.equal(ours.kv.positions, theirs.kv.positions)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from llamahome.attention import Policy, build_policy
 from llamahome.cache import Slots
-from llamahome.cache.plane import PlaneSlots
+from llamahome.cache.plane import TorchPlane
 from llamahome.cache.tiled import TiledPlane
 from llamahome.config import PolicyConfig
 from llamahome.engine.runners.contract import RowInput, Runner
@@ -72,20 +72,19 @@ def _check(runner: Runner, steps: Steps) -> None:
 
 
 def _check_held(slots: Slots, expected: Slots) -> None:
-    """The same positions and keys, and as much mass, in every head of every slot."""
+    """Compare positions, keys and mass in every head of every slot."""
     assert slots.lengths == expected.lengths
     for plane, other in zip(slots.planes, expected.planes, strict=True):
         assert isinstance(plane, TiledPlane)
-        assert isinstance(other, PlaneSlots)
-        for row in range(slots.num_slots):
-            count = slots.policy_of(row, plane).held(slots.lengths[row])
-            keys = plane.keys[row].transpose(-1, -2).flatten(1, 2)[:, :count]
-            assert torch.equal(plane.positions[row, :, :count], other.positions[row, :, :count])
-            torch.testing.assert_close(keys, other.keys[row, :, :count], rtol=1e-3, atol=1e-3)
-            if other.policy.mass is not None:
-                torch.testing.assert_close(
-                    plane.mass[row, :, :count], other.mass[row, :, :count], rtol=1e-3, atol=1e-4
-                )
+        assert isinstance(other, TorchPlane)
+        for slot in range(slots.num_slots):
+            count = slots.policy_of(slot, plane).held(slots.lengths[slot])
+            keys = plane.kv.keys[slot].transpose(-1, -2).flatten(1, 2)[:, :count]
+            ours, theirs = plane.columns(slot, count), other.columns(slot, count)
+            assert torch.equal(ours["positions"], theirs["positions"])
+            torch.testing.assert_close(keys, theirs["keys"], rtol=1e-3, atol=1e-3)
+            if other.shape.policy.mass is not None:
+                torch.testing.assert_close(ours["mass"], theirs["mass"], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -171,7 +170,7 @@ def test_scaled_rotary_embeddings(rope: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("group", ["sum", "max"])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_a_long_row_whose_keys_are_shared_among_threads(threads: int, group: str) -> None:
+def test_a_long_row_whose_keys_several_threads_read(threads: int, group: str) -> None:
     policy = build_policy(
         PolicyConfig(budget=1024, sink=4, recent=256, interval=256, group=group, decay=None)
     )

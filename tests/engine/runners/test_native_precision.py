@@ -1,4 +1,4 @@
-"""The C++ kernels in fewer bits: exactly what these bits say, and close to float32."""
+"""The C++ kernels in fewer bits: as a reference that rounds the same, and close to float32."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _torch(model: PreTrainedModel, policy: PolicyConfig) -> TorchRunner:
 
 
 def _in_int8(model: PreTrainedModel) -> PreTrainedModel:
-    """A model of torch that rounds weights and activations as the kernels do."""
+    """Copy a model so that it rounds weights and activations as the kernels do."""
     rounding = copy.deepcopy(model)
     for name, module in list(rounding.named_modules()):
         if isinstance(module, nn.Linear):
@@ -47,7 +47,7 @@ def _in_int8(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _divergence(expected: Tensor, got: Tensor) -> Tensor:
-    """KL divergence of each row."""
+    """Compute the KL divergence of each row."""
     p, q = expected.double().log_softmax(-1), got.double().log_softmax(-1)
     return (p.exp() * (p - q)).sum(-1)
 
@@ -71,7 +71,7 @@ def test_int8_weights_are_those_of_a_reference_that_rounds_alike(
                 runner.slots.reset(slot)
         expected, logits = (runner.forward(rows).logits for runner in runners)
         differences += ((logits - expected).abs().amax(1) / expected.abs().max()).tolist()
-    # Where an activation lies halfway between two steps, the last bit of a sum decides.
+    # For an activation halfway between two steps the last bit of a sum decides.
     assert sum(difference < 1e-4 for difference in differences) > 0.8 * len(differences)
     assert max(differences) < 0.08
 
@@ -110,7 +110,7 @@ def test_fewer_bits_stay_close_to_float32(
 
 @pytest.mark.parametrize("kv_dtype", [torch.float16, torch.int8])
 def test_a_long_row_in_fewer_bits_is_the_same_whoever_reads_its_keys(kv_dtype: torch.dtype) -> None:
-    """One thread reads all keys of a head, three a part each and merge."""
+    """One thread reads all keys of a head; three read a part each and merge."""
     policy = build_policy(PolicyConfig(budget=1024, recent=256, interval=256, decay=None))
     model = random_llama(initializer_range=0.1)
     runners = [
@@ -124,13 +124,13 @@ def test_a_long_row_in_fewer_bits_is_the_same_whoever_reads_its_keys(kv_dtype: t
         one, three = (r.forward([RowInput(slot=0, tokens=[token])]).logits for r in runners)
         torch.testing.assert_close(three, one, rtol=0, atol=1e-3)
     for plane, other in zip(runners[0].slots.planes, runners[1].slots.planes, strict=True):
-        assert torch.equal(plane.positions, other.positions)
-        torch.testing.assert_close(plane.mass, other.mass, rtol=1e-3, atol=1e-4)
+        assert torch.equal(plane.kv.positions, other.kv.positions)
+        torch.testing.assert_close(plane.kv.mass, other.kv.mass, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("kv_dtype", [torch.float32, torch.float16, torch.int8])
 def test_a_saved_slot_goes_on_in_another(kv_dtype: torch.dtype) -> None:
-    """Bit for bit: what a slot holds is copied as it lies there."""
+    """A slot is copied bit for bit."""
     policy = build_policy(PolicyConfig(budget=40, sink=4, recent=20, interval=16))
     runner = native(random_llama(), policy, kv_dtype=kv_dtype)
     for first in range(0, 80, 16):

@@ -1,4 +1,4 @@
-"""What every runner promises of the rows of a step: torch's, and the C++ kernels'."""
+"""Rows of a step in every runner: torch's, and the C++ kernels'."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def build(request: pytest.FixtureRequest) -> Build:
 
 
 def _lora(base: PreTrainedModel, folder: Path, seed: int, **changes: Any) -> Path:
-    """An adapter of random numbers that change the answer, saved."""
+    """Save an adapter of random numbers that change the answer."""
     torch.manual_seed(seed)
     adapted = get_peft_model(copy.deepcopy(base), LoraConfig(init_lora_weights=False, **changes))
     for name, weight in adapted.named_parameters():
@@ -72,7 +72,7 @@ def _text_of(slot: int) -> list[int]:
 
 
 def _walk(runner: Runner, adapters: dict[int, str | None]) -> dict[int, Tensor]:
-    """Logits of every token of each slot's text, in steps that mix chunks and single tokens."""
+    """Return logits of every token of each slot's text, in steps that mix chunks and tokens."""
     done = dict.fromkeys(adapters, 0)
     found: dict[int, list[Tensor]] = {slot: [] for slot in adapters}
     step = 0
@@ -112,8 +112,8 @@ def test_rows_answer_with_the_adapter_they_name(
             assert (alone - plain).abs().max() > 0.1
 
 
-def test_an_adapter_beside_int8_weights_stays_exact(folders: dict[str, Path]) -> None:
-    """Its low-rank part is computed in float32: it adds no error to int8's."""
+def test_an_adapter_of_int8_weights_stays_exact(folders: dict[str, Path]) -> None:
+    """The low-rank part is computed in float32, so it adds no error to that of int8."""
     policy = build_policy(PolicyConfig(name="full", budget=None, interval=16))
     adapted = attach_adapters(random_llama(), {"all": folders["all"]})
     exact = _walk(_torch(merge_adapter(random_llama(), folders["all"]), policy), {0: None})[0]
@@ -148,7 +148,7 @@ def test_a_row_that_breaks_breaks_alone(int8: bool, kv_dtype: torch.dtype, threa
 
 @pytest.mark.parametrize("inf", [False, True])
 def test_one_weight_that_is_no_number_fails_the_request_in_int8_too(inf: bool) -> None:
-    """Rounding to 8 bits must not hide it, wherever in a group it lies."""
+    """Rounding to 8 bits must not hide a NaN, wherever in a group it is."""
     for neuron in (0, 17, 63, 70):
         broken = random_llama()
         value = float("inf") if inf else float("nan")
