@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from llamahome.attention import build_policy
 from llamahome.config import EngineConfig, EvalConfig, ModelConfig, PolicyConfig
 from llamahome.evaluation import continuation_score, measured_policies, open_runner
 from llamahome.evaluation.text import load_text
@@ -63,7 +64,7 @@ def peers(python: Path, model: Path, windows: list[list[int]], entries: list[int
 
 def ours(loaded: LoadedModel, policy: PolicyConfig, windows: list[list[int]]) -> float:
     exact = EngineConfig(weights="fp32")  # as kvpress computes
-    runner = open_runner(loaded.model, policy, exact, max_length=PROMPT + SCORED)
+    runner = open_runner(loaded.model, build_policy(policy), exact, max_length=PROMPT + SCORED)
     # The first token after the prompt is read, not scored, as on kvpress's side.
     total = sum(
         continuation_score(runner, ids[: PROMPT + 1], ids[PROMPT + 1 :])[0] for ids in windows

@@ -8,6 +8,7 @@ Axes: B batch, H query heads, G KV heads, N tokens, D head_dim.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
+from llamahome.attention.planes import attend_by_plane
 from llamahome.attention.policy import Plane, Policy
 from llamahome.attention.rotary import Rotary
 from llamahome.attention.walk import Walk, walk_with_gradients
@@ -100,28 +102,24 @@ class HybridAttention:
     ) -> Tensor:
         if layer_idx not in self._planes:
             self._planes[layer_idx] = self.policy.planes(layer_idx, self._num_layers, key.shape[1])
-        planes = self._planes[layer_idx]
         # Under autocast a model rotates in float32 what it projected in 16 bits.
         query, key = query.to(value.dtype), key.to(value.dtype)
-        if len(planes) == 1:
-            return self._attend_plane(planes[0], layer_idx, query, key, value, scaling)
-        grouped = query.unflatten(1, (key.shape[1], -1))
-        outputs = []
-        for plane in planes:
-            index = plane.index.to(query.device)
-            own = (grouped[:, index].flatten(1, 2), key[:, index], value[:, index])
-            attended = self._attend_plane(plane, layer_idx, *own, scaling)
-            outputs.append(attended.unflatten(1, (len(plane.heads), -1)))
-        order = torch.cat([plane.index for plane in planes]).argsort().to(query.device)
-        return torch.cat(outputs, dim=1)[:, order].flatten(1, 2)
+        return attend_by_plane(
+            self._planes[layer_idx],
+            query,
+            key,
+            value,
+            partial(self._attend_plane, layer_idx=layer_idx, scaling=scaling),
+        )
 
     def _attend_plane(
         self,
         plane: Plane,
-        layer_idx: int,
         query: Tensor,
         key: Tensor,
         value: Tensor,
+        *,
+        layer_idx: int,
         scaling: float,
     ) -> Tensor:
         walk = Walk(

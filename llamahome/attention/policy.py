@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -149,11 +148,6 @@ class Plane:
 
     heads: tuple[int, ...]
     policy: Policy
-
-    @cached_property
-    def index(self) -> Tensor:
-        """`heads` as a tensor on the CPU."""
-        return torch.tensor(self.heads)
 
 
 def build_policy(

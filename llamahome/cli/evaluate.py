@@ -99,7 +99,9 @@ def _plot_kept(
     file = output.with_name(f"{output.stem}-kept.png")
     layer_idx = loaded.model.config.num_hidden_layers // 2
     ids = loaded.tokenizer.encode(load_text(config.text), verbose=False)[: config.context]
-    kept = kept_positions(loaded.model, ids, policy, engine, layer_idx=layer_idx, head=0)
+    kept = kept_positions(
+        loaded.model, ids, loaded.policy_for(policy), engine, layer_idx=layer_idx, head=0
+    )
     title = f"what layer {layer_idx}, KV head 0 keeps under {policy.name}, budget {policy.budget}"
     plot_kept(kept, len(ids), title, file)
     typer.echo(f"plot in {file}")

@@ -95,9 +95,15 @@ class Admission:
                 )
             # A small budget keeps some heavy hitters; recent ones must still fill a chunk.
             recent = min(engine.recent, max(engine.interval, room // 2))
-            return build_policy(
-                replace(engine, name=name, budget=room, recent=recent, pattern={}, layers="flat")
+            config = replace(
+                engine, name=name, budget=room, recent=recent, pattern={}, layers="flat"
             )
+            if name == engine.name:
+                return self._slots.policy.with_config(config)
+            policy = build_policy(config)
+            if policy.weights is not None:
+                raise ConfigError("its weights come with a model that was trained under it")
+            return policy
         except ConfigError as error:
             raise RequestError(field, value, str(error)) from error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import asdict
 
 from peft import PeftModel
 from transformers import PreTrainedModel
@@ -34,7 +33,7 @@ class PrefixCache:
         self._store = store
         self._slots = runner.slots
         policy = self._slots.policy
-        self._identity = (runner.name, model, asdict(policy.config), str(self._slots.dtype))
+        self._identity = (runner.name, model, policy.digest(), str(self._slots.dtype))
         self._interval = policy.interval
         self._tails: OrderedDict[bytes, int] = OrderedDict()
 

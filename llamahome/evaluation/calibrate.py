@@ -18,9 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from llamahome.attention import HybridAttention, Policy
+from llamahome.attention import HybridAttention, Policy, build_policy
 from llamahome.config import ConfigError, PolicyConfig
-from llamahome.evaluation.reading import policy_for
 
 # Words that the needles of evaluation do not use, so that heads are not chosen for them.
 TEAMS = ("red", "blue", "green", "amber", "violet", "silver", "crimson", "golden", "indigo")
@@ -119,7 +118,7 @@ def retrieval_scores(
 ) -> Tensor:
     """Return the share of its attention that each KV head gives to the code it repeats: (L, G)."""
     HybridAttention.attach(model)
-    dense = policy_for(model, PolicyConfig.dense())
+    dense = build_policy(PolicyConfig.dense())
     totals = []
     for probe in asked:
         watch = _Watch(probe, dense)

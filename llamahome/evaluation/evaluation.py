@@ -102,7 +102,7 @@ class Evaluation:
         measured = perplexity(
             self.loaded.model,
             ids[:wanted],
-            policies,
+            [self.loaded.policy_for(policy) for policy in policies],
             self.engine,
             window=config.context,
             on_window=_counter(task, config.windows, on_progress),
@@ -120,7 +120,7 @@ class Evaluation:
                 self.loaded.model,
                 self.loaded.tokenizer,
                 questions,
-                policy,
+                self.loaded.policy_for(policy),
                 self.engine,
                 on_answer=on_answer,
             )
@@ -144,7 +144,9 @@ class Evaluation:
         # Opening a runner packs all weights, and of a policy only its positions decide which it is.
         known = self._runner_names
         if policy.positions not in known:
-            runner = open_runner(self.loaded.model, policy, self.engine, max_length=16)
+            runner = open_runner(
+                self.loaded.model, self.loaded.policy_for(policy), self.engine, max_length=16
+            )
             known[policy.positions] = runner.name
         return known[policy.positions]
 

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel
 
-from llamahome.config import EngineConfig, PolicyConfig
+from llamahome.attention import Policy
+from llamahome.config import EngineConfig
 from llamahome.evaluation.reading import open_runner, read
 
 
 def kept_positions(
     model: PreTrainedModel,
     ids: Sequence[int],
-    policy: PolicyConfig,
+    policy: Policy,
     engine: EngineConfig,
     *,
     layer_idx: int,

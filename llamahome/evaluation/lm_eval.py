@@ -68,7 +68,7 @@ class LlamaHomeLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         context: int = self.model.config.max_position_embeddings
         self.max_length = min(max_length or context, context)
         self._name = pretrained
-        self._policy = loaded.policy_for(wanted).config
+        self._policy = loaded.policy_for(wanted)
         self._config = sized(engine, self.max_length)
 
     # Both are made when a task first needs them, because each holds the weights once.

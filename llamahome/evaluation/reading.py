@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from llamahome.attention import Policy, build_policy
-from llamahome.config import EngineConfig, PolicyConfig
+from llamahome.attention import Policy
+from llamahome.config import EngineConfig
 from llamahome.engine import EngineError, SamplingParams, TextEngine, Usage
 from llamahome.engine.runners.build import build_runner
 from llamahome.engine.runners.contract import Every, RowInput, Runner, StepOutput
@@ -26,17 +26,12 @@ def sized(engine: EngineConfig, max_length: int) -> EngineConfig:
     )
 
 
-def policy_for(model: PreTrainedModel, config: PolicyConfig) -> Policy:
-    """Return the policy ready for `model`; the one place of evaluation that builds policies."""
-    return build_policy(config)
-
-
 def open_runner(
-    model: PreTrainedModel, policy: PolicyConfig, engine: EngineConfig, *, max_length: int
+    model: PreTrainedModel, policy: Policy, engine: EngineConfig, *, max_length: int
 ) -> Runner:
     """Return a runner with one slot, as the engine would use it for `policy`."""
     one_slot = replace(sized(engine, max_length), slots=1)
-    return build_runner(model, policy_for(model, policy), one_slot)
+    return build_runner(model, policy, one_slot)
 
 
 def read(runner: Runner, ids: Sequence[int]) -> None:

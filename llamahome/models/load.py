@@ -62,8 +62,6 @@ class LoadedModel:
                 return carried
             logger.info("the model carries no policy; serving under %s", PolicyConfig())
             return build_policy(PolicyConfig(), self.model)
-        if carried is not None and carried.config != wanted and not new_weights:
-            logger.warning("using %s; the model was trained under %s", wanted, carried.config)
         if carried is not None and carried.weights and carried.config.name == wanted.name:
             return build_policy(wanted, self.model, carried.weights.state_dict())
         built = build_policy(wanted, self.model)

@@ -20,8 +20,8 @@ def composed(name: str) -> DictConfig:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_data_file_sets_every_key_and_no_other(name: str) -> None:
-    assert set(composed(name)) == {field.name for field in fields(DataConfig)}
+def test_a_data_file_sets_only_keys_that_exist(name: str) -> None:
+    assert set(composed(name)) <= {field.name for field in fields(DataConfig)}
 
 
 def test_wordnet_is_ready_to_use() -> None:

@@ -244,7 +244,7 @@ def _text_engine(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, draft_tokens: int
 ) -> TextEngine:
     config = EngineConfig(slots=2, max_length=512, runner="native", draft_tokens=draft_tokens)
-    return TextEngine(model, tokenizer, H2O, config, model_name="tiny")
+    return TextEngine(model, tokenizer, build_policy(H2O), config, model_name="tiny")
 
 
 @pytest.mark.parametrize(

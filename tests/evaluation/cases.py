@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from llamahome.attention import build_policy
 from llamahome.config import EngineConfig, PolicyConfig
 
-FULL = PolicyConfig.dense(interval=16)
+FULL = build_policy(PolicyConfig.dense(interval=16))
 EXACT = EngineConfig(slots=3, weights="fp32")
 TEXT = "the quick brown fox jumps over the lazy dog " * 60
 

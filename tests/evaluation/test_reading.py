@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from llamahome.attention import build_policy
 from llamahome.config import EngineConfig, PolicyConfig
 from llamahome.engine import RequestError, SamplingParams, TextEngine
 from llamahome.evaluation.reading import answers, continuation_score, log_probs, open_runner, sized
@@ -106,7 +107,7 @@ def test_by_default_the_runner_is_the_one_that_serves(tiny_llama: LlamaForCausal
         kind = "native"
     except NativeUnavailableError:
         kind = "torch"
-    evicting = PolicyConfig(budget=24, sink=4, recent=16, interval=8)
+    evicting = build_policy(PolicyConfig(budget=24, sink=4, recent=16, interval=8))
     for policy in (FULL, evicting):
         name = open_runner(tiny_llama, policy, EngineConfig(), max_length=32).name
         assert name.startswith(kind)

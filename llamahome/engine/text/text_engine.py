@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from llamahome.attention import build_policy
+from llamahome.attention import Policy
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
 from llamahome.engine.engine import Engine
 from llamahome.engine.request import TokenDelta
@@ -51,17 +51,17 @@ class TextEngine:
         self,
         model: PreTrainedModel | PeftModel,
         tokenizer: PreTrainedTokenizerFast,
-        policy: PolicyConfig,
+        policy: Policy,
         config: EngineConfig,
         *,
         model_name: str = "model",
     ) -> None:
         self.tokenizer = tokenizer
-        self.policy = policy
+        self.policy = policy.config
         self.model_name = model_name
         self._protect_system = config.protect_system
         eos_token_ids = _eos_token_ids(model, tokenizer)
-        self._engine = Engine(model, build_policy(policy), config, eos_token_ids=eos_token_ids)
+        self._engine = Engine(model, policy, config, eos_token_ids=eos_token_ids)
         self._vocabulary = Vocabulary(tokenizer, self._engine.vocab_size, eos_token_ids)
         self._answers: dict[str, Answer] = {}
 
@@ -79,13 +79,16 @@ class TextEngine:
             torch.set_num_threads(config.num_threads)
         manager = manager or ModelManager()
         loaded = load_model(model, device=torch_device(config.device), manager=manager)
-        chosen = loaded.policy_for(policy).config
+        chosen = loaded.policy_for(policy)
+        if loaded.policy is not None and chosen.config != loaded.policy.config:
+            trained = loaded.policy.config
+            logger.warning("serving under %s; the model was trained under %s", policy, trained)
         folders = {name: manager.resolve(source) for name, source in config.adapters.items()}
         return cls(
             attach_adapters(loaded.model, folders) if folders else loaded.model,
             loaded.tokenizer,
             chosen,
-            _within_context(config.for_model(model), loaded.model, chosen),
+            _within_context(config.for_model(model), loaded.model, chosen.config),
             model_name=model.name,
         )
 

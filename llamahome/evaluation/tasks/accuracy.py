@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from llamahome.config import EngineConfig, PolicyConfig
+from llamahome.attention import Policy
+from llamahome.config import EngineConfig
 from llamahome.engine import SamplingParams, TextEngine
 from llamahome.evaluation.memory import KVBytes, answered_bytes
 from llamahome.evaluation.reading import answers, sized
@@ -42,7 +43,7 @@ def accuracy(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     questions: Sequence[Question],
-    policy: PolicyConfig,
+    policy: Policy,
     engine: EngineConfig,
     *,
     on_answer: Callable[[], None] = lambda: None,

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
+from llamahome.attention import Policy, build_policy
 from llamahome.config import EngineConfig, PolicyConfig
 from llamahome.engine.runners.contract import Runner
 from llamahome.evaluation.memory import KVBytes, read_bytes
@@ -44,7 +45,7 @@ class Perplexity:
 def perplexity(
     model: PreTrainedModel,
     ids: Sequence[int],
-    policies: Sequence[PolicyConfig],
+    policies: Sequence[Policy],
     engine: EngineConfig,
     *,
     window: int,
@@ -70,7 +71,7 @@ def perplexity(
         raise ValueError(f"the text has {len(ids)} tokens; a window of {window} does not fit")
     runners = [
         open_runner(model, policy, engine, max_length=window)
-        for policy in (PolicyConfig.dense(), *policies)
+        for policy in (build_policy(PolicyConfig.dense()), *policies)
     ]
     windows = []
     for start in range(0, count * window, window):

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from llamahome.attention import build_policy
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
 from llamahome.engine import SamplingParams, TextDelta, TextEngine
 from llamahome.models import LoadedModel, load_model
@@ -25,7 +26,7 @@ def _answer(
     engine = TextEngine(
         embedded.model,
         embedded.tokenizer,
-        policy,
+        build_policy(policy),
         EngineConfig(slots=1, max_length=1024, weights="fp32"),
     )
     prompt = engine.encode_chat([{"role": "user", "content": question}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from llamahome.attention import build_policy
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
 from llamahome.engine import Grammar, RequestError, SamplingParams, TextDelta, TextEngine
 from llamahome.models import write_policy
@@ -20,7 +22,7 @@ CARRIED = PolicyConfig(name="carried", budget=None)
 @pytest.fixture
 def engine(tiny_llama: LlamaForCausalLM, byte_tokenizer: PreTrainedTokenizerFast) -> TextEngine:
     config = EngineConfig(slots=2, max_length=512)
-    return TextEngine(tiny_llama, byte_tokenizer, POLICY, config, model_name="tiny")
+    return TextEngine(tiny_llama, byte_tokenizer, build_policy(POLICY), config, model_name="tiny")
 
 
 def _answer(engine: TextEngine, prompt: list[int], params: SamplingParams) -> list[TextDelta]:
@@ -93,6 +95,19 @@ def test_a_loaded_model_serves_under_the_policy_it_carries(
     assert deltas[-1].usage.evicted_tokens > 0
 
 
+def test_serving_under_another_policy_than_the_trained_one_is_warned_of(
+    tiny_llama: LlamaForCausalLM, tiny_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_policy(tiny_llama.config, POLICY)
+    tiny_llama.config.save_pretrained(tiny_folder)
+    other = PolicyConfig(name="window", budget=64, recent=32, interval=16)
+    config = EngineConfig(slots=1, max_length=512, device="cpu")
+    with caplog.at_level(logging.WARNING, logger="llamahome"):
+        engine = TextEngine.load(ModelConfig(name=str(tiny_folder)), other, config)
+    assert engine.policy == other
+    assert "trained under" in caplog.text
+
+
 def test_the_context_is_cut_to_the_models(tiny_folder: Path) -> None:
     config = EngineConfig(slots=1, max_length=1_000_000, device="cpu")
     engine = TextEngine.load(ModelConfig(name=str(tiny_folder)), POLICY, config)
@@ -104,7 +119,7 @@ def test_the_system_prompt_is_what_chats_share(
     tiny_llama: LlamaForCausalLM, byte_tokenizer: PreTrainedTokenizerFast, question: str
 ) -> None:
     config = EngineConfig(slots=1, max_length=512, protect_system=True)
-    protecting = TextEngine(tiny_llama, byte_tokenizer, POLICY, config)
+    protecting = TextEngine(tiny_llama, byte_tokenizer, build_policy(POLICY), config)
     chat = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": question},
@@ -115,7 +130,9 @@ def test_the_system_prompt_is_what_chats_share(
     shared = str(byte_tokenizer.decode(protecting.encode_chat(chat)[:length]))
     assert shared.startswith("<|system|>Be brief.<eos><|user|>")
     assert length <= len("<|system|>Be brief.") + 1 + len("<|user|>")
-    plain = TextEngine(tiny_llama, byte_tokenizer, POLICY, EngineConfig(slots=1, max_length=512))
+    plain = TextEngine(
+        tiny_llama, byte_tokenizer, build_policy(POLICY), EngineConfig(slots=1, max_length=512)
+    )
     assert plain.system_length(chat) == 0
 
 
@@ -131,7 +148,9 @@ def test_rolling_positions_know_no_context(tiny_folder: Path, positions: str, le
 
 @pytest.fixture
 def roomy(tiny_llama: LlamaForCausalLM, byte_tokenizer: PreTrainedTokenizerFast) -> TextEngine:
-    return TextEngine(tiny_llama, byte_tokenizer, POLICY, EngineConfig(slots=4, max_length=512))
+    return TextEngine(
+        tiny_llama, byte_tokenizer, build_policy(POLICY), EngineConfig(slots=4, max_length=512)
+    )
 
 
 def test_tokens_with_logprobs_make_up_the_text(roomy: TextEngine) -> None:

@@ -7,6 +7,7 @@ import re
 import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from llamahome.attention import build_policy
 from llamahome.config import ConfigError, EngineConfig, PolicyConfig
 from llamahome.engine import TextEngine
 from llamahome.evaluation import Question, accuracy, needles, recalls
@@ -76,7 +77,7 @@ def test_a_right_answer_is_the_whole_number(
 def test_an_answers_kv_bytes_are_those_of_its_slot(
     tiny_llama: LlamaForCausalLM, byte_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    policy = PolicyConfig(budget=24, sink=4, recent=16, interval=8)
+    policy = build_policy(PolicyConfig(budget=24, sink=4, recent=16, interval=8))
     [prompt] = random_ids(40)
     question = Question(prompt=prompt, expected="1", depth=0.0)
     result = accuracy(tiny_llama, byte_tokenizer, [question], policy, EXACT)
@@ -89,7 +90,7 @@ def test_an_answers_kv_bytes_are_those_of_its_slot(
 
 @pytest.mark.parametrize("engine", [EXACT, EngineConfig(), EngineConfig(runner="torch")], ids=str)
 def test_kept_positions_are_the_policys(tiny_llama: LlamaForCausalLM, engine: EngineConfig) -> None:
-    policy = PolicyConfig(name="window", budget=24, sink=4, recent=16, interval=8)
+    policy = build_policy(PolicyConfig(name="window", budget=24, sink=4, recent=16, interval=8))
     [ids] = random_ids(44)
     kept = kept_positions(tiny_llama, ids, policy, engine, layer_idx=1, head=1)
     assert kept[3] == [*range(4), *range(12, 32)]

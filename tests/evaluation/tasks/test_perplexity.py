@@ -40,7 +40,7 @@ def test_nll_and_kl_are_those_of_the_training_forward(
     tiny_llama.set_attn_implementation("eager")
     with torch.no_grad():
         dense = tiny_llama(text).logits[0, :-1].double().log_softmax(-1)
-    _, result = perplexity(tiny_llama, ids, [FULL, policy], EXACT, window=300)
+    _, result = perplexity(tiny_llama, ids, [FULL, build_policy(policy)], EXACT, window=300)
     HybridAttention.attach(tiny_llama)
     attention = HybridAttention(build_policy(policy))
     with torch.no_grad():
@@ -65,8 +65,8 @@ def test_by_default_nll_is_that_of_the_engine_that_serves(tiny_llama: LlamaForCa
     while engine.has_work:
         for delta in engine.step():
             served += [own for own, _ in delta.prompt_logprobs if own is not None]
-    [measured] = perplexity(tiny_llama, ids, [policy], EngineConfig(), window=200)
-    [exact] = perplexity(tiny_llama, ids, [policy], EXACT, window=200)
+    [measured] = perplexity(tiny_llama, ids, [build_policy(policy)], EngineConfig(), window=200)
+    [exact] = perplexity(tiny_llama, ids, [build_policy(policy)], EXACT, window=200)
     assert measured.nll == pytest.approx([-sum(served) / 199], rel=1e-5)
     assert measured.nll != pytest.approx(exact.nll, rel=1e-5)
 
