@@ -8,7 +8,7 @@ client asked for is dropped in silence. Fields beyond OpenAI's API have vLLM's n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
@@ -24,6 +24,8 @@ COMPLETION_MAX_TOKENS = 16
 MAX_STOPS = 4
 MAX_CHOICES = 128
 MAX_INPUTS = 2048
+# Fields of these names are given by each endpoint in its own way.
+_SHARED = {field.name for field in fields(SamplingParams)} - {"max_tokens", "logprobs", "echo"}
 
 
 class TextPart(Strict):
@@ -114,46 +116,25 @@ class _Generation(Strict):
     def choices_per_prompt(self) -> int:
         return self.n or 1
 
-    def _params(
-        self,
-        adapter: str | None,
-        max_tokens: int | None,
-        logprobs: int | None,
-        prompt_logprobs: int | None = None,
-    ) -> SamplingParams:
-        return SamplingParams(
-            max_tokens=max_tokens,
-            min_tokens=self.min_tokens,
-            temperature=_or(self.temperature, 1.0),
-            top_p=_or(self.top_p, 1.0),
-            top_k=0 if self.top_k in (None, -1) else self.top_k,
-            min_p=_or(self.min_p, 0.0),
-            repetition_penalty=_or(self.repetition_penalty, 1.0),
-            presence_penalty=_or(self.presence_penalty, 0.0),
-            frequency_penalty=_or(self.frequency_penalty, 0.0),
-            logit_bias=self.logit_bias or {},
-            seed=self.seed,
-            logprobs=logprobs,
-            prompt_logprobs=prompt_logprobs,
-            stop=tuple(self.stop),
-            stop_token_ids=tuple(self.stop_token_ids or ()),
-            ignore_eos=self.ignore_eos,
-            grammar=grammar_of(
-                response_format=self.response_format,
-                structured_outputs=self.structured_outputs,
-                guided_json=self.guided_json,
-                guided_regex=self.guided_regex,
-                guided_choice=self.guided_choice,
-            ),
-            kv_budget=self.kv_budget,
-            kv_policy=self.kv_policy,
-            priority=self.priority,
-            adapter=adapter,
+    def _params(self, **own: Any) -> SamplingParams:
+        """Return the fields that are sampling parameters, by their names, together with `own`."""
+        given = {name: getattr(self, name) for name in _SHARED & set(type(self).model_fields)}
+        sampling = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in given.items()
+            if value is not None
+        }
+        if self.top_k == -1:  # vLLM's other word for all tokens
+            sampling["top_k"] = 0
+        grammar = grammar_of(
+            response_format=self.response_format,
+            structured_outputs=self.structured_outputs,
+            guided_json=self.guided_json,
+            guided_regex=self.guided_regex,
+            guided_choice=self.guided_choice,
         )
-
-
-def _or(value: float | None, default: float) -> float:
-    return default if value is None else value
+        # OpenAI's API samples unless it is asked not to.
+        return SamplingParams(**{"temperature": 1.0, **sampling, "grammar": grammar, **own})
 
 
 def _fan_out(requests: Sequence[GenerateRequest], count: int) -> list[GenerateRequest]:
@@ -223,7 +204,7 @@ class ChatRequest(_Generation):
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
         request = GenerateRequest(
             request_id=request_id,
-            params=self._params(adapter, limit, logprobs),
+            params=self._params(adapter=adapter, max_tokens=limit, logprobs=logprobs),
             messages=[message.for_template() for message in self.messages],
         )
         return _fan_out([request], self.choices_per_prompt)
@@ -269,8 +250,12 @@ class CompletionRequest(_Generation):
     ) -> list[GenerateRequest]:
         """Return one request for each choice: those of the first prompt, of the second, ..."""
         limit = COMPLETION_MAX_TOKENS if self.max_tokens is None else self.max_tokens
-        scored = self.logprobs if self.echo else None
-        params = self._params(adapter, limit, self.logprobs, scored)
+        params = self._params(
+            adapter=adapter,
+            max_tokens=limit,
+            logprobs=self.logprobs,
+            prompt_logprobs=self.logprobs if self.echo else None,
+        )
         requests = [
             GenerateRequest(
                 request_id=request_id, params=params, prompt=prompt, echo=bool(self.echo)

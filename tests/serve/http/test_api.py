@@ -18,7 +18,7 @@ TOKEN = Token(5, b"H", 0, -0.5, (TopToken(b"J", -0.25),))
 
 
 def events(text: str) -> list[Any]:
-    """The payloads of a stream of server-sent events."""
+    """Return the payloads of a stream of server-sent events."""
     lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
     return [line if line == "[DONE]" else json.loads(line) for line in lines]
 

@@ -9,7 +9,7 @@ from serve.ray.endpoint import base_url, running_endpoint
 
 
 def refusal(root: ServeRoot) -> str:
-    """Why an endpoint does not start; said before Ray is."""
+    """Return the reason why an endpoint does not start, given before Ray does."""
     with pytest.raises(ConfigError) as error, running_endpoint(root):
         pass
     return str(error.value)
