@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 from torch import Tensor
+
+COLUMNS = ("keys", "values", "mass", "positions", "features")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +41,23 @@ class Entries:
     def take(self, index: Tensor) -> Entries:
         """Return the entries at `index` (B, G, K)."""
         wide = index.unsqueeze(-1).expand(-1, -1, -1, self.keys.shape[-1])
-        return Entries(
-            keys=self.keys.gather(2, wide),
-            values=self.values.gather(2, wide),
-            mass=self.mass.gather(2, index),
-            positions=self.positions.gather(2, index),
-            layer_idx=self.layer_idx,
-            heads=self.heads,
-            features=None if self.features is None else self.features.gather(2, index),
-        )
+        return self._columns(lambda column: column.gather(2, wide if column.dim() == 4 else index))
+
+    def part(self, part: slice) -> Entries:
+        """Return consecutive entries."""
+        return self._columns(lambda column: column[:, :, part])
+
+    def joined(self, later: Entries) -> Entries:
+        """Return these entries, and after them `later` ones."""
+        columns = iter(later.columns())
+        return self._columns(lambda column: torch.cat([column, next(columns)], dim=2))
+
+    def columns(self) -> list[Tensor]:
+        """Return the tensors that have one element or vector per entry."""
+        named = (getattr(self, name) for name in COLUMNS)
+        return [column for column in named if column is not None]
+
+    def _columns(self, change: Callable[[Tensor], Tensor]) -> Entries:
+        named = ((name, getattr(self, name)) for name in COLUMNS)
+        changed: dict[str, Any] = {name: change(c) for name, c in named if c is not None}
+        return replace(self, **changed)

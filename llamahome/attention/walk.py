@@ -64,7 +64,7 @@ class Walk:
         scorer = self.policy.scorer
         if scorer is None or scorer.features is None:
             return None
-        return scorer.features(self._entries(key.detach(), value.detach(), start=0))
+        return scorer.features(self._entries(key.detach(), value.detach()))
 
     def attend_chunk(
         self,
@@ -115,12 +115,12 @@ class Walk:
             it, (B, G, K) with K at most the budget.
         """
         length = query.shape[2]
-        whole = self._entries(key, value, start=0, features=features)
-        held = _part(whole, slice(0, 0))
+        whole = self._entries(key, value, features)
+        held = whole.part(slice(0, 0))
         outputs, kept = [], []
         for chunk in self.chunks(length):
             kept.append(held.positions)
-            held = _joined(held, _part(whole, chunk))
+            held = held.joined(whole.part(chunk))
             out, mass = self.attend_chunk(
                 query[:, :, chunk], held.keys, held.values, with_mass=True
             )
@@ -136,12 +136,10 @@ class Walk:
             return None
         return scorer.surrogate(features, start - positions)
 
-    def _entries(
-        self, key: Tensor, value: Tensor, *, start: int, features: Tensor | None = None
-    ) -> Entries:
-        """Wrap the keys and values of consecutive tokens, (B, G, N, D), that have no mass yet."""
+    def _entries(self, key: Tensor, value: Tensor, features: Tensor | None = None) -> Entries:
+        """Wrap the keys and values of a sequence, (B, G, N, D), that have no mass yet."""
         wide = torch.promote_types(key.dtype, torch.float32)
-        positions = torch.arange(start, start + key.shape[2], device=key.device)
+        positions = torch.arange(key.shape[2], device=key.device)
         return Entries(
             keys=key,
             values=value,
@@ -160,31 +158,6 @@ class Walk:
         if self.policy.mass is not None:
             held = replace(held, mass=held.mass * self.policy.mass.carry)
         return held
-
-
-def _part(entries: Entries, part: slice) -> Entries:
-    return replace(
-        entries,
-        keys=entries.keys[:, :, part],
-        values=entries.values[:, :, part],
-        mass=entries.mass[:, :, part],
-        positions=entries.positions[:, :, part],
-        features=None if entries.features is None else entries.features[:, :, part],
-    )
-
-
-def _joined(held: Entries, new: Entries) -> Entries:
-    features = None
-    if held.features is not None and new.features is not None:
-        features = torch.cat([held.features, new.features], dim=2)
-    return replace(
-        held,
-        keys=torch.cat([held.keys, new.keys], dim=2),
-        values=torch.cat([held.values, new.values], dim=2),
-        mass=torch.cat([held.mass, new.mass], dim=2),
-        positions=torch.cat([held.positions, new.positions], dim=2),
-        features=features,
-    )
 
 
 def walk_with_gradients(query: Tensor, key: Tensor, value: Tensor, walk: Walk) -> Tensor:

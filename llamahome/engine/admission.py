@@ -81,7 +81,7 @@ class Admission:
                     raise RequestError(
                         field, budget, "full keeps everything; name another kv_policy"
                     )
-                return build_policy(PolicyConfig(name=name, budget=None, interval=engine.interval))
+                return build_policy(PolicyConfig.dense(interval=engine.interval))
             room = engine.budget if budget is None else budget
             if room is None:
                 raise RequestError("kv_policy", name, "the engine's is full: name a kv_budget, too")

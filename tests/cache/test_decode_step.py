@@ -21,7 +21,7 @@ POLICIES = {
     **{case: policy_case(case) for case in CASES},
     "h2o_three_budgets": policy_case("h2o", pattern={"L0H1": None, "L1": 10, "L1H0": 8}),
     "h2o_every_token": policy_case("h2o", interval=1),
-    "full": PolicyConfig(name="full", budget=None, interval=8),
+    "full": PolicyConfig.dense(interval=8),
 }
 
 

@@ -27,7 +27,7 @@ POLICIES = {
     ),
     "h2o_every_token": PolicyConfig(name="h2o", budget=33, sink=2, recent=16, interval=1),
     "h2o_uneven": PolicyConfig(name="h2o", budget=37, sink=3, recent=18, interval=7),
-    "full": PolicyConfig(name="full", budget=None, interval=16),
+    "full": PolicyConfig.dense(interval=16),
 }
 
 

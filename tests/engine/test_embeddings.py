@@ -21,7 +21,7 @@ from tests.engine.random_models import tokens_of
 # peft 0.21 asks transformers 5.23 for a property by its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
-FULL = PolicyConfig(name="full", budget=None, interval=16)
+FULL = PolicyConfig.dense(interval=16)
 H2O = PolicyConfig(name="h2o", budget=40, sink=4, recent=20, interval=16)
 LENGTHS = [1, 2, 15, 16, 17, 64, 100]
 

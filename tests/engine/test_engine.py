@@ -16,7 +16,7 @@ from tests.engine.engines import build_engine, drain, tokens_in
 from tests.engine.random_models import tokens_of
 
 H2O = PolicyConfig(name="h2o", budget=40, sink=4, recent=20, interval=16)
-FULL = PolicyConfig(name="full", budget=None, interval=16)
+FULL = PolicyConfig.dense(interval=16)
 
 
 def _engine(

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:Futu
 H2O = PolicyConfig(name="h2o", budget=40, sink=4, recent=20, interval=16)
 POLICIES = {
     "h2o": H2O,
-    "full": PolicyConfig(name="full", budget=None, interval=16),
+    "full": PolicyConfig.dense(interval=16),
     "pattern": PolicyConfig(budget=40, recent=20, interval=16, pattern={"L0H1": None, "L1": 30}),
 }
 SYSTEM = tokens_of(40, seed=100)

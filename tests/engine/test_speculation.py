@@ -22,7 +22,7 @@ from tests.engine.engines import build_engine, drain, tokens_in
 from tests.engine.random_models import native, random_llama, skip_unless_here, tokens_of
 
 H2O = PolicyConfig(budget=40, sink=4, recent=20, interval=16)
-FULL = PolicyConfig(name="full", budget=None, interval=16)
+FULL = PolicyConfig.dense(interval=16)
 ISAS = ["avx512-vnni", "avx2", "portable"]
 
 

@@ -28,7 +28,7 @@ from tests.engine.random_models import (
 from tests.policies import CASES, policy_case
 
 ISAS = ["avx512-vnni", "avx2", "portable"]
-FULL = PolicyConfig(name="full", budget=None, interval=16)
+FULL = PolicyConfig.dense(interval=16)
 H2O = PolicyConfig(budget=40, sink=4, recent=20, interval=16)
 STEPS = 36
 

@@ -25,7 +25,7 @@ from tests.engine.random_models import (
 from tests.engine.runners.test_native import ISAS
 from tests.native.int8 import Int8Linear
 
-FULL = PolicyConfig(name="full", budget=None, interval=16)
+FULL = PolicyConfig.dense(interval=16)
 WINDOW = PolicyConfig(name="window", budget=40, sink=4, recent=20, interval=16)
 STEPS = 24
 

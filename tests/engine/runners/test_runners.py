@@ -114,7 +114,7 @@ def test_rows_answer_with_the_adapter_they_name(
 
 def test_an_adapter_of_int8_weights_stays_exact(folders: dict[str, Path]) -> None:
     """The low-rank part is computed in float32, so it adds no error to that of int8."""
-    policy = build_policy(PolicyConfig(name="full", budget=None, interval=16))
+    policy = build_policy(PolicyConfig.dense(interval=16))
     adapted = attach_adapters(random_llama(), {"all": folders["all"]})
     exact = _walk(_torch(merge_adapter(random_llama(), folders["all"]), policy), {0: None})[0]
     rounded = _walk(native(adapted, policy, int8=True), {0: "all"})[0]
@@ -161,7 +161,7 @@ def test_one_weight_that_is_no_number_fails_the_request_in_int8_too(inf: bool) -
 def test_every_gives_logits_or_hidden_states_of_a_rows_tokens(build: Build) -> None:
     dense = random_llama()
     dense.set_attn_implementation("eager")
-    policy = build_policy(PolicyConfig(name="full", budget=None, interval=16))
+    policy = build_policy(PolicyConfig.dense(interval=16))
     runner = build(random_llama(), policy)
     texts = [tokens_of(n, seed=n) for n in (5, 1, 7)]
     for wishes in (
