@@ -12,7 +12,12 @@ from llamahome.config import PolicyConfig
 def test_a_ratio_is_the_median_of_the_rounds() -> None:
     # The machine is three times as slow in the second round.
     own = Compared(
-        figure="decode", before=[2.0, 6.0, 2.2], after=[1.0, 3.0, 2.2], tokens=1, same=True
+        figure="decode",
+        before=[2.0, 6.0, 2.2],
+        after=[1.0, 3.0, 2.2],
+        tokens=1,
+        same=True,
+        others=0.0,
     )
     assert own.ratios == [1.0, 2.0, 2.0]
     assert own.ratio == 2.0
