@@ -70,15 +70,15 @@ lock: install  ## new pins in constraints.txt, from pyproject.toml
 	mv .venv/constraints.txt constraints.txt
 
 .PHONY: bench-quality
-bench-quality: install  ## what training under eviction is worth: one seed, at most 40 minutes
+bench-quality: install  ## quality after training under eviction: one seed, at most 40 minutes
 	$(BIN)/python -m benchmarks.quality
 
 .PHONY: bench-engine
-bench-engine: install  ## the engine beside llama.cpp, vLLM, transformers: at most 40 minutes
+bench-engine: install  ## the engine and llama.cpp, vLLM, transformers: at most 40 minutes
 	$(BIN)/python -m benchmarks.engine
 
 .PHONY: soak
-soak: install  ## 10,000 small requests through the engine; slots and memory must be as before
+soak: install  ## 10,000 small requests through the engine, which must not leak
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak
 
 .PHONY: clean

@@ -1,10 +1,10 @@
-"""Our policies beside kvpress's presses: perplexity after a compressed prompt.
+"""Our policies compared with kvpress's presses: perplexity after a compressed prompt.
 
     python -m benchmarks.compare_kvpress      # makes kvpress's environment the first time
 
 Both read the same 1,536 tokens, keep the same number of entries per KV head, and predict the next
-64 tokens from them. kvpress reads the prompt densely and compresses once at its end, so that the
-whole prompt must fit into memory; ours evicts every 64 tokens and never holds more than it keeps.
+64 tokens from them. kvpress reads the prompt densely and compresses once at its end, so the whole
+prompt must fit into memory; ours evicts every 64 tokens and holds no more than budget + interval.
 """
 
 from __future__ import annotations
@@ -12,40 +12,28 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
+from benchmarks.draw import table
+from benchmarks.engine.peers import KVPRESS, environment
+from benchmarks.process import SCRIPTS
+from benchmarks.record import write_result
+from benchmarks.workload import DENSE, novel_ids
 from llamahome.attention import build_policy
 from llamahome.config import EngineConfig, EvalConfig, ModelConfig, PolicyConfig
 from llamahome.evaluation import continuation_score, measured_policies, open_runner
-from llamahome.evaluation.text import load_text
 from llamahome.models import LoadedModel, load_model
 
-RESULTS = Path(__file__).parent / "results"
-PEER = Path(__file__).parent / "peers" / "kvpress_nll.py"
-PINS = ("torch==2.13.0", "kvpress==0.5.5")  # kvpress needs an older transformers than ours
 POLICIES = ["h2o", "snapkv", "tova", "keydiff", "window", "random"]
 PROMPT, SCORED = 1536, 64
 SHARES = (0.1, 0.2)
 
 
-def environment(folder: Path) -> Path:
-    """The python of kvpress's own environment."""
-    python = folder / "bin" / "python"
-    if not python.is_file():
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *PINS], check=True)
-    return python
-
-
-def peers(python: Path, model: Path, windows: list[list[int]], entries: list[int]) -> list[Any]:
+def theirs(python: Path, model: Path, windows: list[list[int]], entries: list[int]) -> list[Any]:
     asked = {
         "model": str(model),
         "prompt_tokens": PROMPT,
@@ -53,7 +41,7 @@ def peers(python: Path, model: Path, windows: list[list[int]], entries: list[int
         "entries": entries,
     }
     done = subprocess.run(
-        [str(python), str(PEER)],
+        [str(python), str(SCRIPTS / "kvpress_nll.py")],
         input=json.dumps(asked),
         text=True,
         stdout=subprocess.PIPE,
@@ -73,66 +61,61 @@ def ours(loaded: LoadedModel, policy: PolicyConfig, windows: list[list[int]]) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--windows", type=int, default=12)
     parser.add_argument("--work", type=Path, default=Path("benchmarks/work"))
     options = parser.parse_args()
     console = Console()
-    python = environment(options.work.resolve() / "kvpress")
+    python = environment(KVPRESS, options.work.resolve() / "envs")
     loaded = load_model(ModelConfig())
     length = PROMPT + SCORED
-    ids = loaded.tokenizer.encode(load_text("persuasion"), verbose=False)
+    ids = novel_ids()
     windows = [ids[n * length : (n + 1) * length] for n in range(options.windows)]
     config = EvalConfig(policies=POLICIES, budgets=list(SHARES), context=PROMPT)
     policies = measured_policies(PolicyConfig(), config, None)
-    dense = ours(loaded, PolicyConfig(name="full", budget=None), windows)
+    dense = ours(loaded, DENSE, windows)
     own = {
         (policy.name, policy.budget): ours(loaded, policy, windows)
         for policy in track(policies, "ours", console=console)
     }
     with console.status("kvpress"):
-        theirs = {
+        peer = {
             (row["press"], row["entries"]): row["nll"]
-            for row in peers(python, loaded.path, windows, [config.entries(s) for s in SHARES])
+            for row in theirs(python, loaded.path, windows, [config.entries(s) for s in SHARES])
         }
-    show(own, theirs, dense, console)
+    show(own, peer, dense, console)
     result = {
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "windows": options.windows,
-        "torch": torch.__version__,
         "dense_nll": dense,
         "policies": [
-            {"policy": name, "entries": entries, "nll": nll, "kvpress_nll": theirs[name, entries]}
+            {"policy": name, "entries": entries, "nll": nll, "kvpress_nll": peer[name, entries]}
             for (name, entries), nll in own.items()
         ],
     }
-    RESULTS.mkdir(exist_ok=True)
-    file = RESULTS / f"kvpress-{result['date']}.json"
-    file.write_text(json.dumps(result, indent=1) + "\n")
-    console.print(f"result in {file}")
+    console.print(f"result in {write_result('kvpress', result)}")
     print(json.dumps(result))
 
 
 def show(
     own: dict[tuple[str, int | None], float],
-    theirs: dict[tuple[str, int | None], float],
+    peer: dict[tuple[str, int | None], float],
     dense: float,
     console: Console,
 ) -> None:
-    table = Table(title=f"NLL of {SCORED} tokens after {PROMPT}; dense {dense:.4f}")
-    for column in ("policy", "entries", "ours", "over dense", "kvpress", "over dense"):
-        table.add_column(column, justify="right")
+    columns = ("entries", "ours", "over dense", "kvpress", "over dense")
+    title = f"NLL of {SCORED} tokens after {PROMPT}; dense {dense:.4f}"
+    shown = table(title, ["policy"], columns)
     for (name, entries), nll in own.items():
-        peer = theirs[name, entries]
-        table.add_row(
+        other = peer[name, entries]
+        shown.add_row(
             name,
             str(entries),
             f"{nll:.4f}",
             f"{nll - dense:+.4f}",
-            f"{peer:.4f}",
-            f"{peer - dense:+.4f}",
+            f"{other:.4f}",
+            f"{other - dense:+.4f}",
         )
-    console.print(table)
+    console.print(shown)
 
 
 if __name__ == "__main__":

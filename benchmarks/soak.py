@@ -1,10 +1,10 @@
-"""Does the engine give back all that a request took? Many small ones, some of them cancelled.
+"""Leaks of the engine: many small requests must give back all that they took.
 
     python -m benchmarks.soak [--requests 10000]
 
-A tiny random Llama, so that the engine's own bookkeeping is most of the work. Prompts and answers
-have random lengths; some requests are cancelled while they wait, read or decode, some are stopped.
-After a warm-up, memory and the number of Python objects must stay as they are.
+The model is a tiny random Llama, so that the engine's own bookkeeping is most of the work. Prompts
+and answers have random lengths; some requests are cancelled in the queue, in prefill or in decode,
+some are stopped. After a warm-up, memory and the number of Python objects must stay constant.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.draw import table
 from llamahome.attention import build_policy
 from llamahome.config import EngineConfig, PolicyConfig
 from llamahome.engine import Engine, SamplingParams
 
 VOCABULARY = 128
-LONGEST = 96  # tokens of a prompt, and more than are kept
+LONGEST = 96  # most tokens of a prompt; more than the budget
 SLOTS, WAITING = 8, 4
-# What may differ between two samples: arenas of the allocator, caches of Python's own.
+# Growth that is no leak: arenas of the allocator, caches of Python itself.
 MIB, OBJECTS = 8.0, 100
 
 
 @dataclass(kw_only=True)
 class Counts:
-    """How many requests ended how."""
+    """Requests, by the way they ended."""
 
     finished: int = 0
     cancelled: int = 0
@@ -49,7 +49,7 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """What the process holds after some requests; none of them is left in the engine."""
+    """Memory and objects of the process after some requests, all of which have ended."""
 
     requests: int
     seconds: float
@@ -69,7 +69,7 @@ def tiny_engine() -> Engine:
         max_position_embeddings=2 * LONGEST,
     )
     policy = PolicyConfig(budget=32, recent=16, interval=16)
-    # Snapshots grow to their bound and stay: a small one is full when the first sample is taken.
+    # Snapshots grow to their bound and stay there; a small one is reached before the first sample.
     slots = EngineConfig(
         slots=SLOTS, max_length=2 * LONGEST, max_queued=SLOTS, snapshot_bytes=2**18
     )
@@ -77,10 +77,10 @@ def tiny_engine() -> Engine:
 
 
 def churn(engine: Engine, requests: int, seed: int) -> Counts:
-    """Put so many requests through an engine, until none is left in it."""
+    """Submit so many requests, and step until all have ended."""
     drawn = random.Random(seed)
     counts = Counts()
-    alive: dict[str, bool] = {}  # whether it has begun to decode
+    alive: dict[str, bool] = {}  # by request: whether it decodes
     sent = 0
     while sent < requests or alive:
         while sent < requests and len(alive) < SLOTS + WAITING:
@@ -133,7 +133,7 @@ def sample(requests: int, started: float) -> Sample:
 
 
 def soak(engine: Engine, requests: int, turns: int) -> tuple[list[Sample], Counts]:
-    """`turns` parts of the requests, and a sample after each."""
+    """Run the requests in `turns` parts, and take a sample after each."""
     started = time.perf_counter()
     samples, counts = [], Counts()
     for turn in range(turns):
@@ -143,7 +143,7 @@ def soak(engine: Engine, requests: int, turns: int) -> tuple[list[Sample], Count
 
 
 def leaks(engine: Engine, samples: list[Sample]) -> list[str]:
-    """What was not given back: slots, places in the queue, and growth after the first fifth."""
+    """Return what was not given back: slots, places in the queue, growth after the first fifth."""
     stats = engine.stats()
     found = []
     if stats.slots_used or stats.queued:
@@ -157,32 +157,26 @@ def leaks(engine: Engine, samples: list[Sample]) -> list[str]:
 
 
 def show(samples: list[Sample], console: Console) -> None:
-    table = Table(title="The engine after requests that all are gone")
-    for column in ("requests", "seconds", "resident MiB", "Python objects"):
-        table.add_column(column, justify="right")
+    columns = ("requests", "seconds", "resident MiB", "Python objects")
+    shown = table("The engine after requests that have all ended", [], columns)
     for own in samples:
-        table.add_row(
+        shown.add_row(
             f"{own.requests:,}", f"{own.seconds:.0f}", f"{own.rss_mib:.1f}", f"{own.objects:,}"
         )
-    console.print(table)
+    console.print(shown)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--requests", type=int, default=10_000)
-    parser.add_argument("--turns", type=int, default=20, help="samples that are taken")
+    parser.add_argument("--turns", type=int, default=20, help="number of samples")
     asked = parser.parse_args()
     engine = tiny_engine()
     samples, counts = soak(engine, asked.requests, asked.turns)
     show(samples, Console())
     found = leaks(engine, samples)
-    result = {
-        "requests": asked.requests,
-        **asdict(counts),
-        "samples": [asdict(own) for own in samples],
-        "leaks": found,
-    }
-    print(json.dumps(result))
+    taken = [asdict(own) for own in samples]
+    print(json.dumps({**vars(asked), **asdict(counts), "samples": taken, "leaks": found}))
     if found:
         raise SystemExit("; ".join(found))
 

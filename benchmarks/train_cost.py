@@ -1,42 +1,41 @@
-"""What a training step costs as the context grows: hybrid attention beside dense `sdpa`.
+"""Cost of a training step as the context grows: hybrid attention and dense `sdpa`.
 
-    python benchmarks/train_cost.py [--lengths 2048 4096 8192 16384] [--share 0.1]
+    python -m benchmarks.train_cost [--lengths 2048 4096 8192 16384] [--share 0.1]
 
 One step is forward and backward of one sequence through the embedded model, with LoRA adapters and
-activation checkpointing by layer, its loss on the last 256 tokens (so that the vocabulary, which
-costs both alike, does not hide the attention). Every figure is a process of its own, whose peak
-memory is what the system counted; the two kinds take turns.
+activation checkpointing by layer. The loss is on the last 256 tokens, so that the vocabulary, which
+costs both the same, does not hide the attention. Every figure is from a process of its own, whose
+peak memory is the system's count; the two kinds take turns.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
-RESULTS = Path(__file__).parent / "results"
-LABELS = 256
+from benchmarks.draw import plotted, table
+from benchmarks.record import RESULTS, today, write_result
+
+LABELS = 256  # tokens of the loss
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Of one training step.
+    """Cost of one training step.
 
     Attributes:
         kind: `dense` is transformers' own sdpa, `hybrid` the policy.
         tokens_per_second: forward and backward together.
-        peak_mib: resident memory of the process at its largest, less that before the step.
+        peak_mib: peak resident memory of the process, less that before the step.
     """
 
     kind: str
@@ -47,7 +46,7 @@ class Cost:
 
 
 def measure(kind: str, length: int, share: float, steps: int) -> Cost:
-    """The fastest of some steps, in this process."""
+    """Return the cost of the fastest of some steps, in this process."""
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -92,19 +91,18 @@ def _peak_mib() -> float:
 
 
 def measure_apart(kind: str, length: int, share: float, steps: int) -> Cost:
-    """`measure` in a process of its own."""
-    command = [sys.executable, __file__, "--one", kind, "--lengths", str(length)]
-    command += ["--share", str(share), "--steps", str(steps)]
+    """Run `measure` in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.train_cost", "--one", kind]
+    command += ["--lengths", str(length), "--share", str(share), "--steps", str(steps)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return Cost(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def show(costs: list[Cost], console: Console) -> None:
-    table = Table(title="A training step: dense sdpa and hybrid attention")
-    for column in ("tokens", "dense tok/s", "hybrid tok/s", "ratio", "dense MiB", "hybrid MiB"):
-        table.add_column(column, justify="right")
+    columns = ("tokens", "dense tok/s", "hybrid tok/s", "ratio", "dense MiB", "hybrid MiB")
+    shown = table("A training step: dense sdpa and hybrid attention", [], columns)
     for dense, hybrid in _pairs(costs):
-        table.add_row(
+        shown.add_row(
             f"{dense.length:,}",
             f"{dense.tokens_per_second:.0f}",
             f"{hybrid.tokens_per_second:.0f}",
@@ -112,26 +110,19 @@ def show(costs: list[Cost], console: Console) -> None:
             f"{dense.peak_mib:.0f}",
             f"{hybrid.peak_mib:.0f}",
         )
-    console.print(table)
+    console.print(shown)
 
 
 def plot(costs: list[Cost], file: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (speed, memory) = pyplot.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
-    for kind in ("dense", "hybrid"):
-        own = [cost for cost in costs if cost.kind == kind]
-        lengths = [cost.length for cost in own]
-        speed.plot(lengths, [cost.tokens_per_second for cost in own], marker="o", label=kind)
-        memory.plot(lengths, [cost.peak_mib for cost in own], marker="o", label=kind)
-    speed.set(xlabel="tokens in the sequence", ylabel="tokens/s", ylim=0)
-    memory.set(xlabel="tokens in the sequence", ylabel="peak MiB of the step", ylim=0)
-    speed.legend()
-    figure.savefig(file, dpi=120)
-    pyplot.close(figure)
+    with plotted(file, 2, (9, 3.5)) as (speed, memory):
+        for kind in ("dense", "hybrid"):
+            own = [cost for cost in costs if cost.kind == kind]
+            lengths = [cost.length for cost in own]
+            speed.plot(lengths, [cost.tokens_per_second for cost in own], marker="o", label=kind)
+            memory.plot(lengths, [cost.peak_mib for cost in own], marker="o", label=kind)
+        speed.set(xlabel="tokens in the sequence", ylabel="tokens/s", ylim=0)
+        memory.set(xlabel="tokens in the sequence", ylabel="peak MiB of the step", ylim=0)
+        speed.legend()
 
 
 def _pairs(costs: list[Cost]) -> list[tuple[Cost, Cost]]:
@@ -141,9 +132,9 @@ def _pairs(costs: list[Cost]) -> list[tuple[Cost, Cost]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 4096, 8192, 16384])
-    parser.add_argument("--share", type=float, default=0.1, help="of the length that is kept")
+    parser.add_argument("--share", type=float, default=0.1, help="budget over length")
     parser.add_argument("--steps", type=int, default=2, help="the fastest counts")
     parser.add_argument("--one", choices=("dense", "hybrid"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -158,19 +149,16 @@ def main() -> None:
         for kind, length in track(work, "measuring", console=console)
     ]
     show(costs, console)
-    RESULTS.mkdir(exist_ok=True)
-    name = f"train-cost-{datetime.now(UTC):%Y-%m-%d}"
-    plot(costs, RESULTS / f"{name}.png")
+    plot(costs, RESULTS / f"train-cost-{today()}.png")
     result = {
         "share": asked.share,
-        "machine": f"{platform.machine()}, {platform.system()}",
         "costs": [asdict(cost) for cost in costs],
         "speed_ratio": {
             str(d.length): h.tokens_per_second / d.tokens_per_second for d, h in _pairs(costs)
         },
         "memory_ratio": {str(d.length): h.peak_mib / d.peak_mib for d, h in _pairs(costs)},
     }
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_result("train-cost", result)
     print(json.dumps(result))
 
 

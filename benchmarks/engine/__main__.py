@@ -1,12 +1,13 @@
-"""Our engine beside transformers, llama.cpp, vLLM's CPU build and kvpress: same model, same text.
+"""Our engine compared with transformers, llama.cpp, vLLM's CPU build and kvpress.
 
     python -m benchmarks.engine --install-peers   # their environments; slow the first time
     python -m benchmarks.engine                   # all of it, at most 40 minutes: make bench-engine
     python -m benchmarks.engine --quick           # short contexts, some 3 minutes
 
-Every engine is a process of its own. For each cell (requests x context) all of them fill their
-caches, then take turns at decoding, the others stopped meanwhile. Their prompts are the same tokens
-of a novel. An engine that does not install, or fails, is left out of the ratios, and said so.
+Every engine runs the same model in a process of its own. For each cell (requests x context) all of
+them fill their caches with the same tokens of a novel, then take turns at decoding, while the
+others are stopped. An engine that does not install, or fails, is left out of the ratios; the report
+says so.
 """
 
 from __future__ import annotations
@@ -16,66 +17,23 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 
-import torch
-import transformers
 from rich.console import Console
-from tokenizers import Tokenizer
 
 from benchmarks.engine.arms import Setting, install, our_arms, peer_arms
 from benchmarks.engine.peers import PEERS
 from benchmarks.engine.report import plot, show
-from benchmarks.engine.results import Results, ratios
+from benchmarks.engine.results import ratios
 from benchmarks.engine.run import FULL, QUICK, Run
-from benchmarks.machine import machine
+from benchmarks.record import write_result
+from benchmarks.workload import novel_ids
 from llamahome.config import EngineConfig
-from llamahome.evaluation.text import load_text
 from llamahome.models import EMBEDDED_MODEL, ModelManager
 from llamahome.models.embedded import embedded_gguf
 
-RESULTS = Path(__file__).parents[1] / "results"
 IMAGE = Path(__file__).parents[2] / "docs" / "images" / "engine.png"
-COMPARED = ("llama_cpp", "vllm_cpu", "transformers")  # each with all its entries
-
-
-def setting_of(options: argparse.Namespace, folder: Path, ids: list[int]) -> Setting:
-    pairs = (text.split("=", 1) for text in options.set)
-    return Setting(
-        model=EMBEDDED_MODEL,
-        folder=folder,
-        gguf=embedded_gguf(),
-        threads=options.threads,
-        probe=ids[:1024],
-        # Tokens are guessed by nobody here; benchmarks.speculation shows what that is worth.
-        engine={
-            "draft_tokens": 0,
-            **{key: int(value) if value.isdigit() else value for key, value in pairs},
-        },
-        work=options.work,
-    )
-
-
-def keep(results: Results, found: dict[str, object], form: str, setting: Setting) -> Path:
-    """The dated file, with everything that was measured."""
-    RESULTS.mkdir(exist_ok=True)
-    date = f"{datetime.now(UTC):%Y-%m-%d}"
-    whole = {
-        "date": date,
-        "form": form,
-        "machine": machine(),
-        "threads": setting.threads,
-        "engine": asdict(EngineConfig(**setting.engine)),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "peers": {peer.name: list(peer.packages) for peer in PEERS},
-        **asdict(results),
-        **found,
-    }
-    file = RESULTS / f"engine-{date}.json"
-    file.write_text(json.dumps(whole, indent=1) + "\n")
-    return file
+COMPARED = ("llama_cpp", "vllm_cpu", "transformers")  # engines with a ratio of their own
 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -84,10 +42,25 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="short contexts; keeps no result")
     parser.add_argument("--peers", nargs="*", default=[p.name for p in PEERS], help="which of them")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--minutes", type=float, default=36, help="no cell is begun later")
+    parser.add_argument("--minutes", type=float, default=36, help="start no cell later than this")
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="EngineConfig")
     parser.add_argument("--work", type=Path, default=Path("benchmarks/work"))
     return parser.parse_args(arguments)
+
+
+def setting_of(options: argparse.Namespace, ids: list[int]) -> Setting:
+    pairs = (text.split("=", 1) for text in options.set)
+    chosen = {key: int(value) if value.isdigit() else value for key, value in pairs}
+    return Setting(
+        model=EMBEDDED_MODEL,
+        folder=ModelManager().resolve(EMBEDDED_MODEL),
+        gguf=embedded_gguf(),
+        threads=options.threads,
+        probe=ids[:1024],
+        # No peer drafts tokens here; benchmarks.speculation measures what that gains.
+        engine={"draft_tokens": 0, **chosen},
+        work=options.work,
+    )
 
 
 def main() -> None:
@@ -101,10 +74,8 @@ def main() -> None:
     if options.install_peers:
         print(json.dumps({"installed": sorted(pythons), "peers_missing": missing}))
         return
-    folder = ModelManager().resolve(EMBEDDED_MODEL)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    ids = tokenizer.encode(load_text("persuasion")).ids
-    setting = setting_of(options, folder, ids)
+    ids = novel_ids()
+    setting = setting_of(options, ids)
     form = QUICK if options.quick else FULL
     arms = [*our_arms(setting), *peer_arms(setting, pythons)]
     results = Run(form, arms, setting, ids, minutes=options.minutes, say=say).all()
@@ -114,7 +85,15 @@ def main() -> None:
     show(results, console)
     if not options.quick:
         plot(results, IMAGE)
-        say(f"result in {keep(results, found, form.name, setting)}, plot in {IMAGE}")
+        whole = {
+            "form": form.name,
+            "threads": setting.threads,
+            "engine": asdict(EngineConfig(**setting.engine)),
+            "peers": {peer.name: list(peer.packages) for peer in PEERS},
+            **asdict(results),
+            **found,
+        }
+        say(f"result in {write_result('engine', whole)}, plot in {IMAGE}")
     print(json.dumps({"form": form.name, **found}))
 
 

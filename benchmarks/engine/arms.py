@@ -1,4 +1,4 @@
-"""Who takes part: every engine in the settings in which it is measured."""
+"""Arms: every engine, in each of the settings in which it is measured."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.engine.measure import Arm
-from benchmarks.engine.peers import PEERS, Peer, PeerError, Process, environment
+from benchmarks.engine.peers import PEERS, Peer, environment
 from benchmarks.engine.results import DENSE, FIFTH, TENTH
+from benchmarks.process import SCRIPTS, PeerError, Process
 
 ROOT = Path(__file__).parents[2]
 KVPRESS_SHARE = 0.1
@@ -20,13 +21,13 @@ VLLM_KV = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What all arms share.
+    """Values that all arms share.
 
     Attributes:
-        model: name of ours, for us; `folder` is the same as Hugging Face files, `gguf` as it ships.
-        probe: a prompt for peers that choose between their own means.
-        engine: fields of EngineConfig for ours, beyond the defaults.
-        work: where environments, logs and requantised weights lie.
+        model: name of the model; `folder` holds its Hugging Face files, `gguf` is as it ships.
+        probe: a prompt on which a peer may try its own options.
+        engine: fields of our EngineConfig that are no defaults.
+        work: folder for environments, logs and requantised weights.
     """
 
     model: str
@@ -45,7 +46,7 @@ class Setting:
 def install(
     peers: Sequence[Peer], envs: Path, say: Callable[[str], None]
 ) -> tuple[dict[str, Path], dict[str, str]]:
-    """The python of each peer that installs, and of each that does not, why."""
+    """Return the python of each peer that installs, and the reason of each that does not."""
     pythons, missing = {}, {}
     for peer in peers:
         try:
@@ -76,18 +77,18 @@ def our_arms(setting: Setting) -> list[Arm]:
 
 
 def flat_arms(setting: Setting, contexts: Sequence[int], budget: int) -> dict[int, Arm]:
-    """Ours at one budget, a process per context."""
+    """Return our engine at one budget, in a process for each context."""
     return {n: our_arm(f"ours flat {n}", setting, share=None, budget=budget) for n in contexts}
 
 
 def peer_arms(setting: Setting, pythons: dict[str, Path]) -> list[Arm]:
-    """Every peer that is installed, in each of its settings."""
+    """Return every installed peer in each of its settings."""
     arms = []
     for peer in PEERS:
         if peer.name in pythons:
             python = pythons[peer.name]
             for name, load, env, crowd in _settings_of(peer.name, python, setting):
-                start = _starter(name, python, [peer.command], setting, env)
+                start = _starter(name, python, [str(SCRIPTS / peer.script)], setting, env)
                 arms.append(Arm(name=name, start=start, load=load, crowd=crowd))
     return arms
 
@@ -95,7 +96,7 @@ def peer_arms(setting: Setting, pythons: dict[str, Path]) -> list[Arm]:
 def _settings_of(
     peer: str, python: Path, setting: Setting
 ) -> list[tuple[str, dict[str, Any], dict[str, str], bool]]:
-    """(arm, arguments of load, environment, whether it joins a crowd)."""
+    """Return (arm, arguments of load, environment, whether it takes part in a crowd)."""
     folder, threads = {"model": str(setting.folder)}, {"threads": setting.threads}
     if peer == "transformers":
         return [(peer, {**folder, **threads}, {}, True)]
@@ -114,7 +115,7 @@ def _settings_of(
 
 
 def _vllm_dtype() -> str:
-    """bfloat16 halves the traffic, but only with the processor's own instructions for it."""
+    """Choose bfloat16, which halves the traffic, where the processor has instructions for it."""
     cpuinfo = Path("/proc/cpuinfo")
     known = cpuinfo.read_text() if cpuinfo.is_file() else ""
     return "bfloat16" if "avx512_bf16" in known or "amx_bf16" in known else "float32"
@@ -128,7 +129,7 @@ def _vllm_env(python: Path) -> dict[str, str]:
         "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
         "VLLM_NO_USAGE_STATS": "1",
     }
-    # Its own advice for the best speed.
+    # vLLM's documentation advises this for speed.
     openmp = python.parents[1] / "lib" / "libiomp5.so"
     return {**env, "LD_PRELOAD": str(openmp)} if openmp.is_file() else env
 
@@ -144,8 +145,4 @@ def _starter(
         **env,
     }
 
-    def start() -> Process:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        return Process(python, arguments, log, own)
-
-    return start
+    return lambda: Process(python, arguments, log, own)

@@ -1,4 +1,4 @@
-"""Latency under load: requests arrive at random, the engine steps in real time."""
+"""Latency under load: requests arrive at random while the engine steps in real time."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from llamahome.engine import Engine, SamplingParams
 
 @dataclass(frozen=True, kw_only=True)
 class LoadShape:
-    """What arrives.
+    """Requests of a load, and the engine that they meet.
 
     Attributes:
-        slots: of the engine.
+        slots: slots of the engine.
         longest: tokens of the longest prompt.
         answer: tokens of every answer.
-        utilisation: requests per second as a share of what the engine does when all wait at once.
-        seed: of the arrivals.
+        utilisation: arrivals per second, as a share of the requests per second that the engine
+            answers when all wait at once.
+        seed: draws the arrivals.
     """
 
     slots: int = 8
@@ -31,14 +32,14 @@ class LoadShape:
 
 @dataclass(kw_only=True)
 class Timeline:
-    """Seconds on one clock: when a request arrived, and when each of its tokens came."""
+    """Times of one request: its arrival and each of its tokens, in seconds on one clock."""
 
     arrived: float
     tokens: list[float] = field(default_factory=list)
 
     @property
     def ttft(self) -> float:
-        """Time to first token, waiting in the queue included."""
+        """Time to first token, including the wait in the queue."""
         return self.tokens[0] - self.arrived
 
     @property
@@ -49,11 +50,16 @@ class Timeline:
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Under Poisson arrivals; seconds."""
+    """Latencies under Poisson arrivals, in seconds.
+
+    Attributes:
+        capacity: requests answered per second when all wait at once.
+        rate: arrivals per second.
+    """
 
     requests: int
-    capacity: float  # requests per second with all of them waiting
-    rate: float  # requests per second that arrived
+    capacity: float
+    rate: float
     ttft_p50: float
     ttft_p99: float
     tpot_p50: float
@@ -61,9 +67,9 @@ class Latency:
 
 
 def poisson_load(engine: Engine, prompts: Sequence[list[int]], shape: LoadShape) -> Latency:
-    """The first half at once, to learn what the engine can do; the others at a share of that rate.
+    """Submit half of the prompts at once to find the capacity, then the others at a share of it.
 
-    No prompt comes twice, for its beginning would be known.
+    No prompt may occur twice, since its snapshot would spare the second prefill.
     """
     half = len(prompts) // 2
     burst = replay(engine, prompts[:half], [0.0] * half, shape.answer)
@@ -84,7 +90,7 @@ def poisson_load(engine: Engine, prompts: Sequence[list[int]], shape: LoadShape)
 
 
 def arrivals(count: int, rate: float, seed: int) -> list[float]:
-    """Seconds at which `count` requests arrive, as a Poisson process of `rate` per second."""
+    """Return `count` arrival times in seconds, a Poisson process of `rate` per second."""
     drawn = random.Random(seed)
     at, times = 0.0, []
     for _ in range(count):
@@ -117,7 +123,7 @@ def replay(
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Between the two nearest values, as numpy's default does."""
+    """Interpolate between the two nearest values, as numpy's default does."""
     ranked = sorted(values)
     place = (len(ranked) - 1) * percent / 100
     low = int(place)

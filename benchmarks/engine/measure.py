@@ -1,21 +1,23 @@
-"""Engines take turns at the same work; each figure keeps what every turn gave."""
+"""Cells of the benchmark: engines take turns at the same work, and every turn is kept."""
 
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from benchmarks.engine.peers import PeerError
 from benchmarks.engine.results import Decode, Prefill
+from benchmarks.process import PeerError
+from benchmarks.workload import cut
+
+Reply = dict[str, Any]
 
 
 class Answering(Protocol):
-    """What is needed of `engine_peers.Process`."""
+    """The part of `benchmarks.process.Process` that an arm uses."""
 
-    def ask(self, cmd: str, **arguments: Any) -> dict[str, Any]: ...
+    def ask(self, cmd: str, **arguments: Any) -> Reply: ...
     def close(self) -> None: ...
 
 
@@ -26,8 +28,9 @@ class Arm:
     Attributes:
         start: starts its process.
         load: arguments of its `load`.
-        crowd: whether it takes part with many requests, where memory is short.
-        failures: what went wrong, with the cell.
+        crowd: whether it takes part in cells of many requests, where memory is short.
+        failures: one line per error, with its cell.
+        missing: why it does not load; it is then asked nothing more.
     """
 
     name: str
@@ -39,8 +42,11 @@ class Arm:
     missing: str | None = None
     _process: Answering | None = None
 
-    def ask(self, cell: str, cmd: str, **arguments: Any) -> dict[str, Any] | None:
-        """A reply, or None, with the failure written down; an engine that ended starts anew."""
+    def ask(self, cell: str, cmd: str, **arguments: Any) -> Reply | None:
+        """Return a reply; on failure note it, end the process and return None.
+
+        The next command starts a new process.
+        """
         if self.missing is not None:
             return None
         try:
@@ -71,23 +77,17 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class Turns:
-    """How long each engine measures before the next one does."""
+    """Length of a turn, and how many turns each engine has."""
 
     rounds: int = 3
     steps: int = 60  # three rounds after 8,000 tokens stay within the trained 8,192
     seconds: float = 1.5
 
 
-def cut(ids: Sequence[int], length: int, number: int) -> list[int]:
-    """A prompt of a text; another number begins elsewhere, so that no two share a prefix."""
-    start = number * 997 % (len(ids) - length)
-    return list(ids[start : start + length])
-
-
 def decode_cell(
     arms: Sequence[Arm], batch: int, context: int, ids: Sequence[int], turns: Turns
 ) -> list[Decode]:
-    """Every engine holds its filled caches while all take turns at decoding."""
+    """Fill the caches of every engine, then let all take turns at decoding."""
     cell = f"decode {batch} x {context}"
     prompts = [cut(ids, context, number) for number in range(batch)]
     filled = {}
@@ -95,40 +95,38 @@ def decode_cell(
         reply = arm.ask(cell, "fill", prompts=prompts)
         if reply is not None:
             filled[arm.name] = reply
-    replies: dict[str, list[dict[str, Any]]] = {name: [] for name in filled}
+    replies: dict[str, list[Reply]] = {name: [] for name in filled}
     for _ in range(turns.rounds):
-        for arm in arms:
-            # Whoever failed has lost its caches, and what it gave before.
-            if arm.name in filled:
-                reply = arm.ask(cell, "decode", max_steps=turns.steps, seconds=turns.seconds)
-                if reply is None:
-                    del filled[arm.name]
-                else:
-                    replies[arm.name].append(reply)
-    measured = []
-    for arm in arms:
-        if arm.name in filled:
-            own = replies[arm.name]
-            measured.append(
-                Decode(
-                    arm=arm.name,
-                    batch=batch,
-                    context=context,
-                    rounds=[batch * len(r["steps"]) / sum(r["steps"]) for r in own],
-                    peak_mib=max(r["peak_mib"] for r in own),
-                    kv_bytes=filled[arm.name]["kv_bytes"],
-                )
-            )
-            arm.ask(cell, "drop")
-    return measured
+        for arm in (arm for arm in arms if arm.name in filled):
+            reply = arm.ask(cell, "decode", max_steps=turns.steps, seconds=turns.seconds)
+            if reply is None:
+                del filled[arm.name]  # its caches are lost, so its earlier turns do not count
+            else:
+                replies[arm.name].append(reply)
+    for arm in (arm for arm in arms if arm.name in filled):
+        arm.ask(cell, "drop")
+    return [
+        Decode(
+            arm=name,
+            batch=batch,
+            context=context,
+            rounds=[batch * len(r["steps"]) / sum(r["steps"]) for r in replies[name]],
+            peak_mib=max(r["peak_mib"] for r in replies[name]),
+            kv_bytes=reply["kv_bytes"],
+        )
+        for name, reply in filled.items()
+    ]
 
 
 def prefill_cell(
     arms: Sequence[Arm], context: int, ids: Sequence[int], rounds: int
 ) -> list[Prefill]:
-    """One prompt at a time, a new one each round; the last is the first that decoding takes."""
+    """Time the prefill of one prompt, another one each round.
+
+    The last prompt is the first of `decode_cell`, so that an engine may keep its cache.
+    """
     cell = f"prefill {context}"
-    replies: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in arms}
+    replies: dict[str, list[Reply]] = {arm.name: [] for arm in arms}
     for number in reversed(range(rounds)):
         for arm in arms:
             reply = arm.ask(cell, "prefill", prompt=cut(ids, context, number))
@@ -149,7 +147,7 @@ def prefill_cell(
 def flat_cell(
     arms: dict[int, Arm], batch: int, ids: Sequence[int], turns: Turns
 ) -> dict[int, float]:
-    """Seconds per token at one budget after contexts of different length, taking turns."""
+    """Return seconds per token by context: engines of one budget take turns at decoding."""
     seconds: dict[int, list[float]] = {}
     try:
         for context, arm in arms.items():
@@ -166,20 +164,3 @@ def flat_cell(
         for arm in arms.values():
             arm.close()
     return {context: statistics.median(own) for context, own in seconds.items() if own}
-
-
-class Clock:
-    """What is left of the time that the whole run may take."""
-
-    def __init__(self, minutes: float) -> None:
-        self._start = time.monotonic()
-        self._limit = minutes
-
-    @property
-    def minutes(self) -> float:
-        """Since the start."""
-        return (time.monotonic() - self._start) / 60
-
-    @property
-    def over(self) -> bool:
-        return self.minutes > self._limit

@@ -1,9 +1,9 @@
 """Our engine under measurement, through its public class, in a process of its own.
 
-    python -m benchmarks.engine.ours      # speaks benchmarks/peers/protocol.py; engine.py starts it
+    python -m benchmarks.engine.ours      # speaks benchmarks/peers/protocol.py
 
-Every request is submitted and read as a user's would be; a decode step is `Engine.step`, scheduling
-and sampling included.
+Requests are submitted and answered as a user's are; a decode step is `Engine.step`, which includes
+scheduling and sampling.
 """
 
 from __future__ import annotations
@@ -17,26 +17,22 @@ import torch
 from benchmarks.engine.load import LoadShape, poisson_load
 from benchmarks.engine.quality import perplexity_ratio
 from benchmarks.peers.protocol import Reply, serve, timed_steps
+from benchmarks.workload import DENSE, evicting
 from llamahome.attention import build_policy
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
 from llamahome.engine import Engine, SamplingParams
 from llamahome.models import load_model
 
-DENSE = PolicyConfig(name="full", budget=None)
-ROOM = 256  # tokens of an answer that are never reached
-
-
-def evicting(budget: int) -> PolicyConfig:
-    """H2O as it serves: half the entries for the recent ones, compacted every 64 tokens."""
-    return PolicyConfig(budget=budget, recent=budget // 2, interval=min(64, budget // 2))
+ROOM = 256  # more tokens of an answer than any cell decodes
 
 
 class Ours:
-    """
+    """Our engine, dense or under h2o.
+
     Args:
-        share: of a prompt's entries that are kept; None is dense.
-        budget: entries that are kept, whatever the prompt, in place of `share`.
-        settings: of EngineConfig, beyond the size of the slots.
+        share: budget as a share of the prompt; None is dense.
+        budget: a fixed budget, which replaces `share`.
+        settings: fields of EngineConfig other than the size of the slots.
     """
 
     def __init__(
@@ -55,7 +51,7 @@ class Ours:
         self._single: tuple[int, Engine] | None = None
 
     def prefill(self, prompt: list[int]) -> Reply:
-        # One engine for prompts of one length, so that packing weights is not counted.
+        # Prompts of one length share an engine: packing the weights is not part of a prefill.
         if self._single is None or self._single[0] != len(prompt):
             self._single = None
             self._single = (len(prompt), self._open(1, len(prompt), len(prompt) + 1))
@@ -69,7 +65,7 @@ class Ours:
     def fill(self, prompts: list[list[int]]) -> Reply:
         self._single = None
         context = len(prompts[0])
-        # The scheduler reads prompts in turns, a chunk each; the first to end decodes a little.
+        # Prompts are read in turns, a chunk each; those that end first decode a little meanwhile.
         length = context + ROOM
         self._engine = self._open(len(prompts), context, length)
         params = SamplingParams(max_tokens=length - context, ignore_eos=True)
@@ -87,7 +83,7 @@ class Ours:
         }
 
     def decode(self, max_steps: int, seconds: float) -> Reply:
-        del seconds  # always as many steps, so that every compaction is counted
+        del seconds  # always `max_steps`, so that each turn has its share of compactions
         assert self._engine is not None
         return {"steps": timed_steps(self._step, max_steps, float("inf"))}
 
@@ -96,18 +92,18 @@ class Ours:
         return {}
 
     def slot_bytes(self, context: int) -> Reply:
-        """Bytes of one request of `context` tokens, as allocated, mass and positions included."""
+        """Return the bytes allocated for a request of `context` tokens, mass and positions too."""
         stats = self._open(1, context, context).stats()
         return {"slot_bytes": stats.kv_bytes, "runner": stats.runner}
 
     def load_test(self, prompts: list[list[int]], shape: dict[str, Any]) -> Reply:
-        """Latencies under Poisson arrivals, see benchmarks/engine/load.py."""
+        """Return latencies under Poisson arrivals, see benchmarks/engine/load.py."""
         own = LoadShape(**shape)
         engine = self._open(own.slots, own.longest, own.longest + own.answer, queued=len(prompts))
         return {"latency": asdict(poisson_load(engine, prompts, own))}
 
     def int8_quality(self, windows: list[list[int]]) -> Reply:
-        """Perplexity with int8 weights over that with float32, with dense attention."""
+        """Return the dense perplexity with int8 weights over that with float32."""
         own = self._settings_of(len(windows), len(windows[0]), queued=1)
         measured, reference = (
             Engine(self.model, build_policy(DENSE), EngineConfig(**{**own, "weights": weights}))

@@ -1,4 +1,4 @@
-"""What int8 weights cost: perplexity as the engine itself says it."""
+"""Cost of int8 weights: perplexity from the engine's own log probabilities."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ READ = SamplingParams(max_tokens=0, prompt_logprobs=0)
 
 
 def mean_nll(engine: Engine, windows: Sequence[list[int]]) -> float:
-    """Mean negative log likelihood in nats of the windows' tokens, each window's first left out."""
+    """Return the mean negative log likelihood, in nats, of all tokens but each window's first."""
     for number, ids in enumerate(windows):
         engine.submit(str(number), ids, READ)
     found: list[float] = []
@@ -25,5 +25,5 @@ def mean_nll(engine: Engine, windows: Sequence[list[int]]) -> float:
 
 
 def perplexity_ratio(measured: Engine, reference: Engine, windows: Sequence[list[int]]) -> float:
-    """Perplexity through one engine over that through another."""
+    """Return the perplexity of one engine over that of another."""
     return math.exp(mean_nll(measured, windows) - mean_nll(reference, windows))

@@ -1,4 +1,4 @@
-"""Tables and the plot of one run."""
+"""Tables and the plot of a run."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.draw import plotted, table
 from benchmarks.engine.results import OURS, Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-KV_BYTES = 2e9  # of the question how many requests fit
+KV_BYTES = 2e9  # memory for KV in `requests_table`
 
 
 def show(results: Results, console: Console) -> None:
-    """A table per figure."""
-    for table in (
+    """Print a table for each kind of figure, then what is missing."""
+    for made in (
         decode_table(results),
         prefill_table(results),
         memory_table(results),
         requests_table(results),
         load_table(results),
     ):
-        if table.row_count:
-            console.print(table)
+        if made.row_count:
+            console.print(made)
     for context, seconds in results.flat.items():
         console.print(f"at one budget after {context:,} tokens: {1e3 * seconds:.3f} ms per token")
     for line in (
@@ -41,51 +42,46 @@ def show(results: Results, console: Console) -> None:
 def decode_table(results: Results) -> Table:
     cells = list(dict.fromkeys((d.batch, d.context) for d in results.decode))
     columns = [f"{batch} x {context:,}" for batch, context in cells]
-    table = _table("Decode, tokens/s of all requests (requests x context)", "", *columns)
+    made = table("Decode, tokens/s of all requests (requests x context)", [""], columns)
     for arm in results.arms():
-        table.add_row(arm, *(_number(results.decoded(arm, *cell), ".1f") for cell in cells))
-    return table
+        made.add_row(arm, *(_number(results.decoded(arm, *cell), ".1f") for cell in cells))
+    return made
 
 
 def prefill_table(results: Results) -> Table:
     contexts = list(dict.fromkeys(p.context for p in results.prefill))
-    table = _table("Prefill, tokens/s of one prompt", "", *(f"{n:,}" for n in contexts))
+    made = table("Prefill, tokens/s of one prompt", [""], [f"{n:,}" for n in contexts])
     for arm in dict.fromkeys(p.arm for p in results.prefill):
-        table.add_row(arm, *(_number(results.prefilled(arm, n), ".0f") for n in contexts))
-    return table
+        made.add_row(arm, *(_number(results.prefilled(arm, n), ".0f") for n in contexts))
+    return made
 
 
 def memory_table(results: Results) -> Table:
-    table = _table("Memory in decoding", "", "requests x context", "KV MiB", "peak MiB")
+    made = table("Memory in decoding", [""], ["requests x context", "KV MiB", "peak MiB"])
     for d in results.decode:
         if d.batch == results.many:
-            table.add_row(
-                d.arm,
-                f"{d.batch} x {d.context:,}",
-                f"{d.kv_bytes / 2**20:.0f}",
-                f"{d.peak_mib:.0f}",
-            )
-    return table
+            cell = f"{d.batch} x {d.context:,}"
+            made.add_row(d.arm, cell, f"{d.kv_bytes / 2**20:.0f}", f"{d.peak_mib:.0f}")
+    return made
 
 
 def requests_table(results: Results) -> Table:
     arms = [arm for arm in OURS if any(arm in own for own in results.slot_bytes.values())]
-    table = _table("Requests in 2 GB of KV", "context", "dense float16", *arms)
+    made = table("Requests in 2 GB of KV", ["context"], ["dense float16", *arms])
     for context, own in results.slot_bytes.items():
         every = [results.dense_fp16_bytes[context], *(own.get(arm) for arm in arms)]
-        table.add_row(
-            f"{context:,}", *("-" if n is None else f"{KV_BYTES // n:.0f}" for n in every)
-        )
-    return table
+        fit = ("-" if n is None else f"{KV_BYTES // n:.0f}" for n in every)
+        made.add_row(f"{context:,}", *fit)
+    return made
 
 
 def load_table(results: Results) -> Table:
     columns = ("requests", "a second", "at most", "TTFT p50", "p99", "TPOT p50", "p99")
-    table = _table(
-        "Poisson load: requests, ms to the first token and per token after it", "", *columns
+    made = table(
+        "Poisson load: requests, ms to the first token and per token after it", [""], columns
     )
     for arm, own in results.load.items():
-        table.add_row(
+        made.add_row(
             arm,
             str(own.requests),
             f"{own.rate:.2f}",
@@ -95,15 +91,7 @@ def load_table(results: Results) -> Table:
             f"{1e3 * own.tpot_p50:.1f}",
             f"{1e3 * own.tpot_p99:.1f}",
         )
-    return table
-
-
-def _table(title: str, first: str, *columns: str) -> Table:
-    table = Table(title=title)
-    table.add_column(first)
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table
+    return made
 
 
 def _number(value: float | None, form: str) -> str:
@@ -111,18 +99,18 @@ def _number(value: float | None, form: str) -> str:
 
 
 def plot(results: Results, file: Path) -> None:
-    """Tokens per second over the context, and how often ours fits into theirs."""
-    import matplotlib
+    """Draw tokens per second over the context, and our speed over the peers'."""
+    with plotted(file, 2, (13, 4.5)) as (speed, bars):
+        _lines(results, speed)
+        _bars(results, bars)
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    figure, (speed, bars) = pyplot.subplots(1, 2, figsize=(13, 4.5), layout="constrained")
+def _lines(results: Results, axes: Axes) -> None:
     for arm in results.arms():
         own = _speeds(results, arm)
         style = "-" if arm in OURS else "--"
-        speed.plot([c for c, _ in own], [t for _, t in own], style, marker="o", label=arm)
-    speed.set(
+        axes.plot([c for c, _ in own], [t for _, t in own], style, marker="o", label=arm)
+    axes.set(
         xscale="log",
         yscale="log",
         xlabel="tokens of context",
@@ -130,23 +118,19 @@ def plot(results: Results, file: Path) -> None:
         title=f"decode, {results.many} requests",
     )
     contexts = sorted({d.context for d in results.decode})
-    speed.set_xticks(contexts, [f"{n:,}" for n in contexts])
-    speed.minorticks_off()
-    speed.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    _bars(results, bars)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=120)
-    pyplot.close(figure)
+    axes.set_xticks(contexts, [f"{n:,}" for n in contexts])
+    axes.minorticks_off()
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _speeds(results: Results, arm: str) -> list[tuple[int, float]]:
-    """(context, tokens per second) of many requests."""
+    """Return (context, tokens per second) of `results.many` requests."""
     own = (d for d in results.decode if d.arm == arm and d.batch == results.many)
     return sorted((d.context, d.tokens_per_second) for d in own)
 
 
 def _bars(results: Results, axes: Axes) -> None:
-    """Ours over every peer at the headline's context, on a scale of factors."""
+    """Draw our speed over each peer's at the headline's context, as a factor."""
     peers = [
         (peer, theirs)
         for peer in results.peers()

@@ -1,4 +1,4 @@
-"""What was measured, and the ratios that are drawn from it."""
+"""Results of a run, and the ratios between engines."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ OURS = (DENSE, FIFTH, TENTH)
 
 @dataclass(frozen=True, kw_only=True)
 class Decode:
-    """One engine decoding `batch` requests after `context` tokens each.
+    """Decode of `batch` requests at once, after `context` tokens each, by one engine.
 
     Attributes:
         rounds: tokens per second of all requests together, one figure a turn.
-        peak_mib: resident memory at its largest while it decoded.
-        kv_bytes: of all requests.
+        peak_mib: peak resident memory while it decoded.
+        kv_bytes: KV memory of all requests.
     """
 
     arm: str
@@ -36,7 +36,7 @@ class Decode:
 
 @dataclass(frozen=True, kw_only=True)
 class Prefill:
-    """One engine reading one prompt; `rounds` are tokens per second."""
+    """Prefill of one prompt by one engine; `rounds` are tokens per second."""
 
     arm: str
     context: int
@@ -50,16 +50,19 @@ class Prefill:
 
 @dataclass(kw_only=True)
 class Results:
-    """Everything of one run.
+    """Everything that a run measured.
 
     Attributes:
-        headline: context of the ratios at a budget and of prefill.
-        dense_context: of the ratios of the same work.
-        slot_bytes: of one request of a context, by arm; mass and positions included.
-        runners: how ours computed, by arm.
+        headline: context of the ratios at a budget, and of prefill.
+        dense_context: context of the ratios of dense decoding.
+        many: requests at once of the headline.
+        slot_bytes: KV memory of one request, mass and positions included, by context and arm.
+        dense_fp16_bytes: the same of a dense float16 cache, by context.
+        runners: runner of our engine, by arm.
         flat: seconds per token at a fixed budget, by context.
-        load: by arm.
-        missing: engines that gave nothing, and why.
+        load: latencies, by arm.
+        int8_ppl_ratio: perplexity with int8 weights over that with float32.
+        missing: engines that were not measured, and why.
         failures: cells that an engine failed in.
         skipped: cells that there was no time for.
     """
@@ -80,7 +83,7 @@ class Results:
     skipped: list[str] = field(default_factory=list)
 
     def decoded(self, arm: str, batch: int, context: int) -> float | None:
-        """Tokens per second, if that was measured."""
+        """Return tokens per second, or None if that was not measured."""
         found = (d for d in self.decode if (d.arm, d.batch, d.context) == (arm, batch, context))
         return next((d.tokens_per_second for d in found), None)
 
@@ -89,16 +92,19 @@ class Results:
         return next((p.tokens_per_second for p in found), None)
 
     def arms(self) -> list[str]:
-        """All that decoded, in the order in which they did."""
+        """Return the arms that decoded, in that order."""
         return list(dict.fromkeys(d.arm for d in self.decode))
 
     def peers(self, name: str = "") -> list[str]:
-        """Arms that are not ours: all, or those of one engine."""
+        """Return the arms that are not ours: all, or those of one engine."""
         return [arm for arm in self.arms() if arm not in OURS and arm.startswith(name)]
 
 
 def ratios(results: Results, engines: Sequence[str]) -> dict[str, object]:
-    """Ours over theirs; of an engine's arms the fastest counts. None where a side is missing."""
+    """Return our figures over the peers'; None where a side is missing.
+
+    The fastest arm of an engine stands for it.
+    """
     headline, many = results.headline, results.many
 
     def decode(ours: str, peer: str, batch: int, context: int) -> float | None:

@@ -1,43 +1,36 @@
-"""What one run does, in which order, and when it stops."""
+"""One run of the benchmark: its cells, their order, and its end."""
 
 from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from benchmarks.engine.arms import Setting, flat_arms
 from benchmarks.engine.load import Latency, LoadShape
-from benchmarks.engine.measure import (
-    Arm,
-    Clock,
-    Turns,
-    cut,
-    decode_cell,
-    flat_cell,
-    prefill_cell,
-)
+from benchmarks.engine.measure import Arm, Turns, decode_cell, flat_cell, prefill_cell
 from benchmarks.engine.results import DENSE, TENTH, Results
-from llamahome.config import EngineConfig
+from benchmarks.workload import cut
 
-CROWD = 32  # requests from which on memory is short
+CROWD = 32  # requests from which memory is short
 Cells = Mapping[int, Sequence[int]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """How much is done.
+    """Amount of work in a run.
 
     Attributes:
-        headline: context of the ratios at a budget, its cells first.
-        dense_context: of the ratios of the same work.
-        first, rest: contexts and how many requests each; the single figures come in between.
-        prefill_rounds: by context.
+        headline: context of the ratios at a budget; its cells come first.
+        dense_context: context of the ratios of dense decoding.
+        first, rest: requests at once, by context; the single figures come in between.
+        prefill_rounds: rounds of prefill, by context.
         flat_batch: requests of the cells that show whether cost grows with the context.
-        requests: of the load.
-        windows, window: whose perplexity shows what int8 costs.
+        requests: requests of the load.
+        windows, window: texts, and tokens of each, whose perplexity shows what int8 costs.
     """
 
     name: str
@@ -82,7 +75,7 @@ QUICK = Form(
 
 
 class Run:
-    """One run: cells in order of weight, until there is no more time."""
+    """One run: the most important cells first, until `minutes` are over."""
 
     def __init__(
         self,
@@ -96,13 +89,14 @@ class Run:
     ) -> None:
         self.form, self.arms, self.setting, self.ids = form, arms, setting, ids
         self.say = say
-        self.clock = Clock(minutes)
+        self._started = time.monotonic()
+        self._minutes = minutes
         self.results = Results(
             headline=form.headline, dense_context=form.dense_context, many=form.many
         )
 
     def all(self) -> Results:
-        """Everything; engines are ended, whatever happens."""
+        """Measure everything that there is time for; always end the engines."""
         try:
             self.cells(self.form.first)
             self.single_figures()
@@ -127,7 +121,7 @@ class Run:
                     )
 
     def single_figures(self) -> None:
-        """Those of ours alone."""
+        """Measure the figures that concern our engine alone."""
         own = {arm.name: arm for arm in self.arms}
         if self.in_time("cost by context at one budget"):
             budget = self.form.headline // 10
@@ -141,11 +135,13 @@ class Run:
             if self.in_time(f"load, {name}"):
                 self.load(own[name])
 
-    def in_time(self, what: str) -> bool:
-        if self.clock.over:
-            self.results.skipped.append(what)
+    def in_time(self, cell: str) -> bool:
+        """Announce a cell, or note that there is no time for it."""
+        minutes = (time.monotonic() - self._started) / 60
+        if minutes > self._minutes:
+            self.results.skipped.append(cell)
             return False
-        self.say(f"{self.clock.minutes:5.1f} min  {what}")
+        self.say(f"{minutes:5.1f} min  {cell}")
         return True
 
     def slot_bytes(self, context: int) -> None:
@@ -160,9 +156,6 @@ class Run:
         self.results.dense_fp16_bytes[context] = context * fp16_bytes(self.setting.folder)
 
     def int8(self, arm: Arm) -> float | None:
-        if "weights" not in {f.name for f in fields(EngineConfig)}:
-            arm.failures.append("int8 perplexity: the engine has no engine.weights")
-            return None
         windows = [cut(self.ids, self.form.window, n) for n in range(self.form.windows)]
         reply = arm.ask("int8 perplexity", "int8_quality", windows=windows)
         return None if reply is None else float(reply["ratio"])
@@ -171,7 +164,7 @@ class Run:
         shape = LoadShape()
         drawn = random.Random(shape.seed)
         lengths = [drawn.randint(64, shape.longest) for _ in range(self.form.requests)]
-        # Twice the same lengths: once to learn the rate, once under it.
+        # The same lengths twice: once to find the capacity, once at a share of it.
         prompts = [cut(self.ids, length, n) for n, length in enumerate(2 * lengths)]
         reply = arm.ask("load", "load_test", prompts=prompts, shape=asdict(shape))
         if reply is not None:
@@ -179,7 +172,7 @@ class Run:
 
 
 def fp16_bytes(folder: Path) -> int:
-    """Bytes of one token's keys and values in float16, as llama.cpp keeps them."""
+    """Return the bytes of one token's keys and values in float16, as llama.cpp keeps them."""
     config = json.loads((folder / "config.json").read_text())
     width = config["hidden_size"] // config["num_attention_heads"] * config["num_key_value_heads"]
     return 2 * 2 * int(config["num_hidden_layers"]) * int(width)

@@ -1,4 +1,4 @@
-"""The kernels against torch, on a device, at sizes that the tests are too small for."""
+"""Kernels compared with torch on a device, at larger sizes than the tests."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def check_kernels(
     capacity: int = 1000,
     compactions: int = 100,
 ) -> dict[str, float]:
-    """The largest difference of each kernel from torch in float32, over all shapes and dtypes.
+    """Return each kernel's largest difference from torch in float32, over all shapes and dtypes.
 
     Raises:
-        AssertionError: for one beyond the tolerance of its dtype.
+        AssertionError: for a difference beyond the tolerance of its dtype.
     """
     worst = {"decode": 0.0, "decode_mass": 0.0, "chunk": 0.0, "chunk_mass": 0.0, "compact": 0.0}
     for dtype, tolerance in TOLERANCE.items():
@@ -40,7 +40,7 @@ def check_kernels(
                     assert difference <= tolerance, (name, dtype, dim, per_group, difference)
                     worst[name] = max(worst[name], difference)
     for seed in range(compactions):
-        # Moving in place is exact or a race; a race shows once in a while.
+        # Moving in place is exact unless there is a race, which shows only now and then.
         difference = _compaction(device, implementation, capacity, DIMS[seed % 4], seed)
         assert difference == 0, ("compact", seed, difference)
     return worst

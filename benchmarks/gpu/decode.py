@@ -1,11 +1,11 @@
-"""Decode on a GPU: the kernels checked against torch, then timed against the memory's bandwidth.
+"""Decode on a GPU: kernels checked against torch, then timed against the memory's bandwidth.
 
     python -m benchmarks.gpu.decode [--model llama-1b] [--batch 8] [--held 4096]
 
-Needs torch, transformers, triton and a GPU; no Ray. A decode step must at least read every weight,
-and every key and value that its queries see, and read and write their mass: those bytes over the
-bandwidth that a large copy reaches, in the same run, are the bound. Slots are filled at random,
-since what they hold does not change the time. The last line is one JSON object. Without a GPU it
+It needs torch, transformers, Triton and a GPU; no Ray. A decode step must at least read every
+weight and every key and value that its queries see, and read and write their mass. The bound is
+those bytes over the bandwidth of a large copy in the same run. Slots are filled at random, since
+their contents do not change the time. The last line is one JSON object. Without a GPU the program
 says so and exits with 2.
 """
 
@@ -22,9 +22,9 @@ from dataclasses import asdict, dataclass
 import torch
 import transformers
 from rich.console import Console
-from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from benchmarks.draw import table
 from benchmarks.gpu.checks import check_kernels
 from llamahome.attention import build_policy
 from llamahome.attention.kernels import KVRecord, decode_attend
@@ -35,21 +35,20 @@ from llamahome.engine.runners.cuda_graphs import DecodeGraphs
 from llamahome.engine.runners.torch import TorchRunner
 from llamahome.models import load_model
 
-# hidden, intermediate, layers, heads, KV heads of Llama 3.2 1B and Llama 3.1 8B; weights at random.
+# Llama 3.2 1B and Llama 3.1 8B: hidden, intermediate, layers, heads, KV heads. Weights at random.
 SHAPES = {"llama-1b": (2048, 8192, 16, 32, 8), "llama-8b": (4096, 14336, 32, 32, 8)}
 INTERVAL = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Of one way to decode.
+    """Time of one way to decode.
 
     Attributes:
-        arm: which.
-        milliseconds: a step, the median; one in `INTERVAL` steps compacts, its share included.
-        tokens_per_second: of all rows.
-        gigabytes_per_second: the bytes of the bound over the time.
-        of_bound: the same, as a share of what a copy reaches.
+        milliseconds: median time of a step, with its share of the compaction every `INTERVAL`.
+        tokens_per_second: of all rows together.
+        gigabytes_per_second: bytes of the bound over the time.
+        of_bound: the same, over the bandwidth of a copy.
     """
 
     arm: str
@@ -60,7 +59,7 @@ class Timing:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="llama-1b", help=f"{', '.join(SHAPES)}, or a name")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--held", type=int, default=4096, help="entries kept per KV head")
@@ -93,7 +92,7 @@ def main() -> int:
 
 
 def seconds_of(work: Callable[[], object], repeats: int = 20) -> float:
-    """The median time of one call on the GPU."""
+    """Return the median time of one call on the GPU."""
     work()
     torch.cuda.synchronize()
     times: list[float] = []
@@ -108,7 +107,7 @@ def seconds_of(work: Callable[[], object], repeats: int = 20) -> float:
 
 
 def copy_bandwidth() -> float:
-    """Bytes a second, read and written, of a copy of 1 GiB."""
+    """Return the bytes per second, read and written, of a copy of 1 GiB."""
     source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     moved: int = source.nbytes + target.nbytes
@@ -117,7 +116,7 @@ def copy_bandwidth() -> float:
 
 
 def build_model(name: str) -> PreTrainedModel:
-    """A model in bfloat16 on the GPU."""
+    """Load or make a model in bfloat16 on the GPU."""
     if name not in SHAPES:
         return load_model(ModelConfig(name=name, dtype="bfloat16"), device="cuda").model
     hidden, intermediate, layers, heads, kv_heads = SHAPES[name]
@@ -140,7 +139,7 @@ def build_model(name: str) -> PreTrainedModel:
 
 
 def time_attention(batch: int, held: int, bandwidth: float) -> list[Timing]:
-    """Decode attention alone, of a layer of 8 KV heads of 128 and groups of 4."""
+    """Time the attention of one layer: 8 KV heads of 128, groups of 4."""
     groups, dim = 8, 128
     query = torch.randn(batch, 4 * groups, 1, dim, dtype=torch.bfloat16, device="cuda")
     keys = torch.randn(batch, groups, held, dim, dtype=torch.bfloat16, device="cuda")
@@ -183,7 +182,7 @@ def time_attention(batch: int, held: int, bandwidth: float) -> list[Timing]:
 def time_decode(
     model: PreTrainedModel, batch: int, held: int, repeats: int, bandwidth: float
 ) -> list[Timing]:
-    """Whole steps, a chunk at a time; the arms take turns. The last arm is the fast path."""
+    """Time whole steps, a chunk at a time, the arms in turns; the last arm is the fast path."""
     policy = build_policy(
         PolicyConfig(budget=held, sink=4, recent=held // 2, interval=INTERVAL, decay=256)
     )
@@ -215,7 +214,7 @@ def time_decode(
 
 
 def fill(runner: TorchRunner, held: int) -> None:
-    """Entries at random, as if each slot had seen four budgets of tokens."""
+    """Fill slots at random, as if each had seen four budgets of tokens."""
     for plane in runner.slots.planes:
         assert isinstance(plane, TorchPlane)
         plane.kv.keys.normal_()
@@ -225,7 +224,7 @@ def fill(runner: TorchRunner, held: int) -> None:
 
 
 def chunk_seconds(decode: Callable[[], object]) -> float:
-    """A step's share of a whole chunk, its compaction included."""
+    """Return the time of a whole chunk and its compaction, per step."""
     torch.cuda.synchronize()
     start = time.perf_counter()
     for _ in range(INTERVAL):
@@ -235,7 +234,7 @@ def chunk_seconds(decode: Callable[[], object]) -> float:
 
 
 def step_bytes(model: PreTrainedModel, planes: list[TorchPlane], batch: int, held: int) -> int:
-    """Bytes that a step cannot do without: weights once, then what each row sees."""
+    """Return the bytes that a step must move: every weight once, then what each row sees."""
     tied = model.config.tie_word_embeddings
     moved = 0
     for name, parameter in model.named_parameters():
@@ -262,18 +261,17 @@ def timing(arm: str, seconds: float, batch: int, moved: int, bandwidth: float) -
 
 
 def show(timings: list[Timing], bandwidth: float) -> None:
-    table = Table(title=f"{torch.cuda.get_device_name()}, copy {bandwidth / 1e9:.0f} GB/s")
-    for column in ("", "ms", "tokens/s", "GB/s", "of the bound"):
-        table.add_column(column, justify="left" if not column else "right")
+    title = f"{torch.cuda.get_device_name()}, copy {bandwidth / 1e9:.0f} GB/s"
+    shown = table(title, [""], ["ms", "tokens/s", "GB/s", "of the bound"])
     for each in timings:
-        table.add_row(
+        shown.add_row(
             each.arm,
             f"{each.milliseconds:.3f}",
             f"{each.tokens_per_second:.0f}",
             f"{each.gigabytes_per_second:.0f}",
             f"{each.of_bound:.0%}",
         )
-    Console().print(table)
+    Console().print(shown)
 
 
 if __name__ == "__main__":

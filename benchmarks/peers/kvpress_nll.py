@@ -1,7 +1,7 @@
-"""Runs in kvpress's own environment: perplexity after a prompt that each press has compressed.
+"""Perplexity after a prompt that each of kvpress's presses has compressed.
 
-Reads {"model", "prompt_tokens", "windows", "entries"} as JSON, writes a list of
-{"press", "entries", "nll"}. Imports nothing of LlamaHome.
+It runs in kvpress's own environment and imports nothing of LlamaHome. It reads {"model",
+"prompt_tokens", "windows", "entries"} as JSON, and writes a list of {"press", "entries", "nll"}.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PRESSES = {
 
 @torch.inference_mode()
 def score(model: torch.nn.Module, ids: torch.Tensor, prompt: int, press: object) -> float:
-    """Mean NLL of the tokens after the prompt, all of them read from the compressed cache."""
+    """Return the mean NLL of the tokens after the prompt, given the compressed cache."""
     cache = DynamicCache()
     with press(model):
         model.model(ids[None, :prompt], past_key_values=cache)
@@ -35,7 +35,7 @@ def score(model: torch.nn.Module, ids: torch.Tensor, prompt: int, press: object)
     logits = model(
         ids[None, prompt:],
         past_key_values=cache,
-        # Keys stay rotated for their place in the text; the mask counts what is held.
+        # Keys stay rotated for their place in the text; the mask counts the entries held.
         position_ids=torch.arange(prompt, len(ids))[None],
         cache_position=torch.arange(held, held + rest),
     ).logits[0]
@@ -47,7 +47,7 @@ def main() -> None:
     asked = json.load(sys.stdin)
     prompt = asked["prompt_tokens"]
     results = []
-    # Observed attention needs the probabilities, which only eager attention gives.
+    # ObservedAttentionPress needs the probabilities, which only eager attention returns.
     for attention in ("sdpa", "eager"):
         model = AutoModelForCausalLM.from_pretrained(
             asked["model"], attn_implementation=attention, dtype=torch.float32

@@ -1,7 +1,7 @@
-"""kvpress: a prompt compressed once after it was read, then transformers' own decoding.
+"""kvpress: a prompt compressed once after its prefill, then transformers' own decoding.
 
-Runs in an environment of its own. SnapKV is its press that gives the probabilities of the last
-queries without holding those of all; the cache grows again from there.
+It runs in an environment of its own. Its SnapKV press needs the probabilities of the last queries
+only, so it fits into memory. The cache grows again while decoding.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class KVPress:
 
     def _step(self) -> None:
         held = self._cache.get_seq_length()
-        # Keys stay rotated for their place in the text; the mask counts what is held.
+        # Keys stay rotated for their place in the text; the mask counts the entries held.
         output = self.model(
             self._tokens,
             past_key_values=self._cache,

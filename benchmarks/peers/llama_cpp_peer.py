@@ -1,8 +1,8 @@
-"""llama.cpp through llama-cpp-python's low-level batches. Runs in an environment of its own.
+"""llama.cpp through llama-cpp-python's low-level batches, in an environment of its own.
 
-Every request is a sequence with a cache of its own (`kv_unified` off: in one for all, each token
-would also walk the others' cells), float16 as llama.cpp keeps it. One prompt is read, and its cells
-copied to every sequence. Flash attention is on or off as `load` finds faster.
+Every request is a sequence with its own float16 cache. (`kv_unified` is off: in a cache for all,
+each token would also walk the cells of the others.) One prompt is read, and its cells are copied to
+every sequence. Flash attention is on or off, whichever is faster when the model is loaded.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from protocol import Reply, serve, timed_steps
 BATCH = 2048  # tokens of one llama_decode
 ROOM = 256  # cells beyond the prompt
 FLASH = (lib.LLAMA_FLASH_ATTN_TYPE_ENABLED, lib.LLAMA_FLASH_ATTN_TYPE_DISABLED)
-KV_BYTES = 2  # of one float16
+KV_BYTES = 2  # float16
 
 
 class LlamaCpp:
-    """
+    """llama.cpp under measurement.
+
     Args:
         gguf: the weights as they ship.
-        q8_0: where to keep them requantised, which are then run instead; None runs `gguf`.
+        q8_0: file for the weights as Q8_0, which then run; None runs `gguf`.
         probe: a prompt on which flash attention is tried.
     """
 
@@ -39,7 +40,7 @@ class LlamaCpp:
         self.threads = threads
         self._batch = lib.llama_batch_init(BATCH, 0, 1)
         self._ctx = None
-        self._unused: list[int] | None = None  # a prompt just read, whose cache may be taken
+        self._unused: list[int] | None = None  # the last prefill, whose cache may be used
         self.flash = min(FLASH, key=lambda flash: self._try(flash, probe))
 
     def prefill(self, prompt: list[int]) -> Reply:
@@ -75,7 +76,7 @@ class LlamaCpp:
         return {}
 
     def _open(self, sequences: int, length: int) -> None:
-        """A context of its own per measurement, no larger than needed."""
+        """Open a new context, no larger than needed."""
         self.drop()
         params = lib.llama_context_default_params()
         params.n_ctx = sequences * (-(-(length + ROOM) // 256) * 256)
@@ -89,7 +90,7 @@ class LlamaCpp:
             raise MemoryError(f"llama.cpp has no context of {params.n_ctx} cells for us")
 
     def _try(self, flash: int, probe: list[int]) -> float:
-        """Seconds per token of decoding four requests."""
+        """Return seconds per step of decoding four requests."""
         self.flash = flash
         self.fill([probe] * 4)
         steps = timed_steps(self._step, 8, 60.0)
@@ -131,7 +132,7 @@ class LlamaCpp:
 
 
 def requantised(gguf: str, q8_0: str) -> str:
-    """The weights as Q8_0, made once."""
+    """Return the file of the weights as Q8_0; make it the first time."""
     if not Path(q8_0).is_file():
         params = lib.llama_model_quantize_default_params()
         params.ftype = lib.LLAMA_FTYPE_MOSTLY_Q8_0

@@ -1,8 +1,8 @@
-"""What every engine under measurement speaks: one JSON object a line, in and out.
+"""Protocol of an engine under measurement: one JSON object a line, in and out.
 
-Asked {"cmd": "load" | "prefill" | "fill" | "decode" | "drop", ...}, an engine answers with one
-object, to which its peak memory during that command is added. Imports nothing but Python's own, as
-each peer lives in an environment of its own. A peer that fails ends, with the error on stderr.
+A command is {"cmd": "load" | "prefill" | "fill" | "decode" | "drop", ...}; the reply is one object,
+with the peak memory during that command. The file imports the standard library only, since each
+peer runs in an environment of its own. A peer that fails ends, with the error on stderr.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-WARM_UP = 2  # untimed steps before the timed ones: the others have used the caches since
+WARM_UP = 2  # untimed steps before the timed ones: other engines have used the CPU caches since
 
 Reply = dict[str, Any]
 
 
 class Measured(Protocol):
-    """An engine under measurement. Prompts are token ids; the same for everyone."""
+    """An engine under measurement. Prompts are token ids, the same for all engines."""
 
     def prefill(self, prompt: list[int]) -> Reply:
-        """Read a prompt that is not known yet: {"seconds"} until its next token is there."""
+        """Read a new prompt; return {"seconds"} until its next token is known."""
 
     def fill(self, prompts: list[list[int]]) -> Reply:
-        """Take as many requests as prompts to the point where all of them decode: {"kv_bytes"}."""
+        """Read a prompt for each request, until all of them decode; return {"kv_bytes"}."""
 
     def decode(self, max_steps: int, seconds: float) -> Reply:
-        """{"steps"}: seconds of each step, which gives every request one token."""
+        """Return {"steps"}: seconds of each step, which gives every request one token."""
 
     def drop(self) -> Reply:
         """Forget the requests and their caches."""
 
 
 def serve(load: Callable[..., Measured]) -> None:
-    """Answer until stdin ends. The first command is `load`, its arguments are the engine's own."""
+    """Answer until stdin ends. The first command is `load`, with the arguments of `load` here."""
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print must not lie between the replies
+    os.dup2(2, 1)  # so that nothing that a library prints comes between the replies
     engine: Measured | None = None
     for line in sys.stdin:
         asked = json.loads(line)
@@ -55,7 +55,7 @@ def serve(load: Callable[..., Measured]) -> None:
 
 
 def timed_steps(step: Callable[[], object], max_steps: int, seconds: float) -> list[float]:
-    """Seconds of each step, until there are enough steps or they took long enough."""
+    """Return the seconds of each step, until there are `max_steps` or they took `seconds`."""
     for _ in range(WARM_UP):
         step()
     took: list[float] = []
@@ -67,12 +67,12 @@ def timed_steps(step: Callable[[], object], max_steps: int, seconds: float) -> l
 
 
 def reset_peak() -> None:
-    """Start the high-water mark of resident memory anew (Linux: proc(5), clear_refs)."""
+    """Reset the peak of resident memory (Linux: proc(5), clear_refs)."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_mib() -> float:
-    """Resident memory at its largest since `reset_peak`."""
+    """Return the peak of resident memory since `reset_peak`."""
     status = Path("/proc/self/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024

@@ -1,6 +1,6 @@
 """transformers: float32, sdpa, DynamicCache, the loop of `generate` without its bookkeeping.
 
-Runs in LlamaHome's own environment. One prompt is read, and its cache copied to every request.
+It runs in LlamaHome's own environment. One prompt is read, and its cache copied to every request.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Transformers:
         self._tokens = self._forward(self._tokens, self._cache)
 
     def _forward(self, ids: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
-        """The greedy next token (B, 1) after ids (B, T)."""
+        """Return the greedy next token (B, 1) after ids (B, T)."""
         logits = self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
         return logits[:, -1].argmax(-1, keepdim=True)
 

@@ -1,8 +1,8 @@
-"""vLLM's CPU build, its engine stepped in this process. Runs in an environment of its own.
+"""vLLM's CPU build, its engine stepped in this process, in an environment of its own.
 
-Every request has a prompt of its own, so that no two share blocks of the cache; the prompts are
-read first, and found again by prefix caching, so that all requests begin to decode together.
-Eager, since compiling took 100 s and gave no decoding speed and 3 % in prefill where it was tried.
+Every request has its own prompt, so that no two share blocks of the cache. The prompts are read
+first and found again by prefix caching, so that all requests begin to decode together. It runs
+eagerly: in a trial, compiling took 100 s and gained nothing in decode and 3 % in prefill.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from protocol import Reply, serve, timed_steps
 from vllm import LLM, SamplingParams
 
-# More than is ever decoded, so that no request ends in the middle.
+# More tokens than any cell decodes, so that no request ends before.
 LONG = SamplingParams(temperature=0, max_tokens=1024, ignore_eos=True)
 ONE = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True)
 SEQUENCES = 32
@@ -26,7 +26,7 @@ class VLLM:
             dtype=dtype,
             enforce_eager=True,
             max_model_len=16384,
-            # Speed is measured at the end of the trained context, where some more must fit.
+            # Cells at the end of the trained context decode a little beyond it.
             hf_overrides={"max_position_embeddings": 16384},
             max_num_seqs=SEQUENCES,
             enable_prefix_caching=True,
@@ -47,7 +47,7 @@ class VLLM:
         self._running = [next(self._names) for _ in prompts]
         for name, ids in zip(self._running, prompts, strict=True):
             engine.add_request(name, {"prompt_token_ids": ids}, LONG)
-        # From then on they all decode; until then some may be read in a later step than others.
+        # Some prefills may end a step later than others; from here on all requests decode.
         begun: set[str] = set()
         while len(begun) < len(prompts):
             begun |= {output.request_id.split("-")[0] for output in engine.step()}

@@ -1,19 +1,18 @@
-"""docs/quality.md, made anew from a result of `python -m benchmarks.quality --long`.
-
-python -m benchmarks.quality.report benchmarks/results/quality-long-2026-11-24.json
-"""
+"""docs/quality.md: the page of a result of `python -m benchmarks.quality --long`."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import statistics
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.quality.__main__ import REPORT, interval
+from benchmarks.draw import plotted
+from benchmarks.quality.figures import interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Result = dict[str, Any]
 TARGETS: dict[str, tuple[str, str, Callable[[float], bool]]] = {
@@ -41,18 +40,17 @@ What an eviction policy costs a model, and what training under it is worth. Meas
 `{command}` ({machine}; {seeds} seeds of {steps} steps); this page is written by that command.
 
 SmolLM2-135M-Instruct is fine-tuned twice with the same data, steps and seeds: dense, and under the pattern that
-`llamahome calibrate --budget 0.1` proposes ({full} KV heads keep everything, {rest} entries for each other one).
-It learns rows of *Emma* with facts strewn in (`data=retrieval`); a quarter of the hybrid arm's steps are dense.
+`llamahome calibrate --budget 0.1` proposes ({full} KV heads keep everything, the others {rest} entries each).
+It learns samples of *Emma* with facts inserted (`data=retrieval`); a quarter of the hybrid arm's steps are dense.
 Both are then served dense and evicting, on windows of {context} tokens of *Persuasion*, through the cache that
-serves. "10 %" and "20 %" are KV entries, an average over heads, of {context}; `pattern` has the same total as
-`h2o`. "Dense" is always the model trained dense, served dense. ± is the 95 % interval over seeds.
+serves. "10 %" and "20 %" are the KV entries of {context} tokens, averaged over heads; `pattern` has the same total
+as `h2o`. "Dense" is always the model trained dense, served dense. ± is the 95 % interval over seeds.
 """
 
 
 def write_report(result: Result, file: Path) -> Path:
-    """Write the page and, beside it, its pictures."""
+    """Write the page to `file`, and its plot to `images/quality.png` in the same folder."""
     picture = file.parent / "images" / "quality.png"
-    picture.parent.mkdir(exist_ok=True)
     _plot(result, picture)
     parts = [_head(result), _claims(result), f"![quality against budget](images/{picture.name})\n"]
     parts += [_table(result, task) for task in ("perplexity", "needle")]
@@ -111,41 +109,24 @@ def _cell(rows: list[Result]) -> str:
 
 
 def _plot(result: Result, file: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(
-        1, 3, figsize=(13, 3.8), layout="constrained", sharey=True, sharex=True
-    )
     rows = [row for row in result["served"] if row["task"] == "perplexity"]
-    for axis, (model, title) in zip(axes, MODELS.items(), strict=True):
-        own = [row for row in rows if row["model"] == model]
-        for policy in dict.fromkeys(row["policy"] for row in own if row["policy"] != "full"):
-            line = sorted((r for r in own if r["policy"] == policy), key=lambda r: r["kv_share"])
-            axis.plot(
-                [row["kv_share"] for row in line],
-                [statistics.fmean(math.exp(nll) for nll in row["nll"]) for row in line],
-                marker="o",
-                label=policy,
-            )
-        (dense,) = (row for row in own if row["policy"] == "full")
-        level = statistics.fmean(math.exp(nll) for nll in dense["nll"])
-        axis.axhline(level, color="grey", linestyle="--", label="dense")
-        axis.set(title=title, xlabel="KV entries held, as a share of dense", xscale="log")
-        axis.legend(fontsize="small")
-    axes[0].set_ylabel("perplexity")
-    figure.savefig(file, dpi=110)
-    pyplot.close(figure)
+    with plotted(file, len(MODELS), (13, 3.8), sharey=True, sharex=True) as axes:
+        for axis, (model, title) in zip(axes, MODELS.items(), strict=True):
+            _panel([row for row in rows if row["model"] == model], title, axis)
+        axes[0].set_ylabel("perplexity")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("result", type=Path)
-    result = json.loads(parser.parse_args().result.read_text())
-    print(f"report in {write_report(result, REPORT)}")
+def _panel(rows: list[Result], title: str, axis: Axes) -> None:
+    """Draw the perplexity of one model over what each policy holds."""
+    for policy in dict.fromkeys(row["policy"] for row in rows if row["policy"] != "full"):
+        line = sorted((r for r in rows if r["policy"] == policy), key=lambda r: r["kv_share"])
+        shares, levels = [row["kv_share"] for row in line], [_perplexity(row) for row in line]
+        axis.plot(shares, levels, marker="o", label=policy)
+    (dense,) = (row for row in rows if row["policy"] == "full")
+    axis.axhline(_perplexity(dense), color="grey", linestyle="--", label="dense")
+    axis.set(title=title, xlabel="KV entries held, as a share of dense", xscale="log")
+    axis.legend(fontsize="small")
 
 
-if __name__ == "__main__":
-    main()
+def _perplexity(row: Result) -> float:
+    return statistics.fmean(math.exp(nll) for nll in row["nll"])

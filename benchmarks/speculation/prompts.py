@@ -1,4 +1,4 @@
-"""Four kinds of prompts out of texts that ship."""
+"""Four kinds of prompts, made of texts that ship."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.engine.measure import cut
-from benchmarks.engine.ours import DENSE, evicting
+from benchmarks.workload import DENSE, cut, evicting
 from llamahome.config import PolicyConfig
 from llamahome.evaluation.text import load_text
 
 QUESTIONS = Path(__file__).parents[2] / "datasets" / "wordnet_eval.jsonl"
-SHARE, LEAST = 0.2, 128  # of the context that is kept; no less than two chunks
+SHARE, LEAST = 0.2, 128  # budget as a share of the context; at least two chunks
 Prompts = dict[str, list[list[int]]]
 
 
 def make_prompts(tokenizer: PreTrainedTokenizerFast, number: int, passage: int) -> Prompts:
-    """`number` of each kind, out of texts that ship; the long ones are `passage` tokens of one."""
+    """Make `number` prompts of each kind; passages of the novel have `passage` tokens."""
     novel = load_text("persuasion")
     ids: list[int] = tokenizer.encode(novel, add_special_tokens=False, verbose=False)
     passages = [cut(ids, passage, 7 * i + 1) for i in range(number)]

@@ -1,4 +1,4 @@
-"""Requests that end in any way leave nothing behind; `make soak` is the long form."""
+"""Requests leave nothing behind, however they end; `make soak` is the long form."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_three_hundred_requests_leave_nothing_behind() -> None:
     assert counts.finished + counts.cancelled + counts.stopped == 300
 
 
-def test_what_is_left_behind_is_found() -> None:
+def test_slots_queue_and_growth_are_reported_as_leaks() -> None:
     engine = tiny_engine()
     engine.submit("stays", [1, 2, 3], SamplingParams(max_tokens=9, ignore_eos=True))
     engine.step()

@@ -1,18 +1,19 @@
-"""Turns, failures and time: engines under measurement that are no engines."""
+"""Turns and failures, with fake engines."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.engine.measure import Arm, Turns, cut, decode_cell, prefill_cell
-from benchmarks.engine.peers import PeerError
+from benchmarks.engine.measure import Arm, Turns, decode_cell, prefill_cell
+from benchmarks.process import PeerError
+from benchmarks.workload import cut
 
 IDS = list(range(10_000))
 TURNS = Turns(rounds=3, steps=4, seconds=1.0)
 
 
 class Fake:
-    """A process that answers at once; `fails` names the command it does not survive."""
+    """A process that answers at once; `fails` names the command that ends it."""
 
     def __init__(self, log: list[str], name: str, *, fails: str = "") -> None:
         self.log, self.name, self.fails = log, name, fails
@@ -50,7 +51,7 @@ def test_engines_take_turns_once_all_are_filled() -> None:
     ]
 
 
-def test_an_engine_that_fails_in_a_cell_is_started_anew_for_the_next() -> None:
+def test_an_engine_that_fails_in_a_cell_restarts_for_the_next() -> None:
     log: list[str] = []
     good, bad = _arm(log, "good"), _arm(log, "bad", fails="decode")
     assert [own.arm for own in decode_cell([bad, good], 1, 100, IDS, TURNS)] == ["good"]

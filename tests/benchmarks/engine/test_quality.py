@@ -1,4 +1,4 @@
-"""Perplexity as the engine says it, against the model's own."""
+"""Perplexity from the engine's log probabilities, against the model's own."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from llamahome.engine import Engine
 
 
 def _engine(model: LlamaForCausalLM) -> Engine:
-    dense = PolicyConfig(name="full", budget=None)
+    dense = PolicyConfig.dense()
     return Engine(model, build_policy(dense), EngineConfig(slots=2, max_length=64, runner="torch"))
 
 
-def test_nll_is_that_of_the_model(tiny_llama: LlamaForCausalLM) -> None:
+def test_nll_equals_the_models_cross_entropy(tiny_llama: LlamaForCausalLM) -> None:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, 256, (3, 40), generator=generator)
     engine = _engine(tiny_llama)
@@ -28,7 +28,7 @@ def test_nll_is_that_of_the_model(tiny_llama: LlamaForCausalLM) -> None:
     torch.testing.assert_close(found, float(expected), rtol=1e-4, atol=1e-4)
 
 
-def test_an_engine_has_its_own_perplexity(tiny_llama: LlamaForCausalLM) -> None:
+def test_an_engine_over_itself_is_1(tiny_llama: LlamaForCausalLM) -> None:
     windows = [[9, 8, 7, 6, 5], [20, 30, 40, 50, 60]]
     engine = _engine(tiny_llama)
     assert abs(perplexity_ratio(engine, engine, windows) - 1) < 1e-5

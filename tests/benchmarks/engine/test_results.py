@@ -1,4 +1,4 @@
-"""The ratios of the engine benchmark, from figures that are known."""
+"""Ratios, tables and the plot of the engine benchmark, from known figures."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _results() -> Results:
     )
 
 
-def test_ratios_are_ours_over_the_fastest_arm_of_an_engine_by_medians() -> None:
+def test_ratios_are_ours_over_the_median_of_an_engines_fastest_arm() -> None:
     found = ratios(_results(), ("llama_cpp", "vllm_cpu", "transformers"))
     assert found == {
         "decode_ratio": {"llama_cpp": 20.0, "vllm_cpu": None, "transformers": 40.0},
@@ -59,7 +59,7 @@ def test_ratios_are_ours_over_the_fastest_arm_of_an_engine_by_medians() -> None:
     }
 
 
-def test_tables_say_what_was_and_what_was_not_measured() -> None:
+def test_the_tables_show_figures_and_name_what_is_missing() -> None:
     console = Console(record=True, width=160)
     show(_results(), console)
     said = console.export_text()
@@ -69,17 +69,17 @@ def test_tables_say_what_was_and_what_was_not_measured() -> None:
 
 
 @pytest.mark.parametrize(("percent", "expected"), [(0, 1.0), (50, 2.5), (99, 3.97), (100, 4.0)])
-def test_percentiles_lie_between_neighbours(percent: float, expected: float) -> None:
+def test_percentiles_interpolate_between_neighbours(percent: float, expected: float) -> None:
     assert percentile([4.0, 1.0, 3.0, 2.0], percent) == pytest.approx(expected)
 
 
-def test_arrivals_are_those_of_the_seed_and_of_the_rate() -> None:
+def test_arrivals_follow_the_seed_and_the_rate() -> None:
     times = arrivals(4000, rate=20.0, seed=1)
     assert times == arrivals(4000, rate=20.0, seed=1)
     assert times == sorted(times)
     assert times[-1] == pytest.approx(200.0, rel=0.05)
 
 
-def test_the_plot_is_drawn_without_the_engines_that_are_missing(tmp_path: Path) -> None:
+def test_the_plot_leaves_out_missing_engines(tmp_path: Path) -> None:
     plot(_results(), tmp_path / "images" / "engine.png")
     assert (tmp_path / "images" / "engine.png").stat().st_size > 1000

@@ -1,11 +1,11 @@
-"""What prompt lookup gains is told only of answers that it did not change."""
+"""Gains of prompt lookup count only where it changes no answer."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from benchmarks.speculation.__main__ import distinct, make_engine, measure
+from benchmarks.speculation.measure import distinct, make_engine, measure
 from llamahome.engine import Engine
 from tests.engine.random_models import random_llama, tokens_of
 
@@ -19,7 +19,7 @@ def _engine(drafts: int, *, other: bool = False) -> Engine:
     return make_engine(model, 2, "dense", 128, drafts)
 
 
-def test_a_gain_is_of_all_prompts() -> None:
+def test_a_gain_covers_all_prompts_of_a_kind() -> None:
     gain = measure((_engine(0), _engine(7)), "loops", PROMPTS, "dense", 2, 30)
     assert (gain.requests, gain.kind) == (2, "loops")
     assert min(gain.plain, gain.drafting, gain.speedup) > 0
@@ -27,11 +27,11 @@ def test_a_gain_is_of_all_prompts() -> None:
     assert 0 <= gain.accepted <= 1
 
 
-def test_an_answer_that_guesses_changed_is_an_error() -> None:
-    with pytest.raises(RuntimeError, match="guesses changed an answer"):
+def test_drafts_that_change_an_answer_are_an_error() -> None:
+    with pytest.raises(RuntimeError, match="drafts changed an answer"):
         measure((_engine(0), _engine(7, other=True)), "loops", PROMPTS, "dense", 2, 30)
 
 
-def test_answers_that_go_in_circles_are_less_distinct() -> None:
+def test_answers_that_repeat_themselves_are_less_distinct() -> None:
     assert distinct(list(range(12))) == 1
     assert distinct([1, 2] * 6) == pytest.approx(0.2)

@@ -1,0 +1,113 @@
+"""LlamaHome of some checkout, for benchmarks/before_after.py: prefill, decode, a training step.
+
+PYTHONPATH says which checkout. Only names that a user imports appear here, since two checkouts may
+differ in all others; policies arrive as fields of PolicyConfig.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from protocol import Reply, serve, timed_steps
+
+import llamahome
+from llamahome.attention import HybridAttention, build_policy
+from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
+from llamahome.engine import Engine, SamplingParams
+from llamahome.models import load_model
+
+ROOM = 2048  # tokens of an answer that are never reached
+
+
+class Checkout:
+    def __init__(self, root: str, threads: int) -> None:
+        found = Path(llamahome.__file__).resolve()
+        if not found.is_relative_to(root):
+            raise RuntimeError(f"imports {found}, not the llamahome of {root}")
+        torch.set_num_threads(threads)
+        self.threads = threads
+        self.model = load_model(ModelConfig()).model
+        self._engine: Engine | None = None
+        self._names: list[str] = []
+        self._digest = hashlib.sha256()
+
+    def open(self, policy: dict[str, Any], requests: int, length: int) -> Reply:
+        """Open an engine for so many requests of `length` tokens, its weights packed."""
+        config = EngineConfig(
+            slots=requests,
+            max_length=length + ROOM,
+            max_queued=requests,
+            max_queued_tokens=requests * length,
+            num_threads=self.threads,
+            draft_tokens=0,
+            snapshot_bytes=0,
+        )
+        self._engine = Engine(self.model, build_policy(PolicyConfig(**policy)), config)
+        return {"runner": self._engine.stats().runner}
+
+    def fill(self, prompts: list[list[int]]) -> Reply:
+        """Cancel all requests, and read these prompts until each has its first token."""
+        assert self._engine is not None
+        for name in self._names:
+            self._engine.cancel(name)
+        self._names = [str(number) for number in range(len(prompts))]
+        params = SamplingParams(max_tokens=ROOM, ignore_eos=True)
+        started = time.perf_counter()
+        for name, prompt in zip(self._names, prompts, strict=True):
+            self._engine.submit(name, prompt, params)
+        begun: set[str] = set()
+        while len(begun) < len(prompts):
+            begun |= self._step()
+        return {"seconds": time.perf_counter() - started}
+
+    def decode(self, steps: int) -> Reply:
+        """Decode so many steps; the mean, since one of them compacts."""
+        return {"seconds": statistics.fmean(timed_steps(self._decode, steps, float("inf")))}
+
+    def drop(self) -> Reply:
+        """Close the engine; the digest is of every token that it gave."""
+        assert self._engine is not None
+        self._engine.close()
+        self._engine = None
+        self._names = []
+        digest, self._digest = self._digest.hexdigest()[:16], hashlib.sha256()
+        return {"digest": digest}
+
+    def train(self, policy: dict[str, Any], prompt: list[int]) -> Reply:
+        """Compute one loss and its gradients with hybrid attention."""
+        ids = torch.tensor([prompt])
+        attention = HybridAttention(build_policy(PolicyConfig(**policy)), self.model)
+        attention.attach(self.model)
+        started = time.perf_counter()
+        loss = self.model(
+            input_ids=ids,
+            position_ids=attention.position_ids(ids),
+            labels=ids,
+            use_cache=False,
+            hybrid=attention,
+        ).loss
+        loss.backward()
+        seconds = time.perf_counter() - started
+        self.model.zero_grad(set_to_none=True)
+        return {"seconds": seconds, "digest": float(loss).hex()}
+
+    def _decode(self) -> None:
+        given = self._step()
+        if len(given) != len(self._names):
+            raise RuntimeError(f"a step gave {len(given)} of {len(self._names)} requests a token")
+
+    def _step(self) -> set[str]:
+        assert self._engine is not None
+        deltas = self._engine.step()
+        for delta in deltas:
+            self._digest.update(f"{delta.request_id}:{delta.token} ".encode())
+        return {delta.request_id for delta in deltas}
+
+
+if __name__ == "__main__":
+    serve(Checkout)
