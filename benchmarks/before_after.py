@@ -34,7 +34,7 @@ from benchmarks.workload import DENSE, cut, evicting, novel_ids
 from llamahome.config import PolicyConfig
 
 REQUESTS = (1, 8)
-STEPS = 64  # of a turn of decoding: one of them compacts
+STEPS = 64  # steps per turn of decoding, one of which compacts
 
 
 @dataclass(frozen=True, kw_only=True)

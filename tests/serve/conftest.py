@@ -232,7 +232,7 @@ def connect(backend: FakeBackend) -> Callable[..., Any]:
         defaults: dict[str, Any] = {
             "model_id": "tiny",
             "created": 1,
-            "request_timeout_s": 5.0,
+            "request_timeout_s": 60.0,
             "max_body_bytes": 4096,
         }
         app = build_app(backend, HttpSettings(**{**defaults, **settings}))

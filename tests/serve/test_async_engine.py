@@ -29,7 +29,7 @@ async def collect(engine: AsyncEngine, request_id: str, prompt=(1,), max_tokens=
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(120):
         while not condition():
             await asyncio.sleep(0.005)
 

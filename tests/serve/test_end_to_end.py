@@ -23,10 +23,12 @@ import psutil
 import pytest
 from ray.serve.generated import serve_pb2, serve_pb2_grpc
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 KEY = "test-key"
+# Ray gives workers a niceness of 15, with which they starve on a busy machine.
+PATIENT = {"RAY_worker_niceness": "0"}
 MESSAGES = [{"role": "user", "content": "Tell me a story."}]
 LONG: dict[str, Any] = {"max_tokens": 1900, "temperature": 0.0}
 
@@ -80,7 +82,7 @@ def endpoint(tiny_model: Path) -> Iterator[Endpoint]:
                 *("policy=h2o", "policy.budget=32", "policy.recent=16", "policy.interval=8"),
             ],
             cwd=ROOT,
-            env={**os.environ, "TMPDIR": temp_dir, "LLAMAHOME_API_KEY": KEY},
+            env={**os.environ, "TMPDIR": temp_dir, "LLAMAHOME_API_KEY": KEY, **PATIENT},
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -219,9 +221,9 @@ def test_a_client_that_leaves_frees_its_slot(endpoint, headers):
         model="tiny", prompt="Once", stream=True, extra_headers=headers, **LONG
     )
     next(iter(stream))
-    until(lambda: endpoint.metric("llamahome_slots_used") == 1, 10)
+    until(lambda: endpoint.metric("llamahome_slots_used") == 1, 300)
     stream.close()
-    until(lambda: endpoint.metric("llamahome_slots_used") == 0, 10)
+    until(lambda: endpoint.metric("llamahome_slots_used") == 0, 300)
     assert endpoint.metric("llamahome_generated_tokens_total") - cancelled_at < 1900
 
 
@@ -240,7 +242,7 @@ async def test_more_than_the_queue_holds_is_refused(endpoint):
     refused = [task.exception() for task in done if task.exception() is not None]
     assert isinstance(refused[0], openai.RateLimitError)
     assert refused[0].response.headers["retry-after"] == "1"
-    until(lambda: endpoint.metric("llamahome_queued") == 0, 20)
+    until(lambda: endpoint.metric("llamahome_queued") == 0, 300)
 
 
 def test_a_replica_that_is_killed_is_replaced(endpoint):

@@ -359,7 +359,7 @@ async def test_metrics_count_what_happened(connect, backend, make_stats):
 async def test_answers_run_side_by_side(connect, backend):
     backend.script = [1.0, Delta(text="a", token_count=1, finish_reason="stop")]
     async with connect(request_timeout_s=60.0) as client:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(15):  # one after the other they take 20 s
             posts = [client.post("/v1/chat/completions", json=CHAT) for _ in range(20)]
             responses = await asyncio.gather(*posts)
     assert {response.status_code for response in responses} == {200}
