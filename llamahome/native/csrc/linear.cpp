@@ -91,7 +91,7 @@ void LinearWork::multiply(const Linear& linear, const Activations& in, int token
                           Epilogue epilogue, float* out, int stride, Step& step, size_t layer,
                           Phase phase, const Linear* next, int id) {
   const int pairs = linear.pairs();
-  if (step.few) {
+  if (few(tokens)) {
     const int first = share(pairs, id), last = share(pairs, id + 1);
     const void* after = next == nullptr ? nullptr : next->pair(share(next->pairs(), id));
     if (last > first) {

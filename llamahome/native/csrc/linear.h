@@ -12,7 +12,7 @@ namespace llamahome {
 
 struct Linear {
   LinearData data;
-  std::vector<AdapterData> adapters;  // by index; of rank 0 where an adapter leaves the layer alone
+  std::vector<AdapterData> adapters;  // by index; rank 0 where an adapter does not change the layer
   int inputs = 0;                     // without padding
 
   bool int8() const { return data.int8_weight != nullptr; }
@@ -24,7 +24,7 @@ struct Linear {
   }
 };
 
-// Weights of a norm: the model's, then each adapter's, null where it has none of its own.
+// Weights of a norm: the model's, then each adapter's, null where it trained none.
 struct Norm {
   std::vector<const float*> weights;
 
@@ -40,17 +40,18 @@ class LinearWork {
   LinearWork(const Kernels* kernels, Team& team, float eps)
       : kernels_(kernels), team_(team), eps_(eps), own_(team.size()) {}
 
-  // Allocates all that threads will need, where running out of memory can still be an error.
+  // Allocates all that threads will need: in the parallel region an error could not be raised.
   void reserve(int tokens, const std::vector<const Linear*>& layers);
 
-  // Norms (with a norm) and quantises the tokens (M, stride) that `linear` reads, and applies the
-  // down projections of adapters. With few tokens each thread prepares a copy for itself.
+  // Normalises (where there is a norm) and quantises the tokens (M, stride) that `linear` reads,
+  // and applies the down projections of adapters. Up to kAlone tokens each thread prepares its own
+  // copy, which is cheaper than a barrier.
   const Activations& prepare(const Linear& linear, const float* from, int stride, const Norm* norm,
                              int tokens, const int64_t* adapters, int id);
 
-  // Multiplies. With few tokens each thread has its part of the outputs, and while it computes the
-  // last of them it fetches the first that it will read of layer `next`; with many, threads take
-  // parts as they become free. Ends in a barrier.
+  // Multiplies, and ends in a barrier. With few tokens each thread has a fixed part of the outputs,
+  // and fetches the first weights that it will read of `next` while it computes the last of these;
+  // with many, threads take parts as they become free.
   void multiply(const Linear& linear, const Activations& in, int tokens, Epilogue epilogue,
                 float* out, int stride, Step& step, size_t layer, Phase phase, const Linear* next,
                 int id);
@@ -68,7 +69,7 @@ class LinearWork {
                      int m);
   int share(int count, int id) const { return count * id / team_.size(); }
 
-  static constexpr int kAlone = 4;  // tokens that each thread prepares for itself
+  static constexpr int kAlone = 4;
 
   const Kernels* kernels_;
   Team& team_;

@@ -66,7 +66,6 @@ void Model::forward(const StepInput& input, const int64_t* wanted, int count, fl
 void Model::begin(const StepInput& input) {
   read_rows(input);
   const size_t tokens = input.tokens;
-  step_.few = input.tokens <= kFew;
   step_.x = x_.get(tokens * shape_.hidden);
   step_.qkv = qkv_.get(tokens * layers_[0].qkv->data.outputs);
   step_.attended = attended_.get(tokens * shape_.attention());
@@ -94,13 +93,17 @@ void Model::read_rows(const StepInput& input) {
     const int64_t* column = input.row_columns + static_cast<int64_t>(b) * kRowColumns;
     const int tokens = static_cast<int>(column[kTokens]);
     const int draft = column[kDrafted] != 0 ? step_.drafted_rows++ : -1;
-    step_.rows.push_back({static_cast<int>(column[kSlot]), first, tokens, column[kLength],
-                          column[kMaxMass] != 0, draft});
+    step_.rows.push_back({.slot = static_cast<int>(column[kSlot]),
+                          .first = first,
+                          .tokens = tokens,
+                          .length = column[kLength],
+                          .max_mass = column[kMaxMass] != 0,
+                          .draft = draft});
     for (int t = 0; t < tokens; ++t) step_.positions.push_back(column[kLength] + t);
     first += tokens;
   }
   if (first != input.tokens) {
-    throw std::runtime_error("rows bring " + std::to_string(first) + " tokens, ids " +
+    throw std::runtime_error("rows have " + std::to_string(first) + " tokens, ids " +
                              std::to_string(input.tokens));
   }
 }
@@ -153,8 +156,6 @@ void Model::finish(const int64_t* wanted, int count, float* hidden, float* logit
   }
   team_.barrier();
   if (count == 0) return;
-  if (id == 0) step_.few = count <= kFew;
-  team_.barrier();
   const Activations& in =
       linear_.prepare(*head_, hidden, shape_.hidden, nullptr, count, nullptr, id);
   linear_.multiply(*head_, in, count, Epilogue::kStore, logits, outputs(), step_, layers_.size(),
