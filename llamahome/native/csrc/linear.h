@@ -35,6 +35,29 @@ struct Norm {
   }
 };
 
+// Where a layer is in the step, and which one follows.
+struct LinearCall {
+  const Linear* linear;
+  size_t layer;
+  Phase phase;
+  const Linear* next;
+};
+
+// Tokens (M, stride); `norm` is null for none.
+struct LinearInput {
+  const float* from;
+  int stride, tokens;
+  const int64_t* adapters;  // (M,), or null where no adapter changes the layer
+  const Norm* norm;
+};
+
+// (M, stride)
+struct LinearOutput {
+  float* to;
+  int stride;
+  Epilogue epilogue;
+};
+
 class LinearWork {
  public:
   LinearWork(const Kernels* kernels, Team& team, float eps)
@@ -43,18 +66,12 @@ class LinearWork {
   // Allocates all that threads will need: in the parallel region an error could not be raised.
   void reserve(int tokens, const std::vector<const Linear*>& layers);
 
-  // Normalises (where there is a norm) and quantises the tokens (M, stride) that `linear` reads,
-  // and applies the down projections of adapters. Up to kAlone tokens each thread prepares its own
-  // copy, which is cheaper than a barrier.
-  const Activations& prepare(const Linear& linear, const float* from, int stride, const Norm* norm,
-                             int tokens, const int64_t* adapters, int id);
-
-  // Multiplies, and ends in a barrier. With few tokens each thread has a fixed part of the outputs,
-  // and fetches the first weights that it will read of `next` while it computes the last of these;
-  // with many, threads take parts as they become free.
-  void multiply(const Linear& linear, const Activations& in, int tokens, Epilogue epilogue,
-                float* out, int stride, Step& step, size_t layer, Phase phase, const Linear* next,
-                int id);
+  // Multiplies the tokens by a layer's weights, and ends in a barrier. All threads of the team call
+  // it. With few tokens each thread has a fixed part of the outputs, and fetches the first weights
+  // that it will read of `call.next` while it computes the last of these; with many, threads take
+  // parts as they become free.
+  void run(const LinearCall& call, const LinearInput& in, const LinearOutput& out, Step& step,
+           int id);
 
  private:
   struct Quantized {
@@ -64,6 +81,9 @@ class LinearWork {
     Activations view;
   };
 
+  // Normalises and quantises the tokens, and applies the down projections of adapters. Up to kAlone
+  // tokens each thread prepares its own copy, which is cheaper than a barrier.
+  const Activations& prepare(const Linear& linear, const LinearInput& in, int id);
   void allocate(Quantized& to, const Linear& linear, int tokens, const int64_t* adapters);
   void prepare_token(Quantized& to, const Linear& linear, const float* x, const float* norm_weight,
                      int m);

@@ -123,29 +123,24 @@ void Model::embed(int id) {
 void Model::attend(size_t index, int id) {
   const Layer& layer = layers_[index];
   const int stride = layer.qkv->data.outputs;
-  const Activations& in = linear_.prepare(*layer.qkv, step_.x, shape_.hidden, &layer.attention_norm,
-                                          step_.tokens, step_.adapters, id);
-  linear_.multiply(*layer.qkv, in, step_.tokens, Epilogue::kStore, step_.qkv, stride, step_, index,
-                   kQkv, layer.out, id);
+  linear_.run({layer.qkv, index, kQkv, layer.out},
+              input(step_.x, shape_.hidden, &layer.attention_norm),
+              {step_.qkv, stride, Epilogue::kStore}, step_, id);
   attention_.run(step_, planes_, index, stride, id);
-  const Activations& out = linear_.prepare(*layer.out, step_.attended, shape_.attention(), nullptr,
-                                           step_.tokens, step_.adapters, id);
-  linear_.multiply(*layer.out, out, step_.tokens, Epilogue::kAdd, step_.x, shape_.hidden, step_,
-                   index, kOut, layer.gate_up, id);
+  linear_.run({layer.out, index, kOut, layer.gate_up},
+              input(step_.attended, shape_.attention(), nullptr),
+              {step_.x, shape_.hidden, Epilogue::kAdd}, step_, id);
 }
 
 void Model::mlp(size_t index, int id) {
   const Layer& layer = layers_[index];
   const int width = layer.gate_up->data.outputs / 2;
-  const Activations& in = linear_.prepare(*layer.gate_up, step_.x, shape_.hidden, &layer.mlp_norm,
-                                          step_.tokens, step_.adapters, id);
-  linear_.multiply(*layer.gate_up, in, step_.tokens, Epilogue::kSiluMul, step_.mlp, width, step_,
-                   index, kGateUp, layer.down, id);
-  const Activations& act =
-      linear_.prepare(*layer.down, step_.mlp, width, nullptr, step_.tokens, step_.adapters, id);
   const Linear* next = index + 1 < layers_.size() ? layers_[index + 1].qkv : head_;
-  linear_.multiply(*layer.down, act, step_.tokens, Epilogue::kAdd, step_.x, shape_.hidden, step_,
-                   index, kDown, next, id);
+  linear_.run({layer.gate_up, index, kGateUp, layer.down},
+              input(step_.x, shape_.hidden, &layer.mlp_norm),
+              {step_.mlp, width, Epilogue::kSiluMul}, step_, id);
+  linear_.run({layer.down, index, kDown, next}, input(step_.mlp, width, nullptr),
+              {step_.x, shape_.hidden, Epilogue::kAdd}, step_, id);
 }
 
 void Model::finish(const int64_t* wanted, int count, float* hidden, float* logits, int id) {
@@ -156,10 +151,9 @@ void Model::finish(const int64_t* wanted, int count, float* hidden, float* logit
   }
   team_.barrier();
   if (count == 0) return;
-  const Activations& in =
-      linear_.prepare(*head_, hidden, shape_.hidden, nullptr, count, nullptr, id);
-  linear_.multiply(*head_, in, count, Epilogue::kStore, logits, outputs(), step_, layers_.size(),
-                   kHead, layers_[0].qkv, id);
+  linear_.run({head_, layers_.size(), kHead, layers_[0].qkv},
+              {hidden, shape_.hidden, count, nullptr, nullptr},
+              {logits, outputs(), Epilogue::kStore}, step_, id);
 }
 
 void Model::accept(int64_t row, int64_t accepted) {

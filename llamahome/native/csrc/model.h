@@ -61,6 +61,10 @@ class Model {
   void embed(int id);
   void attend(size_t layer, int id);
   void mlp(size_t layer, int id);
+  // All tokens of the step.
+  LinearInput input(const float* from, int stride, const Norm* norm) const {
+    return {from, stride, step_.tokens, step_.adapters, norm};
+  }
   void finish(const int64_t* wanted, int count, float* hidden, float* logits, int id);
 
   const Shape shape_;
