@@ -3,7 +3,17 @@
 #include <algorithm>
 #include <cstring>
 
+#include "team.h"
+
 namespace llamahome {
+
+Attention::Attention(const Kernels* kernels, Team& team, const Shape& shape)
+    : kernels_(kernels),
+      team_(team),
+      shape_(shape),
+      plan_(shape, team.size()),
+      scratch_(team.size()),
+      queries_(team.size()) {}
 
 void Attention::begin(const Step& step, const std::vector<LayerPlanes>& layers) {
   plan_.make(step, layers);

@@ -8,19 +8,14 @@
 #include "plan.h"
 #include "plane.h"
 #include "step.h"
-#include "team.h"
 
 namespace llamahome {
 
+class Team;
+
 class Attention {
  public:
-  Attention(const Kernels* kernels, Team& team, const Shape& shape)
-      : kernels_(kernels),
-        team_(team),
-        shape_(shape),
-        plan_(shape, team.size()),
-        scratch_(team.size()),
-        queries_(team.size()) {}
+  Attention(const Kernels* kernels, Team& team, const Shape& shape);
 
   // cos and sin (positions, D / 2).
   void set_rotary(const float* cos, const float* sin) { cos_ = cos, sin_ = sin; }
@@ -33,7 +28,7 @@ class Attention {
   void accept(const Step& step, size_t layers, const Row& row, int64_t count) const;
 
  private:
-  // What a thread needs to know of the step and the layer.
+  // The step and layer that a thread works on.
   struct Task {
     const Step& step;
     const LayerPlanes& planes;
@@ -63,7 +58,7 @@ class Attention {
     float* probs;
   };
 
-  // Steps of a layer, each for one row and KV head, one item, or one row and KV head.
+  // Append and merge take one row and KV head, decode and prefill one item of the plan.
   void append(const Task& task, int row, int head) const;
   void decode(const Task& task, int at);
   void prefill(const Task& task, int at);
@@ -83,10 +78,10 @@ class Attention {
   void merge_mass(const Task& task, int pair) const;
 
   // Adds the mass of a decoded token. That of a draft token is stored without its weight until it
-  // is accepted, so that both ways round alike.
+  // is accepted, so that rounding is the same.
   void add_mass(const Task& task, const Item& item, int token, const Span& span,
                 const Softmax& softmax) const;
-  // Writes probabilities x values; `disposable` says that nobody reads the probabilities later.
+  // Writes probabilities x values; `disposable`: the probabilities are not read again.
   void weigh_values(const Task& task, const Item& item, const Span& span, float* out,
                     bool disposable);
   void scale(float* out, const float* factor, int rows) const;

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "attention.h"
+#include "team.h"
 
 namespace llamahome {
 namespace {

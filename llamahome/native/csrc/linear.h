@@ -35,7 +35,7 @@ struct Norm {
   }
 };
 
-// Where a layer is in the step, and which one follows.
+// A linear layer, the counter of its work in the step, and the linear layer that follows.
 struct LinearCall {
   const Linear* linear;
   size_t layer;
@@ -43,12 +43,12 @@ struct LinearCall {
   const Linear* next;
 };
 
-// Tokens (M, stride); `norm` is null for none.
+// Tokens (M, stride), to be normalised first where there is a norm.
 struct LinearInput {
   const float* from;
   int stride, tokens;
   const int64_t* adapters;  // (M,), or null where no adapter changes the layer
-  const Norm* norm;
+  const Norm* norm;         // or null
 };
 
 // (M, stride)

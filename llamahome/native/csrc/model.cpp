@@ -96,7 +96,6 @@ void Model::read_rows(const StepInput& input) {
     step_.rows.push_back({.slot = static_cast<int>(column[kSlot]),
                           .first = first,
                           .tokens = tokens,
-                          .length = column[kLength],
                           .max_mass = column[kMaxMass] != 0,
                           .draft = draft});
     for (int t = 0; t < tokens; ++t) step_.positions.push_back(column[kLength] + t);

@@ -61,7 +61,7 @@ class Model {
   void embed(int id);
   void attend(size_t layer, int id);
   void mlp(size_t layer, int id);
-  // All tokens of the step.
+  // Input of a linear layer: all tokens of the step.
   LinearInput input(const float* from, int stride, const Norm* norm) const {
     return {from, stride, step_.tokens, step_.adapters, norm};
   }

@@ -4,10 +4,14 @@
 
 namespace llamahome {
 
+namespace {
+
 bool adds_mass(const Step& step, const Row& row) {
   const auto first = step.mass_weights.begin() + row.first;
   return std::any_of(first, first + row.tokens, [](float weight) { return weight != 0; });
 }
+
+}  // namespace
 
 void Plan::make(const Step& step, const std::vector<LayerPlanes>& layers) {
   plans_.clear();
@@ -64,7 +68,7 @@ void Plan::place(LayerPlan& plan, const Row& row, int tiles, size_t first, size_
 }
 
 // Splits the keys of a decoding row. The parts depend on the number of keys alone, so that a
-// token's result does not depend on the rest of the batch. Draft tokens are split into blocks, into
+// token's result does not depend on the other rows. Draft tokens are split into blocks, into
 // at least two where threads would idle.
 int Plan::split_keys(LayerPlan& plan, const Step& step, int row, int head, int tiles) const {
   const int parts = (tiles + kPartTiles - 1) / kPartTiles, tokens = step.rows[row].tokens;

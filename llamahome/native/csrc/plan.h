@@ -78,7 +78,4 @@ class Plan {
   int widest_ = 1;
 };
 
-// Whether any token of a row adds to the mass.
-bool adds_mass(const Step& step, const Row& row);
-
 }  // namespace llamahome

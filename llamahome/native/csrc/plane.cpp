@@ -6,6 +6,8 @@
 #include <cstring>
 #include <limits>
 
+#include "team.h"
+
 namespace llamahome {
 namespace {
 

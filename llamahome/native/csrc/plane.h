@@ -7,9 +7,10 @@
 #include <vector>
 
 #include "kernels.h"
-#include "team.h"
 
 namespace llamahome {
+
+class Team;
 
 // keys (slots, G, C / 16, D, 16), values (slots, G, C, D), the other columns (slots, G, C).
 struct Plane {

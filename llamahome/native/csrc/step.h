@@ -33,7 +33,6 @@ enum AcceptColumn : int { kRow, kAccepted, kAcceptColumns };
 // A request's part of a step.
 struct Row {
   int slot, first, tokens;  // `first` is an index into the step's tokens
-  int64_t length;           // tokens before this step
   bool max_mass;            // whether mass is the max over a KV group, not the sum
   int draft;                // index among the rows with draft tokens; -1 for others
 
