@@ -1,4 +1,4 @@
-"""The C++ that decodes and prefills on the CPU, built on first use and cached."""
+"""The C++ kernels for decode and prefill on a CPU, built on first use and cached."""
 
 from llamahome.native.build import NativeUnavailableError, load_native
 

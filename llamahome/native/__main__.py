@@ -15,7 +15,7 @@ def main() -> None:
     except NativeUnavailableError as error:
         print(f"{error}\nLlamaHome runs without them, slower.")
         return
-    isa = torch.classes.llamahome.Model([64, 4, 2, 16, 128], 1e-5, 0.25, 1, "auto").isa()
+    isa = torch.classes.llamahome.Model(64, 4, 2, 16, 1e-5, 0.25, 1, "auto").isa()
     print(f"CPU kernels: ready, {isa}")
 
 

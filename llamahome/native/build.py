@@ -1,4 +1,4 @@
-"""Builds and loads the C++ extension: `torch.classes.llamahome` and `torch.ops.llamahome`."""
+"""Build of the C++ extension: `torch.classes.llamahome` and `torch.ops.llamahome`."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ FLAGS = ("-std=c++20", "-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psa
 
 
 class NativeUnavailableError(Exception):
-    """The C++ path cannot be built or loaded here; the message says why."""
+    """Absence of the C++ kernels: they cannot be built or loaded here; the message says why."""
 
 
 @functools.cache
 def load_native() -> None:
     """Make the extension's classes and operators known to torch, once in a process.
 
-    Built on first use, about a minute, and cached for every process and model of this user.
+    The first use builds it in about a minute, into a cache for all processes and models of a user.
 
     Raises:
         NativeUnavailableError: without a C++ compiler, or when the build fails.

@@ -9,9 +9,9 @@ class RowColumns(NamedTuple):
     """A request's part of a step.
 
     Attributes:
-        slot: that its entries are in.
-        tokens: of this step.
-        length: tokens before this step.
+        slot: index of the slot with its entries.
+        tokens: number of tokens in this step.
+        length: number of tokens before this step.
         max_mass: whether mass is the max over a KV group, not the sum.
         drafted: whether the tokens after the first are drafts, to be accepted later.
     """
@@ -24,7 +24,7 @@ class RowColumns(NamedTuple):
 
 
 class AcceptColumns(NamedTuple):
-    """Outcome of verification: `accepted` tokens of batch row `row` stay, the first included."""
+    """Outcome of verification: the first `accepted` tokens of batch row `row` stay."""
 
     row: int
     accepted: int

@@ -1,4 +1,4 @@
-"""Weights as the C++ kernels read them: panels of 16 outputs. Axes: N outputs, K inputs."""
+"""Weights in the layout of the C++ kernels: panels of 16 outputs. Axes: N outputs, K inputs."""
 
 from __future__ import annotations
 

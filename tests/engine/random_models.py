@@ -56,7 +56,7 @@ def skip_unless_here(isa: str) -> None:
     """Skip the test on a machine without these instructions."""
     load_native()
     try:
-        torch.classes.llamahome.Model([32, 2, 1, 16, 32], 1e-5, 1.0, 1, isa)
+        torch.classes.llamahome.Model(32, 2, 1, 16, 1e-5, 1.0, 1, isa)
     except RuntimeError as error:
         pytest.skip(f"{isa}: {error}")
 

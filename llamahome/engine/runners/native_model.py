@@ -67,13 +67,10 @@ def build_model(
     """
     config, decoder = model.config, _modules(model.base_model)
     native = torch.classes.llamahome.Model(
-        [
-            config.hidden_size,
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            _head_dim(model),
-            config.intermediate_size,
-        ],
+        config.hidden_size,
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        _head_dim(model),
         config.rms_norm_eps,
         decoder.layers[0].self_attn.scaling,
         threads,

@@ -1,4 +1,5 @@
-// The classes and operators that torch knows: they keep tensors alive and hand out pointers.
+// The classes and operators of torch.classes.llamahome and torch.ops.llamahome. They keep tensors
+// alive and pass pointers.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/slice.h>
 #include <sys/mman.h>
@@ -64,13 +65,14 @@ using LinearPtr = c10::intrusive_ptr<LinearBinding>;
 
 class ModelBinding : public torch::CustomClassHolder {
  public:
-  // shape: hidden, heads, KV heads, head_dim, intermediate.
-  ModelBinding(std::vector<int64_t> shape, double eps, double scaling, int64_t threads,
-               std::string isa)
-      : model_(Shape{static_cast<int>(shape.at(0)), static_cast<int>(shape.at(1)),
-                     static_cast<int>(shape.at(2)), static_cast<int>(shape.at(3)),
-                     static_cast<int>(shape.at(4)), static_cast<float>(eps),
-                     static_cast<float>(scaling)},
+  ModelBinding(int64_t hidden, int64_t heads, int64_t kv_heads, int64_t head_dim, double eps,
+               double scaling, int64_t threads, std::string isa)
+      : model_({.hidden = static_cast<int>(hidden),
+                .heads = static_cast<int>(heads),
+                .kv_heads = static_cast<int>(kv_heads),
+                .head_dim = static_cast<int>(head_dim),
+                .eps = static_cast<float>(eps),
+                .scaling = static_cast<float>(scaling)},
                static_cast<int>(threads), isa) {}
 
   std::string isa() const { return model_.isa(); }
@@ -108,8 +110,8 @@ class ModelBinding : public torch::CustomClassHolder {
     model_.set_adapter_norm(layer, mlp, index, floats(weight));
   }
 
-  // keys (slots, heads, capacity / 16, D, 16), values (slots, heads, capacity, D), the others
-  // (slots, heads, capacity).
+  // keys (slots, G, C / 16, D, 16), values (slots, G, C, D), the other columns (slots, G, C), all
+  // float32 but positions; features only where the policy writes them.
   void add_plane(int64_t layer, std::vector<int64_t> heads, int64_t budget_index, Tensor keys,
                  Tensor values, Tensor mass, Tensor positions, std::optional<Tensor> key_scales,
                  std::optional<Tensor> value_scales, std::optional<Tensor> features) {
@@ -138,17 +140,20 @@ class ModelBinding : public torch::CustomClassHolder {
     to.planes.push_back(plane);
   }
 
-  // One step. ids (M,) int64; rows (B, kRowColumns) int64; held (budgets, B) int64: entries in the
-  // slot before; weights (M,) float32: of each query in the mass; adapters (M,) int64, -1 for none;
-  // wanted (L,) int64: tokens whose outcome is asked for. Returns the last hidden states
-  // (L, hidden), normed, and the logits (L, V padded).
+  // Runs a step. ids (M,); rows (B, kRowColumns); held (budgets, B): entries in the slot before the
+  // step; weights (M,) float32: of each token's probabilities in the mass; adapters (M,), -1 for
+  // none; wanted (L,): tokens that need an output; all int64 but weights. Returns the final hidden
+  // states (L, hidden), after the norm, and the logits (L, V padded).
   std::tuple<Tensor, Tensor> forward(Tensor ids, Tensor rows, Tensor held, Tensor weights,
                                      Tensor adapters, Tensor wanted) {
     TORCH_CHECK(rows.size(1) == kRowColumns, "rows have ", kRowColumns, " columns");
-    const StepInput input{static_cast<int>(ids.size(0)), static_cast<int>(rows.size(0)),
-                          ids.data_ptr<int64_t>(),       rows.data_ptr<int64_t>(),
-                          held.data_ptr<int64_t>(),      adapters.data_ptr<int64_t>(),
-                          weights.data_ptr<float>()};
+    const StepInput input{.tokens = static_cast<int>(ids.size(0)),
+                          .rows = static_cast<int>(rows.size(0)),
+                          .ids = ids.data_ptr<int64_t>(),
+                          .row_columns = rows.data_ptr<int64_t>(),
+                          .held = held.data_ptr<int64_t>(),
+                          .adapters = adapters.data_ptr<int64_t>(),
+                          .mass_weights = weights.data_ptr<float>()};
     const int64_t count = wanted.size(0);
     Tensor hidden = at::empty({count, model_.shape().hidden}, at::kFloat);
     Tensor logits = logits_for(count);
@@ -157,8 +162,8 @@ class ModelBinding : public torch::CustomClassHolder {
     return {hidden, logits};
   }
 
-  // After verification: rows (n, kAcceptColumns) int64. The mass of accepted draft tokens is added;
-  // entries of the others are overwritten by the next step.
+  // Adds the mass of accepted draft tokens after verification; rows (n, kAcceptColumns) int64.
+  // Entries of the others are overwritten by the next step.
   void accept(Tensor rows) {
     TORCH_CHECK(rows.size(1) == kAcceptColumns, "rows have ", kAcceptColumns, " columns");
     for (int64_t i = 0; i < rows.size(0); ++i) {
@@ -167,26 +172,26 @@ class ModelBinding : public torch::CustomClassHolder {
     }
   }
 
-  // Keeps, of `count` entries of each of these slots, the `budget` that are protected or score
-  // highest (ties: the older), in order; scores (rows, heads, >= count) float64.
+  // Compacts slots (B,) as Plane::Compaction says; scores (B, G, >= count) float64, lengths and
+  // sinks (B,) int64.
   void compact(int64_t layer, int64_t plane_index, Tensor slots, Tensor scores, int64_t count,
                int64_t budget, int64_t recent, Tensor lengths, Tensor sinks) {
     TORCH_CHECK(scores.scalar_type() == at::kDouble && scores.stride(2) == 1);
-    const Plane::Compaction what{slots.data_ptr<int64_t>(),
-                                 lengths.data_ptr<int64_t>(),
-                                 sinks.data_ptr<int64_t>(),
-                                 scores.data_ptr<double>(),
-                                 scores.stride(0),
-                                 scores.stride(1),
-                                 static_cast<int>(slots.size(0)),
-                                 static_cast<int>(count),
-                                 static_cast<int>(budget),
-                                 static_cast<int>(recent)};
+    const Plane::Compaction what{.slots = slots.data_ptr<int64_t>(),
+                                 .lengths = lengths.data_ptr<int64_t>(),
+                                 .sinks = sinks.data_ptr<int64_t>(),
+                                 .scores = scores.data_ptr<double>(),
+                                 .row_stride = scores.stride(0),
+                                 .head_stride = scores.stride(1),
+                                 .rows = static_cast<int>(slots.size(0)),
+                                 .count = static_cast<int>(count),
+                                 .budget = static_cast<int>(budget),
+                                 .recent = static_cast<int>(recent)};
     model_.planes().at(layer).planes.at(plane_index).compact(what, model_.team());
   }
 
  private:
-  // Fresh memory costs page faults at every step, so the last step's is reused if nobody holds it.
+  // New memory costs page faults at every step, so the last step's is reused unless it is in use.
   Tensor logits_for(int64_t count) {
     if (!logits_.defined() || logits_.size(0) < count || logits_.storage().use_count() > 1) {
       logits_ = at::empty({count, model_.outputs()}, at::kFloat);
@@ -225,7 +230,7 @@ TORCH_LIBRARY(llamahome, library) {
       .def(torch::init<at::Tensor, std::optional<at::Tensor>, std::optional<at::Tensor>, int64_t>())
       .def("set_adapter", &LinearBinding::set_adapter);
   library.class_<ModelBinding>("Model")
-      .def(torch::init<std::vector<int64_t>, double, double, int64_t, std::string>())
+      .def(torch::init<int64_t, int64_t, int64_t, int64_t, double, double, int64_t, std::string>())
       .def("isa", &ModelBinding::isa)
       .def("set_ends", &ModelBinding::set_ends)
       .def("set_rotary", &ModelBinding::set_rotary)

@@ -1,4 +1,4 @@
-// What differs by instruction set: a table of functions, one for each of avx512, avx2 and portable.
+// The kernels of one instruction set: a table of functions, once for avx512, avx2 and portable.
 // Axes: M tokens, N outputs, K inputs, D head_dim, S keys.
 #pragma once
 
@@ -14,16 +14,16 @@ constexpr int kMaxQueries = 24;  // query rows that attend together
 enum class KvType : int { kFloat = 0, kHalf = 1, kInt8 = 2 };
 enum class Epilogue : int { kStore = 0, kAdd = 1, kSiluMul = 2 };
 
-// A linear layer in panels of 16 outputs, two of which are computed together. int8: (N / 16, K /
-// 64, 16, 16, 4) of weight + 128, with a bfloat16 scale for each output and group; float: (N / 16,
-// K, 16).
+// A linear layer in panels of 16 outputs, two of which are computed together.
+// int8: weight + 128 in (N / 16, K / 64, 16, 16, 4), with a bfloat16 scale per output and group.
+// float: (N / 16, K, 16).
 struct LinearData {
   const uint8_t* int8_weight = nullptr;
   const uint16_t* scales = nullptr;  // (N / 16, K / 64, 16), bfloat16
   const float* float_weight = nullptr;
   const float* bias = nullptr;  // (N,) in the order of the panels
   int outputs = 0;              // a multiple of 32, padding included
-  int inputs = 0;               // of int8 a multiple of 64, padding included
+  int inputs = 0;               // padding included; a multiple of 64 for int8
 };
 
 // The low-rank part of a linear layer for one adapter: y += up (down x), scaled.
@@ -33,7 +33,7 @@ struct AdapterData {
   int rank = 0;
 };
 
-// What a linear layer reads: tokens as float, and as int8 in groups.
+// Input of a linear layer: tokens as float, and as int8 in groups.
 struct Activations {
   const float* values = nullptr;  // (M, K)
   const int8_t* quantized = nullptr;
@@ -43,12 +43,12 @@ struct Activations {
   const AdapterData* const* adapters = nullptr;  // (M), null for none
 };
 
-// Keys and values of one slot and KV head. Keys lie in tiles of 16: (S / 16, D, 16); values (S, D).
+// Keys and values of one slot and KV head. Keys are in tiles of 16: (S / 16, D, 16); values (S, D).
 struct KvView {
-  const void* keys = nullptr;
-  const void* values = nullptr;
-  const float* key_scales = nullptr;  // (S,), int8 only
-  const float* value_scales = nullptr;
+  void* keys = nullptr;
+  void* values = nullptr;
+  float* key_scales = nullptr;  // (S,), int8 only
+  float* value_scales = nullptr;
 };
 
 struct Kernels {
@@ -61,24 +61,26 @@ struct Kernels {
   void (*quantize)(const float* x, int size, int padded, int8_t* q, float* scales,
                    int32_t* offsets);
   // Outputs [32 * first_pair, 32 * (first_pair + pairs)) of a linear layer for M tokens. `after` is
-  // what will be read next, to be fetched ahead; null for the pairs that follow.
+  // the memory to fetch for the next call; null stands for the pairs that follow.
   void (*linear)(const LinearData& linear, const Activations& in, int tokens, int first_pair,
                  int pairs, Epilogue epilogue, float* out, int out_stride, const void* after);
+  // Dot products of x with each row (count, size).
   void (*dots)(const float* rows, const float* x, int count, int size, float* out);
-  // Rotates halves of one head in place, times `factor`.
+  // Rotates the halves of one head in place (RoPE), and multiplies by `factor`.
   void (*rotate)(float* x, const float* cos, const float* sin, int dim, float factor);
   // Writes one key and value at `place` of a slot.
-  void (*write)(KvType type, void* keys, void* values, float* key_scales, float* value_scales,
-                int place, const float* key, const float* value, int dim);
-  // logits (queries, stride) of tiles [first, last) against `queries` rows (queries, D).
+  void (*write)(KvType type, const KvView& kv, int place, const float* key, const float* value,
+                int dim);
+  // out (queries, stride) = query (queries, D) x keys of tiles [first_tile, last_tile).
   void (*logits)(KvType type, const KvView& kv, const float* query, int queries, int dim,
                  int first_tile, int last_tile, float* out, int stride);
-  // exp(x - max) in place over [0, size) of a row, 0 up to `padded`; returns sum, sets max.
+  // Replaces [0, size) of a row by exp(x - max), and the rest up to `padded` by 0. Returns the sum.
   float (*exponentials)(float* row, int size, int padded, float* max);
-  // out (queries, D) = probabilities (queries, stride) x values [first, last).
+  // out (queries, D) = probabilities (queries, stride) x values [first, last). int8 values change
+  // the probabilities.
   void (*weighted_values)(KvType type, const KvView& kv, float* probs, int queries, int dim,
                           int first, int last, int stride, float* out);
-  // mass[s] += weight * (sum or max over rows of probs[row][s] * factor[row]).
+  // mass[s] += weight * (sum or max over rows of probs[row][s] * factors[row]).
   void (*add_mass)(const float* probs, const float* factors, int rows, int stride, int first,
                    int last, float weight, bool max, float* mass);
 };

@@ -10,7 +10,7 @@
 namespace llamahome {
 namespace {
 
-// 16 lanes in two registers; GCC would keep one vector of 64 bytes in memory.
+// 16 lanes in two registers; GCC would keep a single vector of 64 bytes in memory.
 struct vf {
   __m256 low, high;
 };
@@ -45,7 +45,7 @@ inline void store(float* p, vf v) {
   _mm256_storeu_ps(p, v.low);
   _mm256_storeu_ps(p + 8, v.high);
 }
-// Where they cannot be compared, b.
+// The larger of a and b; b if either is NaN.
 inline vf larger(vf a, vf b) {
   return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)};
 }
@@ -95,8 +95,8 @@ inline void store_int8(int8_t* p, vi v) {
   _mm256_store_si256(reinterpret_cast<__m256i*>(lanes + 8), v.high);
   for (int i = 0; i < kLanes; ++i) p[i] = static_cast<int8_t>(lanes[i]);
 }
-// acc[n] += sum over i < 4 of w[4 n + i] * a[i]. Two products of u8 and s8 may overflow the int16
-// of maddubs, one cannot: so even and odd bytes go separately.
+// acc[n] += sum over i < 4 of w[4 n + i] * a[i]. A sum of two products of u8 and s8 may overflow
+// the int16 of maddubs and one product cannot, so even and odd bytes are multiplied separately.
 inline __m256i dot4_half(__m256i acc, const uint8_t* w, __m256i activations) {
   const __m256i even = _mm256_set1_epi16(0x00ff), ones = _mm256_set1_epi16(1);
   const __m256i weights = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));

@@ -9,7 +9,7 @@ namespace {
 
 #include "vectors.inc"
 
-// IEEE half precision without hardware for it: 2^112 moves the exponent to where a float has it.
+// IEEE half precision in software: a factor of 2^112 corrects the bias of the exponent.
 inline float half_to_float(uint16_t h) {
   uint32_t bits = static_cast<uint32_t>(h & 0x7fff) << 13;
   if ((h & 0x7c00) == 0x7c00) {
@@ -33,7 +33,7 @@ inline uint16_t float_to_half(float value) {
   const uint32_t size = bits & 0x7fffffff;
   if (size > 0x7f800000) return sign | 0x7e00;
   if (size >= 0x477ff000) return sign | 0x7c00;  // rounds to infinity
-  if (size < 0x38800000) {  // below the smallest normal half: the sum rounds at 2^-24
+  if (size < 0x38800000) {  // below the smallest normal half: adding 0.5 rounds at 2^-24
     float magnitude;
     std::memcpy(&magnitude, &size, 4);
     magnitude += 0.5f;

@@ -22,18 +22,16 @@ void LinearWork::reserve(int tokens, const std::vector<const Linear*>& layers) {
   for (Quantized& own : own_) grow(own, kAlone);
 }
 
-const Activations& LinearWork::prepare(const Linear& linear, const float* from, int stride,
-                                       const Norm* norm, int tokens, const int64_t* adapters,
-                                       int id) {
-  const bool alone = tokens <= kAlone;
+const Activations& LinearWork::prepare(const Linear& linear, const LinearInput& in, int id) {
+  const bool alone = in.tokens <= kAlone;
   Quantized& to = alone ? own_[id] : shared_;
-  if (alone || id == 0) allocate(to, linear, tokens, adapters);
+  if (alone || id == 0) allocate(to, linear, in.tokens, in.adapters);
   if (!alone) team_.barrier();
   const int step = alone ? 1 : team_.size();
-  for (int m = alone ? 0 : id; m < tokens; m += step) {
-    const int adapter = adapters == nullptr ? -1 : static_cast<int>(adapters[m]);
-    prepare_token(to, linear, from + static_cast<size_t>(m) * stride,
-                  norm == nullptr ? nullptr : norm->of(adapter), m);
+  for (int m = alone ? 0 : id; m < in.tokens; m += step) {
+    const int adapter = in.adapters == nullptr ? -1 : static_cast<int>(in.adapters[m]);
+    prepare_token(to, linear, in.from + static_cast<size_t>(m) * in.stride,
+                  in.norm == nullptr ? nullptr : in.norm->of(adapter), m);
   }
   if (!alone) team_.barrier();
   return to.view;
@@ -87,22 +85,23 @@ void LinearWork::allocate(Quantized& to, const Linear& linear, int tokens,
   to.view.adapters = to.adapter_of.data();
 }
 
-void LinearWork::multiply(const Linear& linear, const Activations& in, int tokens,
-                          Epilogue epilogue, float* out, int stride, Step& step, size_t layer,
-                          Phase phase, const Linear* next, int id) {
+void LinearWork::run(const LinearCall& call, const LinearInput& in, const LinearOutput& out,
+                     Step& step, int id) {
+  const Linear& linear = *call.linear;
+  const Activations& prepared = prepare(linear, in, id);
   const int pairs = linear.pairs();
-  if (step.few) {
+  const auto multiply = [&](int first, int count, const void* after) {
+    kernels_->linear(linear.data, prepared, in.tokens, first, count, out.epilogue, out.to,
+                     out.stride, after);
+  };
+  if (few(in.tokens)) {
     const int first = share(pairs, id), last = share(pairs, id + 1);
-    const void* after = next == nullptr ? nullptr : next->pair(share(next->pairs(), id));
-    if (last > first) {
-      kernels_->linear(linear.data, in, tokens, first, last - first, epilogue, out, stride, after);
-    }
+    if (last > first) multiply(first, last - first, call.next->pair(share(call.next->pairs(), id)));
   } else {
     const int chunk = std::max(1, pairs / (team_.size() * 8));
-    for (int first = step.take(layer, phase, chunk); first < pairs;
-         first = step.take(layer, phase, chunk)) {
-      kernels_->linear(linear.data, in, tokens, first, std::min(chunk, pairs - first), epilogue,
-                       out, stride, nullptr);
+    for (int first = step.take(call.layer, call.phase, chunk); first < pairs;
+         first = step.take(call.layer, call.phase, chunk)) {
+      multiply(first, std::min(chunk, pairs - first), nullptr);
     }
   }
   team_.barrier();

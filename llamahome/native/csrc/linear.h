@@ -12,7 +12,7 @@ namespace llamahome {
 
 struct Linear {
   LinearData data;
-  std::vector<AdapterData> adapters;  // by index; of rank 0 where an adapter leaves the layer alone
+  std::vector<AdapterData> adapters;  // by index; rank 0 where an adapter does not change the layer
   int inputs = 0;                     // without padding
 
   bool int8() const { return data.int8_weight != nullptr; }
@@ -24,7 +24,7 @@ struct Linear {
   }
 };
 
-// Weights of a norm: the model's, then each adapter's, null where it has none of its own.
+// Weights of a norm: the model's, then each adapter's, null where it trained none.
 struct Norm {
   std::vector<const float*> weights;
 
@@ -35,25 +35,43 @@ struct Norm {
   }
 };
 
+// A linear layer, the counter of its work in the step, and the linear layer that follows.
+struct LinearCall {
+  const Linear* linear;
+  size_t layer;
+  Phase phase;
+  const Linear* next;
+};
+
+// Tokens (M, stride), to be normalised first where there is a norm.
+struct LinearInput {
+  const float* from;
+  int stride, tokens;
+  const int64_t* adapters;  // (M,), or null where no adapter changes the layer
+  const Norm* norm;         // or null
+};
+
+// (M, stride)
+struct LinearOutput {
+  float* to;
+  int stride;
+  Epilogue epilogue;
+};
+
 class LinearWork {
  public:
   LinearWork(const Kernels* kernels, Team& team, float eps)
       : kernels_(kernels), team_(team), eps_(eps), own_(team.size()) {}
 
-  // Allocates all that threads will need, where running out of memory can still be an error.
+  // Allocates all that threads will need: in the parallel region an error could not be raised.
   void reserve(int tokens, const std::vector<const Linear*>& layers);
 
-  // Norms (with a norm) and quantises the tokens (M, stride) that `linear` reads, and applies the
-  // down projections of adapters. With few tokens each thread prepares a copy for itself.
-  const Activations& prepare(const Linear& linear, const float* from, int stride, const Norm* norm,
-                             int tokens, const int64_t* adapters, int id);
-
-  // Multiplies. With few tokens each thread has its part of the outputs, and while it computes the
-  // last of them it fetches the first that it will read of layer `next`; with many, threads take
-  // parts as they become free. Ends in a barrier.
-  void multiply(const Linear& linear, const Activations& in, int tokens, Epilogue epilogue,
-                float* out, int stride, Step& step, size_t layer, Phase phase, const Linear* next,
-                int id);
+  // Multiplies the tokens by a layer's weights, and ends in a barrier. All threads of the team call
+  // it. With few tokens each thread has a fixed part of the outputs, and fetches the first weights
+  // that it will read of `call.next` while it computes the last of these; with many, threads take
+  // parts as they become free.
+  void run(const LinearCall& call, const LinearInput& in, const LinearOutput& out, Step& step,
+           int id);
 
  private:
   struct Quantized {
@@ -63,12 +81,15 @@ class LinearWork {
     Activations view;
   };
 
+  // Normalises and quantises the tokens, and applies the down projections of adapters. Up to kAlone
+  // tokens each thread prepares its own copy, which is cheaper than a barrier.
+  const Activations& prepare(const Linear& linear, const LinearInput& in, int id);
   void allocate(Quantized& to, const Linear& linear, int tokens, const int64_t* adapters);
   void prepare_token(Quantized& to, const Linear& linear, const float* x, const float* norm_weight,
                      int m);
   int share(int count, int id) const { return count * id / team_.size(); }
 
-  static constexpr int kAlone = 4;  // tokens that each thread prepares for itself
+  static constexpr int kAlone = 4;
 
   const Kernels* kernels_;
   Team& team_;

@@ -66,7 +66,6 @@ void Model::forward(const StepInput& input, const int64_t* wanted, int count, fl
 void Model::begin(const StepInput& input) {
   read_rows(input);
   const size_t tokens = input.tokens;
-  step_.few = input.tokens <= kFew;
   step_.x = x_.get(tokens * shape_.hidden);
   step_.qkv = qkv_.get(tokens * layers_[0].qkv->data.outputs);
   step_.attended = attended_.get(tokens * shape_.attention());
@@ -94,13 +93,16 @@ void Model::read_rows(const StepInput& input) {
     const int64_t* column = input.row_columns + static_cast<int64_t>(b) * kRowColumns;
     const int tokens = static_cast<int>(column[kTokens]);
     const int draft = column[kDrafted] != 0 ? step_.drafted_rows++ : -1;
-    step_.rows.push_back({static_cast<int>(column[kSlot]), first, tokens, column[kLength],
-                          column[kMaxMass] != 0, draft});
+    step_.rows.push_back({.slot = static_cast<int>(column[kSlot]),
+                          .first = first,
+                          .tokens = tokens,
+                          .max_mass = column[kMaxMass] != 0,
+                          .draft = draft});
     for (int t = 0; t < tokens; ++t) step_.positions.push_back(column[kLength] + t);
     first += tokens;
   }
   if (first != input.tokens) {
-    throw std::runtime_error("rows bring " + std::to_string(first) + " tokens, ids " +
+    throw std::runtime_error("rows have " + std::to_string(first) + " tokens, ids " +
                              std::to_string(input.tokens));
   }
 }
@@ -120,29 +122,24 @@ void Model::embed(int id) {
 void Model::attend(size_t index, int id) {
   const Layer& layer = layers_[index];
   const int stride = layer.qkv->data.outputs;
-  const Activations& in = linear_.prepare(*layer.qkv, step_.x, shape_.hidden, &layer.attention_norm,
-                                          step_.tokens, step_.adapters, id);
-  linear_.multiply(*layer.qkv, in, step_.tokens, Epilogue::kStore, step_.qkv, stride, step_, index,
-                   kQkv, layer.out, id);
+  linear_.run({layer.qkv, index, kQkv, layer.out},
+              input(step_.x, shape_.hidden, &layer.attention_norm),
+              {step_.qkv, stride, Epilogue::kStore}, step_, id);
   attention_.run(step_, planes_, index, stride, id);
-  const Activations& out = linear_.prepare(*layer.out, step_.attended, shape_.attention(), nullptr,
-                                           step_.tokens, step_.adapters, id);
-  linear_.multiply(*layer.out, out, step_.tokens, Epilogue::kAdd, step_.x, shape_.hidden, step_,
-                   index, kOut, layer.gate_up, id);
+  linear_.run({layer.out, index, kOut, layer.gate_up},
+              input(step_.attended, shape_.attention(), nullptr),
+              {step_.x, shape_.hidden, Epilogue::kAdd}, step_, id);
 }
 
 void Model::mlp(size_t index, int id) {
   const Layer& layer = layers_[index];
   const int width = layer.gate_up->data.outputs / 2;
-  const Activations& in = linear_.prepare(*layer.gate_up, step_.x, shape_.hidden, &layer.mlp_norm,
-                                          step_.tokens, step_.adapters, id);
-  linear_.multiply(*layer.gate_up, in, step_.tokens, Epilogue::kSiluMul, step_.mlp, width, step_,
-                   index, kGateUp, layer.down, id);
-  const Activations& act =
-      linear_.prepare(*layer.down, step_.mlp, width, nullptr, step_.tokens, step_.adapters, id);
   const Linear* next = index + 1 < layers_.size() ? layers_[index + 1].qkv : head_;
-  linear_.multiply(*layer.down, act, step_.tokens, Epilogue::kAdd, step_.x, shape_.hidden, step_,
-                   index, kDown, next, id);
+  linear_.run({layer.gate_up, index, kGateUp, layer.down},
+              input(step_.x, shape_.hidden, &layer.mlp_norm),
+              {step_.mlp, width, Epilogue::kSiluMul}, step_, id);
+  linear_.run({layer.down, index, kDown, next}, input(step_.mlp, width, nullptr),
+              {step_.x, shape_.hidden, Epilogue::kAdd}, step_, id);
 }
 
 void Model::finish(const int64_t* wanted, int count, float* hidden, float* logits, int id) {
@@ -153,12 +150,9 @@ void Model::finish(const int64_t* wanted, int count, float* hidden, float* logit
   }
   team_.barrier();
   if (count == 0) return;
-  if (id == 0) step_.few = count <= kFew;
-  team_.barrier();
-  const Activations& in =
-      linear_.prepare(*head_, hidden, shape_.hidden, nullptr, count, nullptr, id);
-  linear_.multiply(*head_, in, count, Epilogue::kStore, logits, outputs(), step_, layers_.size(),
-                   kHead, layers_[0].qkv, id);
+  linear_.run({head_, layers_.size(), kHead, layers_[0].qkv},
+              {hidden, shape_.hidden, count, nullptr, nullptr},
+              {logits, outputs(), Epilogue::kStore}, step_, id);
 }
 
 void Model::accept(int64_t row, int64_t accepted) {

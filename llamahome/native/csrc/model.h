@@ -1,5 +1,5 @@
 // A Llama over slots on the CPU: one parallel region per step, for any mix of prefill and decode.
-// Axes: M tokens of a step, B rows, L tokens whose outcome is asked for, V vocabulary.
+// Axes: M tokens of a step, B rows, L tokens that need an output, V vocabulary.
 #pragma once
 
 #include <string>
@@ -25,7 +25,7 @@ struct Embedding {
   const uint16_t* halves = nullptr;
 };
 
-// A step as it comes from Python; see `Model::forward` in bindings.cpp.
+// A step as Python gives it; `ModelBinding::forward` says what the pointers hold.
 struct StepInput {
   int tokens, rows;
   const int64_t *ids, *row_columns, *held, *adapters;
@@ -45,14 +45,14 @@ class Model {
   void add_layer(const Layer& layer);
   void set_ends(const Embedding& embedding, const float* norm, const Linear* head);
   void set_rotary(const float* cos, const float* sin) { attention_.set_rotary(cos, sin); }
-  // A norm that an adapter trained: one of a layer's, or the last (layer -1).
+  // Sets a norm that an adapter trained: one of a layer's, or the final one (layer -1).
   void set_adapter_norm(int64_t layer, bool mlp, int64_t adapter, const float* weight);
 
-  // Runs a step; writes hidden (L, hidden), normed, and logits (L, V padded) of the tokens
-  // `wanted`.
+  // Runs a step; writes the final hidden states (L, hidden), after the norm, and the logits
+  // (L, V padded) of the tokens `wanted`.
   void forward(const StepInput& input, const int64_t* wanted, int count, float* hidden,
                float* logits);
-  // After verification: keeps the first `accepted` draft tokens of a row of the last step.
+  // Keeps the first `accepted` draft tokens of a row of the last step, after verification.
   void accept(int64_t row, int64_t accepted);
 
  private:
@@ -61,9 +61,11 @@ class Model {
   void embed(int id);
   void attend(size_t layer, int id);
   void mlp(size_t layer, int id);
+  // Input of a linear layer: all tokens of the step.
+  LinearInput input(const float* from, int stride, const Norm* norm) const {
+    return {from, stride, step_.tokens, step_.adapters, norm};
+  }
   void finish(const int64_t* wanted, int count, float* hidden, float* logits, int id);
-
-  static constexpr int kFew = 8;  // tokens of a step that is bound by reading weights
 
   const Shape shape_;
   const Kernels* kernels_;

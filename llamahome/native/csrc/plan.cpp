@@ -4,10 +4,14 @@
 
 namespace llamahome {
 
+namespace {
+
 bool adds_mass(const Step& step, const Row& row) {
   const auto first = step.mass_weights.begin() + row.first;
   return std::any_of(first, first + row.tokens, [](float weight) { return weight != 0; });
 }
+
+}  // namespace
 
 void Plan::make(const Step& step, const std::vector<LayerPlanes>& layers) {
   plans_.clear();
@@ -45,7 +49,7 @@ LayerPlan Plan::make_layer(const Step& step, const LayerPlanes& layer) {
   return plan;
 }
 
-// Gives the items of a row and head, from `first` on, their places in the scratch.
+// Gives the items of a row and head, from `first` on, their places in the buffers.
 void Plan::place(LayerPlan& plan, const Row& row, int tiles, size_t first, size_t* parts,
                  size_t* probs) const {
   const size_t count = plan.items.size() - first;
@@ -63,8 +67,9 @@ void Plan::place(LayerPlan& plan, const Row& row, int tiles, size_t first, size_
   }
 }
 
-// A decoding row: its keys in parts that depend on their number alone, so that a token's result
-// does not depend on who shares the step. Draft tokens go in blocks, in two if threads would idle.
+// Splits the keys of a decoding row. The parts depend on the number of keys alone, so that a
+// token's result does not depend on the other rows. Draft tokens are split into blocks, into
+// at least two where threads would idle.
 int Plan::split_keys(LayerPlan& plan, const Step& step, int row, int head, int tiles) const {
   const int parts = (tiles + kPartTiles - 1) / kPartTiles, tokens = step.rows[row].tokens;
   const int rows = static_cast<int>(step.rows.size());
@@ -81,7 +86,7 @@ int Plan::split_keys(LayerPlan& plan, const Step& step, int row, int head, int t
   return parts;
 }
 
-// A prefilling row: its queries in blocks.
+// Splits the queries of a prefilling row into blocks.
 int Plan::split_queries(LayerPlan& plan, const Step& step, int row, int head, int tiles) const {
   int part = 0;
   for (int first = 0; first < step.rows[row].tokens; first += block(), ++part) {

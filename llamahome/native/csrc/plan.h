@@ -1,4 +1,4 @@
-// The plan of a step's attention: its parts, and where they leave their results.
+// The plan of a step's attention: items for threads, and places for their results.
 #pragma once
 
 #include <algorithm>
@@ -11,30 +11,30 @@
 
 namespace llamahome {
 
-// Queries of a row, or keys of one, that one thread attends for.
+// Work of one thread: queries of a row and KV head, against all or some of the keys.
 struct Item {
   int row, head;
   int first_token, tokens;
   int first_tile, last_tile;
-  int part;  // among the items of its row and head, those of the same keys together
+  int part;  // index in its row and head; items of the same keys are neighbours
 };
 
-// Mass that the draft tokens of a row add to a KV head, each by itself: (tokens, width).
+// Mass that the draft tokens of a row would add to a KV head, one line per token: (tokens, width).
 struct Draft {
-  float* mass;  // where it goes after verification
-  int before;   // entries ahead of the first draft token
+  float* mass;  // of the slot and head, to which accepted tokens add
+  int before;   // entries before the first draft token
   int width;
-  size_t at;
+  size_t at;  // start in the buffer of draft mass
 };
 
-// The items of a step, the same in all layers whose heads have the same budgets.
+// The items of a step, shared by all layers whose heads have the same budgets.
 struct LayerPlan {
   std::vector<Item> items;
-  std::vector<int> parts;        // (row, head): its items
-  std::vector<int> key_parts;    // (row, head): those of them that share a query's keys
-  std::vector<size_t> first;     // (row, head): its first item
-  std::vector<size_t> part_at;   // (row, head): its first item's place in the scratch of parts
-  std::vector<size_t> probs_at;  // (item): probabilities that a merge must rescale
+  std::vector<int> parts;        // (row, head): number of items
+  std::vector<int> key_parts;    // (row, head): number of parts that its keys are split into
+  std::vector<size_t> first;     // (row, head): first item
+  std::vector<size_t> part_at;   // (row, head): start of its results in the buffer of parts
+  std::vector<size_t> probs_at;  // (item): start of the probabilities that a merge rescales
 };
 
 class Plan {
@@ -42,7 +42,7 @@ class Plan {
   Plan(const Shape& shape, int threads) : shape_(shape), threads_(threads) {}
 
   void make(const Step& step, const std::vector<LayerPlanes>& layers);
-  // Places for the mass of draft tokens; returns how many floats they take.
+  // Places the mass of draft tokens; returns how many floats it takes.
   size_t make_drafts(const Step& step, const std::vector<LayerPlanes>& layers);
 
   const LayerPlan& of(size_t layer) const { return plans_[plan_of_[layer]].second; }
@@ -50,15 +50,15 @@ class Plan {
     return drafts_[(layer * step.drafted_rows + draft) * shape_.kv_heads + head];
   }
 
-  // What an item leaves for the merge: decode: max, sum and output of each query head; prefill:
-  // mass.
+  // Floats that an item leaves for the merge: max, sum and output of each query head in decode,
+  // mass in prefill.
   size_t part_floats(const Row& row, int tiles) const;
-  // Tokens whose queries attend together.
+  // Number of tokens whose queries attend together.
   int block() const { return std::max(1, kMaxQueries / shape_.group()); }
 
   size_t parts_size() const { return parts_size_; }
   size_t probs_size() const { return probs_size_; }
-  int widest() const { return widest_; }  // tiles of the slot that is read furthest
+  int widest() const { return widest_; }  // tiles of the longest slot
 
  private:
   LayerPlan make_layer(const Step& step, const LayerPlanes& layer);
@@ -67,18 +67,15 @@ class Plan {
   int split_keys(LayerPlan& plan, const Step& step, int row, int head, int tiles) const;
   int split_queries(LayerPlan& plan, const Step& step, int row, int head, int tiles) const;
 
-  static constexpr int kPartTiles = 512 / kLanes;  // keys one thread reads for a decoded token
+  static constexpr int kPartTiles = 512 / kLanes;  // tiles of one part of a decoding row's keys
 
   const Shape shape_;
   const int threads_;
   std::vector<std::pair<std::vector<int>, LayerPlan>> plans_;  // by the budgets of a layer's heads
   std::vector<size_t> plan_of_;
-  std::vector<Draft> drafts_;  // (layer, row of draft tokens, KV head)
+  std::vector<Draft> drafts_;  // (layer, row with draft tokens, KV head)
   size_t parts_size_ = 0, probs_size_ = 0;
   int widest_ = 1;
 };
-
-// Whether any of a row's tokens counts in the mass.
-bool adds_mass(const Step& step, const Row& row);
 
 }  // namespace llamahome

@@ -6,13 +6,15 @@
 #include <cstring>
 #include <limits>
 
+#include "team.h"
+
 namespace llamahome {
 namespace {
 
 template <class T>
 void move_entry(const KvView& kv, int dim, int from, int to) {
-  T* keys = static_cast<T*>(const_cast<void*>(kv.keys));
-  T* values = static_cast<T*>(const_cast<void*>(kv.values));
+  T* keys = static_cast<T*>(kv.keys);
+  T* values = static_cast<T*>(kv.values);
   const T* source = keys + static_cast<size_t>(from / kLanes) * dim * kLanes + from % kLanes;
   T* target = keys + static_cast<size_t>(to / kLanes) * dim * kLanes + to % kLanes;
   for (int d = 0; d < dim; ++d) target[d * kLanes] = source[d * kLanes];

@@ -1,4 +1,4 @@
-// KV memory of some heads of one layer that share a budget.
+// KV memory of the heads of one layer that share a budget.
 // Axes: G KV heads of a plane, C capacity, D head_dim.
 #pragma once
 
@@ -7,21 +7,23 @@
 #include <vector>
 
 #include "kernels.h"
-#include "team.h"
 
 namespace llamahome {
 
-// keys (slots, G, C / 16, D, 16), values (slots, G, C, D), the others (slots, G, C).
+class Team;
+
+// keys (slots, G, C / 16, D, 16), values (slots, G, C, D), the other columns (slots, G, C).
 struct Plane {
   KvType type;
   int heads, capacity, dim;  // capacity is a multiple of 16
   int itemsize;              // bytes of one number of a key or value
-  int budget_index;          // where a step tells how much of it is held
+  int budget_index;          // row of Step::held
   char *keys, *values;
   float *key_scales = nullptr, *value_scales = nullptr;  // int8 only
   float* mass;
   int64_t* positions;
-  float* features = nullptr;  // what the policy wrote for each entry, if it writes
+  float* features =
+      nullptr;  // one number per entry that a policy wrote; null without such a policy
 
   KvView view(int slot, int head) const {
     const int64_t at = first(slot, head);
@@ -37,14 +39,15 @@ struct Plane {
   float* mass_of(int slot, int head) const { return mass + first(slot, head); }
   int64_t* positions_of(int slot, int head) const { return positions + first(slot, head); }
 
-  // Keeps, of `count` entries of each of these slots, the `budget` that are protected or score
-  // highest, in order; of equal scores the older, and NaN last.
+  // Which of the first `count` entries of each slot to keep: `budget` of them, sinks and recent
+  // ones first, then by score, NaN last; of equal scores the older.
   struct Compaction {
     const int64_t *slots, *lengths, *sinks;  // (rows,)
     const double* scores;                    // (rows, G, >= count)
     int64_t row_stride, head_stride;         // of scores
     int rows, count, budget, recent;
   };
+  // Moves the entries that stay to the front, in their order.
   void compact(const Compaction& what, Team& team) const;
 
  private:

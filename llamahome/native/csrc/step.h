@@ -1,4 +1,4 @@
-// One step of the model: its tokens, and the buffers and counters that the rooms share.
+// One step of the model: its tokens, and the buffers and counters that the other files share.
 // Axes: M tokens of a step, B rows, H query heads, G KV heads, D head_dim.
 #pragma once
 
@@ -15,34 +15,37 @@ namespace llamahome {
 
 inline int round_up(int value, int step) { return (value + step - 1) / step * step; }
 
+// Steps of few tokens are bound by reading weights, those of many by computing.
+inline bool few(int tokens) { return tokens <= 8; }
+
 struct Shape {
-  int hidden, heads, kv_heads, head_dim, intermediate;
+  int hidden, heads, kv_heads, head_dim;
   float eps, scaling;
 
   int group() const { return heads / kv_heads; }
   int attention() const { return heads * head_dim; }
 };
 
-// Columns of the tensors that describe a step; llamahome/native/columns.py has the same.
+// Columns of the tensors that describe a step, in the order of llamahome/native/columns.py.
 enum RowColumn : int { kSlot, kTokens, kLength, kMaxMass, kDrafted, kRowColumns };
 enum AcceptColumn : int { kRow, kAccepted, kAcceptColumns };
 
 // A request's part of a step.
 struct Row {
   int slot, first, tokens;  // `first` is an index into the step's tokens
-  int64_t length;           // tokens before this step
-  bool max_mass;            // mass is the max over a group, not the sum
-  int draft;                // index among the rows of draft tokens; -1 for others
+  bool max_mass;            // whether mass is the max over a KV group, not the sum
+  int draft;                // index among the rows with draft tokens; -1 for others
 
   // Draft tokens take the decode path, so their logits are bit-identical to those of single steps;
   // prompt tokens use larger blocks.
   bool decodes() const { return tokens == 1 || draft >= 0; }
 };
 
-// Work that threads take in parts, layer by layer; kHead comes once, after the last layer.
+// Phases of a layer, each with a counter from which threads take work; kHead is the only phase
+// after the last layer.
 enum Phase : int { kQkv, kAppend, kAttend, kMerge, kOut, kGateUp, kDown, kPhases, kHead = 0 };
 
-// A buffer that grows to the largest step and stays.
+// A buffer that grows to the largest step.
 class Buffer {
  public:
   float* get(size_t count) {
@@ -65,10 +68,9 @@ class Buffer {
 struct Step {
   int tokens = 0;
   int drafted_rows = 0;
-  bool few = false;  // so few tokens that reading weights takes the time
   const int64_t* ids = nullptr;
   const int64_t* adapters = nullptr;  // (M,), -1 for none
-  const int64_t* held = nullptr;      // (budgets, B): entries in the slot before
+  const int64_t* held = nullptr;      // (budgets, B): entries in the slot before the step
   std::vector<float> mass_weights;    // (M,)
   std::vector<Row> rows;
   std::vector<int64_t> positions;  // (M,)

@@ -1,6 +1,5 @@
-// A team of threads for one parallel region per step, with barriers that stay cheap when cores are
-// shared: they spin briefly and then yield, where OpenMP's would burn the other program's time
-// slice.
+// A team of threads for one parallel region per step. Its barriers spin briefly and then yield, so
+// that they stay cheap when cores are shared; OpenMP's would use up the other program's time slice.
 #pragma once
 
 #include <atomic>
@@ -42,7 +41,7 @@ class Team {
 
   int size() const { return size_; }
 
-  // Runs task(id) on every thread of the team, the caller being thread 0.
+  // Runs task(id) on every thread of the team; the caller is thread 0.
   void run(const std::function<void(int)>& task) {
     task_ = &task;
     if (size_ > 1) {
@@ -56,7 +55,7 @@ class Team {
     barrier();
   }
 
-  // Every thread of the team waits here for the others.
+  // Waits until every thread of the team is here.
   void barrier() {
     if (size_ == 1) return;
     const unsigned phase = phase_.load(std::memory_order_relaxed);
@@ -75,8 +74,8 @@ class Team {
   }
 
  private:
-  static constexpr int kBarrierSpins = 2000;  // some tens of microseconds
-  // The gap between two steps of a busy engine: to be woken takes longer than to wait.
+  static constexpr int kBarrierSpins = 2000;  // tens of microseconds
+  // Longer than the gap between two steps of a busy engine: a spin is shorter than a wake-up.
   static constexpr std::chrono::microseconds kIdle{1500};
 
   void work(int id) {
@@ -86,7 +85,7 @@ class Team {
       while (epoch_.load(std::memory_order_acquire) == seen &&
              std::chrono::steady_clock::now() < tired) {
         for (int spins = 0; spins < 32; ++spins) pause_cpu();
-        std::this_thread::yield();  // who has work may have the core
+        std::this_thread::yield();  // gives the core to a thread with work
       }
       if (epoch_.load(std::memory_order_acquire) == seen) {
         std::unique_lock<std::mutex> lock(mutex_);
