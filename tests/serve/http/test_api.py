@@ -160,6 +160,32 @@ async def test_an_adapter_is_a_model_of_its_own(connect, backend):
     assert [request.params.adapter for request in backend.requests] == ["pirate", None]
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [
+        ({"max_tokens": 0}, "max_tokens", "max_tokens=0: it must be at least 1"),
+        ({"min_tokens": 5, "max_tokens": 2}, "min_tokens", "it must lie between 0 and 2"),
+        ({"temperature": -1.0}, "temperature", "temperature=-1.0: it must lie between 0 and 100"),
+        ({"top_p": 0.0}, "top_p", "top_p=0.0: it must lie above 0 and at most at 1"),
+        ({"seed": 2**63 - 1, "n": 2}, "seed", "it must fit into 64 bits"),
+        ({"logit_bias": {"5": 101}}, "logit_bias", "a bias must lie between -100 and 100"),
+    ],
+)
+async def test_a_value_out_of_range_is_refused_before_a_replica_is_asked(
+    connect, backend, fields, param, message, stream
+):
+    async with connect() as client:
+        response = await client.post(
+            "/v1/chat/completions", json={**CHAT, "stream": stream, **fields}
+        )
+    error = response.json()["error"]
+    assert (response.status_code, error["type"]) == (400, "invalid_request_error")
+    assert (error["param"], error["code"]) == (param, "invalid_value")
+    assert message in error["message"]
+    assert backend.requests == []
+
+
 async def test_two_grammars_are_refused_by_field(connect):
     asked = {**CHAT, "guided_regex": "a", "guided_choice": ["a"]}
     async with connect() as client:
