@@ -16,18 +16,23 @@ from coverage.plugin_support import Plugins
 from coverage.types import TConfigurable
 
 INTERVAL_S = 0.5
+_saving = threading.Lock()
 
 
 def coverage_init(_plugins: Plugins, _options: TConfigurable) -> None:
-    if "COVERAGE_PROCESS_CONFIG" in os.environ:  # set by coverage.py's subprocess patch
-        # No daemon: it must be joined before coverage.py's last save at exit, as two concurrent
-        # saves disturb each other.
-        threading.Thread(target=_save_often, name="coverage-flush").start()
-    else:
+    if "COVERAGE_PROCESS_CONFIG" not in os.environ:  # set by coverage.py's subprocess patch
         root = str(Path(__file__).parents[1])
         inherited = os.environ.get("PYTHONPATH")
         # Child processes import this module before pytest extends their path.
         os.environ["PYTHONPATH"] = os.pathsep.join([root, inherited] if inherited else [root])
+    elif coverage.Coverage.current() is None:  # a forked child saves when its work ends
+        # A fork amid a save would copy locks that nobody opens again.
+        os.register_at_fork(
+            before=_saving.acquire, after_in_parent=_saving.release, after_in_child=_saving.release
+        )
+        # No daemon: it must be joined before coverage.py's last save at exit, as two concurrent
+        # saves disturb each other.
+        threading.Thread(target=_save_often, name="coverage-flush").start()
 
 
 def _save_often() -> None:
@@ -37,5 +42,6 @@ def _save_often() -> None:
         time.sleep(0.02)
         measuring = coverage.Coverage.current()
         if measuring is not None and time.monotonic() >= due:
-            measuring.save()
+            with _saving:
+                measuring.save()
             due = time.monotonic() + INTERVAL_S
