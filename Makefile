@@ -40,7 +40,7 @@ quickstart: install  ## fine-tune the embedded model under a KV budget, serve it
 .PHONY: test
 test: check  ## every check, the whole suite, and the coverage floors
 	rm -f .coverage .coverage.*
-	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest --numprocesses=2 --dist=loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 	@$(BIN)/coverage report --include='llamahome/*' --fail-under=90
 	@$(BIN)/coverage report --include='cluster/*' --fail-under=80
 	@$(BIN)/coverage report --include='train/*' --fail-under=80

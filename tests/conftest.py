@@ -23,10 +23,14 @@ CHAT_TEMPLATE = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests, and all that start Ray, with one worker of pytest-xdist."""
+    """Keep a file's tests, and all that start Ray, with one worker of pytest-xdist.
+
+    The long ones come first, so that no worker ends with them alone.
+    """
     for item in items:
         group = "ray" if item.get_closest_marker("ray") else item.path.as_posix()
         item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
 
 
 @pytest.fixture

@@ -192,7 +192,10 @@ def test_offline_mode_is_named_with_its_cure(
         hub_manager.resolve("someone/tiny")
 
 
-def test_a_hub_that_does_not_answer_is_unreachable(manager: ModelManager, hub: Hub) -> None:
+def test_a_hub_that_does_not_answer_is_unreachable(
+    manager: ModelManager, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     hub.shutdown()
     hub.server_close()
     unreachable = ModelManager(manager.cache_dir, HfApi(endpoint=hub.endpoint, token=False))
