@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
-RETRY_AFTER_S = 1.0
+RETRY_AFTER_S = 1
 
 
 class EndpointError(Exception):
@@ -31,7 +29,7 @@ class ApiError(Exception):
         *,
         param: str | None = None,
         code: str | None = None,
-        retry_after_s: float | None = None,
+        retry_after_s: int | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -53,18 +51,15 @@ class ApiError(Exception):
     def response(self) -> JSONResponse:
         headers = {}
         if self.retry_after_s is not None:
-            headers["Retry-After"] = str(math.ceil(self.retry_after_s))
+            headers["Retry-After"] = str(self.retry_after_s)
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return JSONResponse(self.body(), self.status, headers)
 
 
 def _error_type(status: int) -> str:
-    if status == 401:
-        return "authentication_error"
-    if status == 429:
-        return "rate_limit_error"
-    return "invalid_request_error" if status < 500 else "server_error"
+    usual = "invalid_request_error" if status < 500 else "server_error"
+    return {401: "authentication_error", 429: "rate_limit_error"}.get(status, usual)
 
 
 def invalid_request(message: str, field: str | None) -> ApiError:
@@ -81,14 +76,6 @@ def no_replica() -> ApiError:
         "no engine replica could take the request; try again",
         code="no_replica",
         retry_after_s=RETRY_AFTER_S,
-    )
-
-
-def timed_out(seconds: float) -> ApiError:
-    return ApiError(
-        504,
-        f"the request took longer than {seconds:g} s (serve.request_timeout_s)",
-        code="timeout",
     )
 
 
