@@ -67,9 +67,7 @@ def _stop_signals() -> Iterator[threading.Event]:
 
 
 def main() -> None:
-    os.environ.setdefault(
-        "HYDRA_FULL_ERROR", "1"
-    )  # lets errors reach us instead of Hydra's printer
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises its errors here
     try:
         serve()
     except ConfigError as error:

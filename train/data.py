@@ -195,10 +195,10 @@ def batches(
 def eval_batches(
     dataset: list[Row], trainer: TrainerConfig, *, rank: int, world_size: int, pad_id: int
 ) -> Iterator[Batch]:
-    """Return one worker's share of the held-out rows, always the same `trainer.eval_batches`.
+    """Return one worker's share of the held-out rows, always the same.
 
-    Workers get different rows, and equally many because they step together: up to world_size - 1
-    rows at the end are left out. Where the rows run out there are fewer or smaller batches.
+    It is at most `trainer.eval_batches` batches; the last may be smaller. Workers get different
+    rows, and equally many because they step together: up to world_size - 1 rows are left out.
 
     Raises:
         DataError: at once, when there are fewer rows than workers.
