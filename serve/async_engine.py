@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S = 5.0
 
+Event = TextDelta | EngineError
+
 
 class AnswerError(EngineError):
     """The engine could not continue this one request."""
@@ -33,9 +35,9 @@ class _Inbox:
     """The destination of one request's deltas: a queue of the event loop that waits for them."""
 
     loop: asyncio.AbstractEventLoop
-    queue: asyncio.Queue[TextDelta | EngineError]
+    queue: asyncio.Queue[Event]
 
-    def put(self, event: TextDelta | EngineError) -> None:
+    def put(self, event: Event) -> None:
         self.loop.call_soon_threadsafe(self.queue.put_nowait, event)
 
 
@@ -161,9 +163,7 @@ class AsyncEngine:
             inbox.put(EngineStoppedError(f"the engine stopped: {reason}"))
 
 
-async def _arrived(
-    inbox: asyncio.Queue[TextDelta | EngineError],
-) -> tuple[list[TextDelta], EngineError | None]:
+async def _arrived(inbox: asyncio.Queue[Event]) -> tuple[list[TextDelta], EngineError | None]:
     """Wait for one event, and take those that have arrived with it; an error is the last."""
     events = [await inbox.get()]
     while not inbox.empty():

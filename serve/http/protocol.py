@@ -192,9 +192,7 @@ class ChatRequest(_Generation):
             raise PydanticCustomError("invalid_value", "it needs logprobs: true")
         return value
 
-    def generate_requests(
-        self, request_id: str, adapter: str | None = None
-    ) -> list[GenerateRequest]:
+    def generate_requests(self, request_id: str, adapter: str | None) -> list[GenerateRequest]:
         """Return one request for each choice of the answer."""
         limit = self.max_completion_tokens
         if limit is None:
@@ -243,9 +241,7 @@ class CompletionRequest(_Generation):
             )
         return value
 
-    def generate_requests(
-        self, request_id: str, adapter: str | None = None
-    ) -> list[GenerateRequest]:
+    def generate_requests(self, request_id: str, adapter: str | None) -> list[GenerateRequest]:
         """Return one request for each choice: those of the first prompt, of the second, ..."""
         limit = COMPLETION_MAX_TOKENS if self.max_tokens is None else self.max_tokens
         params = self._params(
@@ -274,7 +270,7 @@ class EmbeddingRequest(Strict):
     dimensions: Absent = None
     user: str | None = None
 
-    def embed_requests(self, request_id: str, adapter: str | None = None) -> list[EmbedRequest]:
+    def embed_requests(self, request_id: str, adapter: str | None) -> list[EmbedRequest]:
         return [
             EmbedRequest(request_id=f"{request_id}-{index}", prompt=prompt, adapter=adapter)
             for index, prompt in enumerate(self.input)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from llamahome.requests import Grammar, GrammarKind
-from serve.http.errors import ApiError
+from serve.http.errors import invalid_request
 from serve.http.fields import Strict
 
 ANY_OBJECT = '{"type": "object"}'
@@ -17,12 +17,8 @@ JsonValue = str | dict[str, Any]
 """A JSON schema, as an object or as its text."""
 
 
-class TextFormat(Strict):
-    type: Literal["text"]
-
-
-class JsonObjectFormat(Strict):
-    type: Literal["json_object"]
+class PlainFormat(Strict):
+    type: Literal["text", "json_object"]
 
 
 class JsonSchema(Strict):
@@ -39,9 +35,7 @@ class JsonSchemaFormat(Strict):
     json_schema: JsonSchema
 
 
-ResponseFormat = Annotated[
-    TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")
-]
+ResponseFormat = Annotated[PlainFormat | JsonSchemaFormat, Field(discriminator="type")]
 
 
 class StructuredOutputs(Strict):
@@ -55,7 +49,7 @@ class StructuredOutputs(Strict):
 
 def grammar_of(
     *,
-    response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None,
+    response_format: ResponseFormat | None,
     structured_outputs: StructuredOutputs | None,
     guided_json: JsonValue | None,
     guided_regex: str | None,
@@ -85,16 +79,12 @@ def grammar_of(
     ]
     if len(grammars) > 1:
         first, second = grammars[0].source, grammars[1].source
-        raise ApiError(
-            400,
-            f"{second}: {first} already says what the answer must look like; send one of them",
-            param=second,
-            code="invalid_value",
-        )
+        message = f"{first} already says what the answer must look like; send one of them"
+        raise invalid_request(f"{second}: {message}", second)
     return grammars[0] if grammars else None
 
 
-def _schema(form: TextFormat | JsonObjectFormat | JsonSchemaFormat | None) -> JsonValue | None:
+def _schema(form: ResponseFormat | None) -> JsonValue | None:
     if isinstance(form, JsonSchemaFormat):
         return form.json_schema.schema_
-    return ANY_OBJECT if isinstance(form, JsonObjectFormat) else None
+    return ANY_OBJECT if form is not None and form.type == "json_object" else None
