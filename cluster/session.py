@@ -13,9 +13,10 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import psutil
 
@@ -104,7 +105,7 @@ def _own_cluster(cluster: ClusterConfig, min_cpus: float, env: Mapping[str, str]
                     logging_level=logging.ERROR,
                     _temp_dir=str(temp_dir),
                 )
-                _arm_sigterm()  # ray.init has put its own handler in place
+                _on_sigterm(_raise_exit)  # ray.init has put its own handler in place
                 if cluster.dashboard:
                     url = context.dashboard_url
                     logger.info("dashboard at http://%s, its token in %s", url, token)
@@ -133,7 +134,7 @@ def _joined_cluster(address: str, env: Mapping[str, str]) -> Iterator[None]:
             )
         except ConnectionError as error:
             raise _no_ray(address) from error
-        _arm_sigterm()
+        _on_sigterm(_raise_exit)
         try:
             yield
         finally:
@@ -192,7 +193,7 @@ def _environment(variables: Mapping[str, str], *, loopback: bool = False) -> Ite
     variables = {**variables, "RAY_USAGE_STATS_ENABLED": "0"}
     if loopback:
         variables["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    before = {name: os.environ.get(name) for name in variables}
+    before = {name: os.environ[name] for name in variables if name in os.environ}
     os.environ.update(variables)
     from ray._private import ray_constants
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled
@@ -204,11 +205,9 @@ def _environment(variables: Mapping[str, str], *, loopback: bool = False) -> Ite
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in variables:
+            os.environ.pop(name, None)
+        os.environ.update(before)
         ray_constants.ENABLE_RAY_CLUSTER = reachable
         Config.initialize("")
         AuthenticationTokenLoader.instance().reset_cache()
@@ -264,20 +263,17 @@ def _end(processes: list[psutil.Process]) -> None:
 @contextlib.contextmanager
 def _sigterm_unwinds() -> Iterator[None]:
     """Turn SIGTERM into an exception, so that every `finally` runs, as after Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     before = signal.getsignal(signal.SIGTERM)
-    _arm_sigterm()
+    _on_sigterm(_raise_exit)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        _on_sigterm(before or signal.SIG_DFL)
 
 
-def _arm_sigterm() -> None:
+def _on_sigterm(handler: Callable[[int, FrameType | None], Any] | int) -> None:
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _raise_exit)
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _raise_exit(signum: int, frame: FrameType | None) -> None:

@@ -49,27 +49,19 @@ def ready_text(url: str, model_id: str, *, with_key: bool) -> str:
 def _stop_signals() -> Iterator[threading.Event]:
     """Yield an event that Ctrl-C or SIGTERM sets; a second signal interrupts the stopping."""
     stop = threading.Event()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in numbers}
+    with contextlib.ExitStack() as before:
 
-    def handler(*_: object) -> None:
-        stop.set()
-        for number, previous in before.items():
-            signal.signal(number, previous)
+        def handler(*_: object) -> None:
+            stop.set()
+            before.close()
 
-    for number in numbers:
-        signal.signal(number, handler)
-    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before.callback(signal.signal, number, signal.signal(number, handler))
         yield stop
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)
 
 
 def main() -> None:
-    os.environ.setdefault(
-        "HYDRA_FULL_ERROR", "1"
-    )  # lets errors reach us instead of Hydra's printer
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises its errors here
     try:
         serve()
     except ConfigError as error:

@@ -8,39 +8,18 @@ import queue
 import struct
 import sys
 import threading
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
 
-from llamahome.engine import EngineError, EngineStats, SamplingParams, TextDelta
+from llamahome.engine import EngineError, EngineStats, SamplingParams, TextDelta, TextEngine
 from serve.wire import Delta
 
 logger = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S = 5.0
 
-
-class StepEngine(Protocol):
-    """The engine that `AsyncEngine` needs; `llamahome.engine.TextEngine` in service."""
-
-    @property
-    def max_length(self) -> int: ...
-    @property
-    def has_work(self) -> bool: ...
-    def encode(self, text: str) -> list[int]: ...
-    def decode(self, ids: Sequence[int]) -> str: ...
-    def prepare(self, params: SamplingParams) -> None: ...
-    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]: ...
-    def system_length(self, messages: Sequence[dict[str, Any]]) -> int: ...
-    def submit(self, request_id: str, prompt: list[int], params: SamplingParams) -> None: ...
-    def submit_embedding(
-        self, request_id: str, prompt: list[int], *, adapter: str | None = None
-    ) -> None: ...
-    def step(self) -> list[TextDelta]: ...
-    def cancel(self, request_id: str) -> None: ...
-    def stats(self) -> EngineStats: ...
-    def close(self) -> None: ...
+Event = TextDelta | EngineError
 
 
 class AnswerError(EngineError):
@@ -56,9 +35,9 @@ class _Inbox:
     """The destination of one request's deltas: a queue of the event loop that waits for them."""
 
     loop: asyncio.AbstractEventLoop
-    queue: asyncio.Queue[TextDelta | EngineError]
+    queue: asyncio.Queue[Event]
 
-    def put(self, event: TextDelta | EngineError) -> None:
+    def put(self, event: Event) -> None:
         self.loop.call_soon_threadsafe(self.queue.put_nowait, event)
 
 
@@ -69,30 +48,18 @@ class _Submit:
     inbox: _Inbox
 
 
-@dataclass(frozen=True)
-class _Cancel:
-    request_id: str
-
-
-class _Close:
-    pass
-
-
 class AsyncEngine:
     """An engine in a thread of its own, which alone may touch it from then on."""
 
-    def __init__(self, engine: StepEngine) -> None:
+    def __init__(self, engine: TextEngine) -> None:
         self._engine = engine
-        self._commands: queue.SimpleQueue[_Submit | _Cancel | _Close] = queue.SimpleQueue()
+        # A request to start, the id of one to cancel, or None to end.
+        self._commands: queue.SimpleQueue[_Submit | str | None] = queue.SimpleQueue()
         self._inboxes: dict[str, _Inbox] = {}
         self._stats = engine.stats()
-        self._stopped = False
+        self.running = True
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
-
-    @property
-    def running(self) -> bool:
-        return not self._stopped
 
     def stats(self) -> EngineStats:
         """Return the statistics as of the latest step."""
@@ -127,7 +94,8 @@ class AsyncEngine:
         """
         inbox = _Inbox(asyncio.get_running_loop(), asyncio.Queue())
         self._commands.put(_Submit(request_id, submit, inbox))
-        if self._stopped:  # checked after the put: a stopping thread answers what is in the queue
+        # Checked after the put: a stopping thread answers what is in the queue.
+        if not self.running:
             raise EngineStoppedError("the engine is not running")
         try:
             finished = False
@@ -139,11 +107,11 @@ class AsyncEngine:
                 if error is not None:
                     raise error
         finally:
-            self._commands.put(_Cancel(request_id))
+            self._commands.put(request_id)
 
     def close(self) -> None:
         """End the thread; requests that still run end with EngineStoppedError."""
-        self._commands.put(_Close())
+        self._commands.put(None)
         self._thread.join(STOP_TIMEOUT_S)
 
     def _run(self) -> None:
@@ -153,7 +121,9 @@ class AsyncEngine:
                 deltas = self._engine.step()
                 self._stats = self._engine.stats()
                 for delta in deltas:
-                    self._deliver(delta)
+                    self._inboxes[delta.request_id].put(delta)
+                    if delta.finish_reason is not None:
+                        del self._inboxes[delta.request_id]
             self._engine.close()
         finally:
             self._fail_all(sys.exception())
@@ -162,14 +132,13 @@ class AsyncEngine:
         """Carry out waiting commands, or wait for one while idle; return False to end."""
         while not self._commands.empty() or not self._engine.has_work:
             command = self._commands.get()
-            match command:
-                case _Submit():
-                    self._submit(command)
-                case _Cancel(request_id):
-                    self._inboxes.pop(request_id, None)
-                    self._engine.cancel(request_id)
-                case _Close():
-                    return False
+            if command is None:
+                return False
+            if isinstance(command, _Submit):
+                self._submit(command)
+            else:
+                self._inboxes.pop(command, None)
+                self._engine.cancel(command)
             self._stats = self._engine.stats()
         return True
 
@@ -181,14 +150,8 @@ class AsyncEngine:
         else:
             self._inboxes[command.request_id] = command.inbox
 
-    def _deliver(self, delta: TextDelta) -> None:
-        inbox = self._inboxes[delta.request_id]
-        if delta.finish_reason is not None:
-            del self._inboxes[delta.request_id]
-        inbox.put(delta)
-
     def _fail_all(self, cause: BaseException | None) -> None:
-        self._stopped = True
+        self.running = False
         reason = "it was closed" if cause is None else f"{type(cause).__name__} in a step"
         logger.log(logging.INFO if cause is None else logging.ERROR, "engine ended: %s", reason)
         waiting = list(self._inboxes.values())
@@ -200,9 +163,7 @@ class AsyncEngine:
             inbox.put(EngineStoppedError(f"the engine stopped: {reason}"))
 
 
-async def _arrived(
-    inbox: asyncio.Queue[TextDelta | EngineError],
-) -> tuple[list[TextDelta], EngineError | None]:
+async def _arrived(inbox: asyncio.Queue[Event]) -> tuple[list[TextDelta], EngineError | None]:
     """Wait for one event, and take those that have arrived with it; an error is the last."""
     events = [await inbox.get()]
     while not inbox.empty():
@@ -215,15 +176,12 @@ def _joined(deltas: list[TextDelta]) -> Delta:
     last = deltas[-1]
     if last.finish_reason == "error":
         raise AnswerError(last.error)
+    embedding = last.embedding
     return Delta(
         text="".join(delta.text for delta in deltas),
         token_count=sum(delta.token_count for delta in deltas),
         tokens=tuple(token for delta in deltas for token in delta.tokens),
-        embedding=None if last.embedding is None else _packed(last.embedding),
+        embedding=None if embedding is None else struct.pack(f"<{len(embedding)}f", *embedding),
         finish_reason=last.finish_reason,
         usage=last.usage,
     )
-
-
-def _packed(embedding: Sequence[float]) -> bytes:
-    return struct.pack(f"<{len(embedding)}f", *embedding)

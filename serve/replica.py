@@ -8,36 +8,15 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
-from functools import partial
-from typing import ParamSpec, TypeVar
 
 from jinja2 import TemplateError
 
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
-from llamahome.engine import (
-    EngineError,
-    QueueFullError,
-    RequestError,
-    SamplingParams,
-    TextEngine,
-)
-from serve.async_engine import AsyncEngine, EngineStoppedError, StepEngine
-from serve.wire import (
-    Delta,
-    EmbedRequest,
-    Failure,
-    GenerateRequest,
-    ReplicaStats,
-    Reply,
-    Request,
-)
+from llamahome.engine import EngineError, QueueFullError, RequestError, SamplingParams, TextEngine
+from serve.async_engine import AsyncEngine, EngineStoppedError
+from serve.wire import Delta, EmbedRequest, Failure, GenerateRequest, ReplicaStats, Reply, Request
 
 logger = logging.getLogger(__name__)
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-EngineFactory = Callable[[ModelConfig, PolicyConfig, EngineConfig], StepEngine]
 
 
 class Replica:
@@ -50,7 +29,7 @@ class Replica:
         engine: EngineConfig,
         *,
         name: str = "replica",
-        engine_factory: EngineFactory = TextEngine.load,
+        engine_factory: Callable[..., TextEngine] = TextEngine.load,
     ) -> None:
         self._name = name
         self._engine = engine_factory(model, policy, engine)
@@ -71,47 +50,36 @@ class Replica:
             yield _failure(error, request, started)
 
     async def _answer(self, request: Request) -> AsyncGenerator[Delta, None]:
+        loop = asyncio.get_running_loop()
         if isinstance(request, EmbedRequest):
-            ids = await self._tokens(request.prompt)
-            return self._async_engine.embed(request.request_id, ids, request.adapter)
-        prompt, protected = await self._encode(request)
-        params = await self._in_encoder(self._params, request, prompt, protected)
+            prompt = await loop.run_in_executor(self._encoder, self._tokens, request.prompt)
+            return self._async_engine.embed(request.request_id, prompt, request.adapter)
+        prompt, params = await loop.run_in_executor(self._encoder, self._prepared, request)
         return self._async_engine.generate(request.request_id, prompt, params)
 
-    async def _encode(self, request: GenerateRequest) -> tuple[list[int], int]:
-        """Return the token ids, and how many of the first ones are never evicted."""
-        if request.messages is not None:
-            try:
-                return await self._in_encoder(self._chat, request.messages)
-            except TemplateError as error:  # templates refuse orders of roles they do not know
-                raise RequestError(
-                    "messages", f"{len(request.messages)} messages", str(error)
-                ) from error
-        return await self._tokens(request.prompt or []), 0
-
-    async def _tokens(self, prompt: str | list[int]) -> list[int]:
-        if isinstance(prompt, str):
-            return await self._in_encoder(self._engine.encode, prompt)
-        return prompt
-
-    async def _in_encoder(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._encoder, partial(call, *args, **kwargs))
-
-    def _chat(self, messages: list[dict[str, str]]) -> tuple[list[int], int]:
-        return self._engine.encode_chat(messages), self._engine.system_length(messages)
-
-    def _params(
-        self, request: GenerateRequest, prompt: list[int], protected: int
-    ) -> SamplingParams:
-        """Return the request's params with what only the tokenizer knows; prepare the engine."""
-        echo = self._prompt_text(request, prompt) if request.echo else None
+    def _prepared(self, request: GenerateRequest) -> tuple[list[int], SamplingParams]:
+        """Return token ids, and params with what only the tokenizer knows; prepare the engine."""
+        if request.messages is None:
+            prompt, protected = self._tokens(request.prompt or []), 0
+        else:
+            prompt, protected = self._chat(request.messages)
+        echo = None
+        if request.echo:
+            given = request.prompt
+            echo = given if isinstance(given, str) else self._engine.decode(prompt)
         params = replace(request.params, echo=echo, protected=protected)
         self._engine.prepare(params)
-        return params
+        return prompt, params
 
-    def _prompt_text(self, request: GenerateRequest, prompt: list[int]) -> str:
-        return request.prompt if isinstance(request.prompt, str) else self._engine.decode(prompt)
+    def _tokens(self, prompt: str | list[int]) -> list[int]:
+        return self._engine.encode(prompt) if isinstance(prompt, str) else prompt
+
+    def _chat(self, messages: list[dict[str, str]]) -> tuple[list[int], int]:
+        """Return the token ids, and how many of the first ones are never evicted."""
+        try:
+            return self._engine.encode_chat(messages), self._engine.system_length(messages)
+        except TemplateError as error:  # templates refuse orders of roles they do not know
+            raise RequestError("messages", f"{len(messages)} messages", str(error)) from error
 
     async def stats(self) -> ReplicaStats:
         return ReplicaStats(

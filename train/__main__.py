@@ -15,7 +15,7 @@ from llamahome.config import ConfigError, TrainRoot, checkout, explain_override,
 from llamahome.data import DataError
 from llamahome.logs import configure_logging
 from llamahome.models import ModelError
-from train.pipeline import TrainingPipeline, TrainingResult
+from train.pipeline import TrainingPipeline
 from train.progress import plain_console
 
 CONF = str(checkout() / "conf")
@@ -41,19 +41,15 @@ def train(config: DictConfig) -> None:
         result = TrainingPipeline(load_config(config, TrainRoot), console=console).run()
     except (ConfigError, DataError, ModelError) as error:
         _refuse(str(error))
-    console.print(_summary(result))
+    console.print(
+        f"held-out loss {result.loss_before:.4f} -> {result.loss_after:.4f} after {result.steps} "
+        f"steps, {result.tokens:,} tokens\nmodel in {result.model_dir}"
+    )
 
 
 def _refuse(message: str) -> NoReturn:
     plain_console(stderr=True).print(f"error: {message}")
     sys.exit(2)
-
-
-def _summary(result: TrainingResult) -> str:
-    return (
-        f"held-out loss {result.loss_before:.4f} -> {result.loss_after:.4f} after {result.steps} "
-        f"steps, {result.tokens:,} tokens\nmodel in {result.model_dir}"
-    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from llamahome.config import DataConfig, checkout
+from llamahome.config import DataConfig, TrainerConfig, checkout
 from llamahome.data import (
     IGNORED,
     DataError,
@@ -151,18 +151,17 @@ def _arrange(rows: list[Row], data: DataConfig, name: str) -> list[Row]:
 
 def batches(
     dataset: list[Row],
-    *,
     data: DataConfig,
-    batch_size: int,
+    trainer: TrainerConfig,
+    *,
     rank: int,
     world_size: int,
-    seed: int,
     start_step: int,
     pad_id: int,
 ) -> Iterator[Batch]:
     """Return one worker's batches, an endless iterator, from micro-step `start_step` on.
 
-    Step k is a function of (dataset, seed, k, batch_size, world_size) alone, so a run that starts
+    Step k is a function of (dataset, seed, k, batch size, world_size) alone, so a run that starts
     at k continues exactly the one that stopped there. One shuffled pass over the rows follows
     another, each row once per pass; a step may span two passes, so no row is left over. Within a
     pass no two workers get the same row. With `padding` the rows of a step have similar lengths.
@@ -174,16 +173,16 @@ def batches(
     Raises:
         DataError: at once, when there are fewer rows than one step of all workers takes.
     """
-    together = batch_size * world_size
+    together = trainer.batch_size * world_size
     if len(dataset) < together:
         raise DataError(
             f"{len(dataset)} training rows do not fill one step of {world_size} workers x "
-            f"{batch_size} rows; give more data or a smaller data.context_length, lower "
+            f"{trainer.batch_size} rows; give more data or a smaller data.context_length, lower "
             "trainer.batch_size, or use fewer trainer.num_workers"
         )
-    passes = _passes(len(dataset), seed)
+    passes = _passes(len(dataset), trainer.seed)
     if data.batching == "padding":
-        rows_of = _by_length(dataset, passes, together, seed)
+        rows_of = _by_length(dataset, passes, together, trainer.seed)
     else:
         rows_of = _in_order(passes, together)
     # Every world_size-th: where rows are sorted by length, each worker gets short and long ones.
@@ -194,12 +193,12 @@ def batches(
 
 
 def eval_batches(
-    dataset: list[Row], *, batch_size: int, rank: int, world_size: int, limit: int, pad_id: int
+    dataset: list[Row], trainer: TrainerConfig, *, rank: int, world_size: int, pad_id: int
 ) -> Iterator[Batch]:
-    """Return one worker's share of the held-out rows: at most `limit` batches, always the same.
+    """Return one worker's share of the held-out rows, always the same.
 
-    Workers get different rows, and equally many because they step together: up to world_size - 1
-    rows at the end are left out. The last batch may be smaller.
+    It is at most `trainer.eval_batches` batches; the last may be smaller. Workers get different
+    rows, and equally many because they step together: up to world_size - 1 rows are left out.
 
     Raises:
         DataError: at once, when there are fewer rows than workers.
@@ -210,9 +209,10 @@ def eval_batches(
             "data.eval_file or data.eval_fraction, a smaller data.context_length, or use fewer "
             "trainer.num_workers"
         )
-    count = min(len(dataset) // world_size, limit * batch_size)
+    size = trainer.batch_size
+    count = min(len(dataset) // world_size, trainer.eval_batches * size)
     share = dataset[rank : count * world_size : world_size]
-    return (_collate(share[i : i + batch_size], pad_id) for i in range(0, count, batch_size))
+    return (_collate(share[i : i + size], pad_id) for i in range(0, count, size))
 
 
 def _passes(count: int, seed: int) -> Callable[[int, int], list[int]]:

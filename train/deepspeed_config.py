@@ -6,8 +6,6 @@ from typing import Any
 
 from llamahome.config import DeepSpeedConfig, TrainerConfig
 
-NEVER = 2**31
-
 
 def deepspeed_config(deepspeed: DeepSpeedConfig, trainer: TrainerConfig) -> dict[str, Any]:
     """Build the config for `deepspeed.initialize` and transformers' `HfDeepSpeedConfig`.
@@ -22,7 +20,7 @@ def deepspeed_config(deepspeed: DeepSpeedConfig, trainer: TrainerConfig) -> dict
         "zero_optimization": _zero(deepspeed),
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": NEVER,
+        "steps_per_print": 2**31,  # never
     }
 
 

@@ -26,8 +26,6 @@ from llamahome.models import (
 )
 from train.model import POLICY_MODULE, model_to_train
 
-FOLDER = "model"
-
 
 def export_model(
     engine: DeepSpeedEngine, tokenizer: PreTrainedTokenizerBase, root: TrainRoot, run_dir: Path
@@ -45,7 +43,7 @@ def export_model(
         for name in list(weights)
         if name.startswith(f"{POLICY_MODULE}.")
     }
-    with _replaced(run_dir / FOLDER) as folder:
+    with _replaced(run_dir / "model") as folder:
         if root.trainer.method == "lora":
             _write_adapter(engine.module, weights, root, folder)
         else:

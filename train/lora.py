@@ -61,7 +61,6 @@ def norms(model: PreTrainedModel) -> list[str]:
     found = {
         name.rpartition(".")[2]
         for name, module in model.named_modules()
-        if name.rpartition(".")[2].endswith("norm")
-        and [weight.dim() for weight in module.parameters()] == [1]
+        if name.endswith("norm") and [weight.dim() for weight in module.parameters()] == [1]
     }
     return sorted(found)

@@ -95,11 +95,7 @@ def pack(rows: list[Row], length: int) -> list[Row]:
     # ConcatDataset returns a chunk only when more tokens follow, and drops the rest. So fill the
     # last chunk and add one token after it, then remove the filling.
     filling = 1 + (length - tail if tail else 0)
-    filler = {
-        "input_ids": [0] * filling,
-        "attention_mask": [0] * filling,
-        "labels": [IGNORED] * filling,
-    }
+    filler = {**dict.fromkeys(KEYS, [0] * filling), "labels": [IGNORED] * filling}
     # Its progress bar cannot be turned off.
     with contextlib.redirect_stderr(io.StringIO()):
         packed = cast(list[Row], ConcatDataset([*rows, filler], chunk_size=length).samples)

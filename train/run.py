@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -99,15 +98,8 @@ def _check_data(root: TrainRoot, model: ModelInfo, manager: ModelManager) -> Non
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     data, trainer = build_datasets(root.data, tokenizer, root.trainer.seed), root.trainer
     share = {"rank": 0, "world_size": trainer.num_workers, "pad_id": 0}
-    batches(
-        data.train,
-        data=root.data,
-        batch_size=trainer.batch_size,
-        seed=trainer.seed,
-        start_step=0,
-        **share,
-    )
-    eval_batches(data.eval, batch_size=trainer.batch_size, limit=trainer.eval_batches, **share)
+    batches(data.train, root.data, trainer, start_step=0, **share)
+    eval_batches(data.eval, trainer, **share)
 
 
 def _named(runs_dir: Path, root: TrainRoot) -> Path:
@@ -135,20 +127,13 @@ def _check_same(started: dict[str, Any], asked: TrainRoot, directory: Path) -> N
 
 def _new(runs_dir: Path, root: TrainRoot) -> Path:
     """Create a folder whose name no run has yet."""
-    for name in _names(root):
-        try:
-            (runs_dir / name).mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return runs_dir / name
-    raise AssertionError("names do not end")
-
-
-def _names(root: TrainRoot) -> Iterator[str]:
     model = re.sub(r"[^a-z0-9.]+", "-", Path(root.model.name).name.lower()).strip("-.")
     base = f"{model}-{root.policy.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    yield base
-    number = 2
+    directory, number = runs_dir / base, 1
     while True:
-        yield f"{base}-{number}"
-        number += 1
+        try:
+            directory.mkdir(parents=True)
+            return directory
+        except FileExistsError:
+            number += 1
+            directory = runs_dir / f"{base}-{number}"

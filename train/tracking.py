@@ -22,32 +22,30 @@ def track(
     Args:
         settings: the run's config, shown next to the curves.
     """
+    logs: list[Log] = []
+    observe = _once_each(logs)
+    for record in metrics.read(run_dir):  # those of a resumed run are logged already
+        observe(record)
     with ExitStack() as stack:
-        logs: list[Log] = []
         if tracking.wandb != "disabled":
             logs.append(stack.enter_context(_wandb(tracking, run_dir, settings)))
         if tracking.tensorboard:
             logs.append(stack.enter_context(_tensorboard(run_dir)))
-        yield _once_each(logs, metrics.read(run_dir))
+        yield observe
 
 
-def _once_each(logs: list[Log], logged: list[metrics.Record]) -> metrics.Observer:
+def _once_each(logs: list[Log]) -> metrics.Observer:
     """Leave out steps that a restarted run repeats: they are the same, and wandb wants order."""
     last: dict[str, int] = {}
 
-    def new_values(record: metrics.Record) -> dict[str, float]:
+    def observe(record: metrics.Record) -> None:
         step = record.get("step", -1)
         values = {n: v for n, v in record.items() if n != "step" and step > last.get(n, -1)}
         last.update((name, step) for name in values)
-        return values
-
-    def observe(record: metrics.Record) -> None:
-        if values := new_values(record):
+        if values:
             for log in logs:
-                log(record["step"], values)
+                log(step, values)
 
-    for record in logged:
-        new_values(record)
     return observe
 
 

@@ -49,23 +49,15 @@ def run_worker(config: dict[str, Any]) -> None:
 
     data = build_datasets(root.data, tokenizer, trainer.seed)
     share = {"rank": rank, "world_size": world_size, "pad_id": tokenizer.pad_token_id}
-    stream = batches(
-        data.train,
-        data=root.data,
-        batch_size=trainer.batch_size,
-        seed=trainer.seed,
-        start_step=progress.step * trainer.accumulation,
-        **share,
-    )
+    start = progress.step * trainer.accumulation
+    stream = batches(data.train, root.data, trainer, start_step=start, **share)
 
     def report(**values: float) -> None:
         if rank == 0:
             metrics.append(run_dir, {"step": progress.step, **values})
 
     def report_held_out() -> None:
-        held_out = eval_batches(
-            data.eval, batch_size=trainer.batch_size, limit=trainer.eval_batches, **share
-        )
+        held_out = eval_batches(data.eval, trainer, **share)
         report(eval_loss=evaluate(engine, held_out, attention))
 
     if progress.step == 0:

@@ -15,29 +15,21 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from openai import BaseModel as OpenAIModel
 from openai.types import Model
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from llamahome.requests import RequestError
 from serve.http.choices import Answers, Indexed, merged
-from serve.http.errors import ApiError, invalid_body, invalid_request, timed_out
+from serve.http.errors import ApiError, invalid_body, invalid_request
 from serve.http.guard import Guard
-from serve.http.metrics import Meter, ServeMetrics
+from serve.http.metrics import AnswerMeter, Meter, ServeMetrics
 from serve.http.protocol import ChatRequest, CompletionRequest, EmbeddingRequest
 from serve.http.responses import ChatFormat, CompletionFormat, Format, Head, embeddings_of, event
 from serve.wire import Delta, ReplicaStats
 from serve.wire import Request as WireRequest
 
-ROUTES = (
-    "/health",
-    "/metrics",
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/embeddings",
-    "/v1/models",
-)
 # A long list of texts waits here, so that one request does not fill the engines' queues.
 EMBEDDED_AT_ONCE = 8
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -78,14 +70,12 @@ class HttpSettings:
     may_sleep: bool = False
 
 
-def build_app(
-    backend: Backend, settings: HttpSettings, registry: CollectorRegistry | None = None
-) -> ASGIApp:
+def build_app(backend: Backend, settings: HttpSettings) -> ASGIApp:
     """Build the whole HTTP application."""
-    metrics = ServeMetrics(registry or CollectorRegistry())
+    metrics = ServeMetrics()
     endpoints = Endpoints(backend, settings, metrics)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    for path, endpoint, method in (
+    routes = (
         ("/health", endpoints.health, "GET"),
         ("/metrics", endpoints.metrics, "GET"),
         ("/v1/models", endpoints.models, "GET"),
@@ -93,14 +83,13 @@ def build_app(
         ("/v1/completions", endpoints.completions, "POST"),
         ("/v1/embeddings", endpoints.embeddings, "POST"),
         ("/v1/chat/completions", endpoints.chat_completions, "POST"),
-    ):
+    )
+    for path, endpoint, method in routes:
         app.add_api_route(path, endpoint, methods=[method], response_model=None)
-    app.add_exception_handler(ApiError, _api_error)
-    app.add_exception_handler(RequestError, _request_error)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(500, _server_error)
+    for kind in (ApiError, RequestError, HTTPException, Exception):
+        app.add_exception_handler(kind, _error)
     guard = Guard(app, key=settings.key, max_body_bytes=settings.max_body_bytes)
-    return Meter(guard, metrics, ROUTES)
+    return Meter(guard, metrics, [path for path, *_ in routes])
 
 
 class Endpoints:
@@ -134,7 +123,7 @@ class Endpoints:
     async def embeddings(self, request: Request) -> Response:
         body = await _parse(request, EmbeddingRequest)
         head = self._head("embd", body.model)
-        requests = body.embed_requests(head.id, self._adapter(body.model))
+        requests = body.embed_requests(head["id"], self._adapter(body.model))
         deadline = self._deadline()
         found: dict[int, Delta] = {}
         for start in range(0, len(requests), EMBEDDED_AT_ONCE):
@@ -175,8 +164,7 @@ class Endpoints:
             )
 
     async def _respond(self, body: ChatRequest | CompletionRequest, form: Format) -> Response:
-        adapter = self._adapter(body.model)
-        requests = body.generate_requests(form.head.id, adapter)
+        requests = body.generate_requests(form.head["id"], self._adapter(body.model))
         deltas = self._deltas(requests, self._deadline())
         answers = Answers(len(requests), body.choices_per_prompt)
         if not body.stream:
@@ -198,7 +186,7 @@ class Endpoints:
         self, requests: Sequence[WireRequest], deadline: float
     ) -> AsyncGenerator[Indexed, None]:
         """Yield and measure the backend's deltas, until each request's last one or the deadline."""
-        meters = [self._metrics.answer() for _ in requests]
+        meters = [AnswerMeter(self._metrics) for _ in requests]
         streams = [self._backend.stream(request) for request in requests]
         unfinished = set(range(len(requests)))
         async with aclosing(merged(streams)) as deltas:
@@ -207,7 +195,10 @@ class Endpoints:
                     async with asyncio.timeout_at(deadline):
                         index, delta = await anext(deltas)
                 except TimeoutError:
-                    raise timed_out(self._settings.request_timeout_s) from None
+                    limit = f"{self._settings.request_timeout_s:g} s (serve.request_timeout_s)"
+                    raise ApiError(
+                        504, f"the request took longer than {limit}", code="timeout"
+                    ) from None
                 meters[index].note(delta)
                 yield index, delta
                 if delta.finish_reason is not None:
@@ -255,23 +246,15 @@ def _json(content: OpenAIModel) -> Response:
     return Response(content.to_json(indent=None), media_type="application/json")
 
 
-async def _api_error(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return error.response()
-
-
-async def _request_error(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestError)
-    return invalid_request(str(error), error.field).response()
-
-
-async def _http_error(_request: Request, error: Exception) -> Response:
-    """Answer the router's 404 and 405."""
-    assert isinstance(error, HTTPException)
-    response = ApiError(error.status_code, error.detail).response()
-    response.headers.update(error.headers or {})
-    return response
-
-
-async def _server_error(_request: Request, _error: Exception) -> Response:
+async def _error(_request: Request, error: Exception) -> Response:
+    """Answer an error that an endpoint or the router raised; Starlette logs what is unexpected."""
+    match error:
+        case ApiError():
+            return error.response()
+        case RequestError():
+            return invalid_request(str(error), error.field).response()
+        case HTTPException():  # the router's 404 and 405
+            response = ApiError(error.status_code, error.detail).response()
+            response.headers.update(error.headers or {})
+            return response
     return ApiError(500, "internal error; the server's log has the details").response()

@@ -2,43 +2,36 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import KW_ONLY, dataclass
 
 from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
-RETRY_AFTER_S = 1.0
+RETRY_AFTER_S = "1"
 
 
 class EndpointError(Exception):
     """The endpoint could not be started."""
 
 
+@dataclass(eq=False)
 class ApiError(Exception):
-    """An answer other than 200.
+    """An answer other than 200; 429 and 503 ask the client to try again.
 
     Attributes:
         status: HTTP status.
         param: the field that is wrong, if one is.
         code: a word that clients may look for.
-        retry_after_s: seconds until the client may try again, where that makes sense.
     """
 
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        param: str | None = None,
-        code: str | None = None,
-        retry_after_s: float | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.param = param
-        self.code = code
-        self.retry_after_s = retry_after_s
+    status: int
+    message: str
+    _: KW_ONLY
+    param: str | None = None
+    code: str | None = None
+
+    def __str__(self) -> str:
+        return self.message
 
     def body(self) -> dict[str, dict[str, str | None]]:
         return {
@@ -52,19 +45,16 @@ class ApiError(Exception):
 
     def response(self) -> JSONResponse:
         headers = {}
-        if self.retry_after_s is not None:
-            headers["Retry-After"] = str(math.ceil(self.retry_after_s))
+        if self.status in (429, 503):
+            headers["Retry-After"] = RETRY_AFTER_S
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return JSONResponse(self.body(), self.status, headers)
 
 
 def _error_type(status: int) -> str:
-    if status == 401:
-        return "authentication_error"
-    if status == 429:
-        return "rate_limit_error"
-    return "invalid_request_error" if status < 500 else "server_error"
+    usual = "invalid_request_error" if status < 500 else "server_error"
+    return {401: "authentication_error", 429: "rate_limit_error"}.get(status, usual)
 
 
 def invalid_request(message: str, field: str | None) -> ApiError:
@@ -72,24 +62,11 @@ def invalid_request(message: str, field: str | None) -> ApiError:
 
 
 def queue_full(message: str) -> ApiError:
-    return ApiError(429, message, code="queue_full", retry_after_s=RETRY_AFTER_S)
+    return ApiError(429, message, code="queue_full")
 
 
 def no_replica() -> ApiError:
-    return ApiError(
-        503,
-        "no engine replica could take the request; try again",
-        code="no_replica",
-        retry_after_s=RETRY_AFTER_S,
-    )
-
-
-def timed_out(seconds: float) -> ApiError:
-    return ApiError(
-        504,
-        f"the request took longer than {seconds:g} s (serve.request_timeout_s)",
-        code="timeout",
-    )
+    return ApiError(503, "no engine replica could take the request; try again", code="no_replica")
 
 
 def invalid_body(error: ValidationError) -> ApiError:

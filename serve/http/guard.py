@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+from dataclasses import KW_ONLY, dataclass
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -24,28 +25,22 @@ def key_digest(api_key: str) -> bytes:
     return hashlib.sha256(api_key.encode()).digest()
 
 
+@dataclass(frozen=True)
 class Guard:
     """A gate that passes a request on to `app` with its body read, or answers 401, 408 or 413.
 
-    Args:
+    Attributes:
         app: the application behind the gate.
         key: SHA-256 of the API key; None asks for no key.
         max_body_bytes: larger bodies are refused, by Content-Length before they are read.
         body_timeout_s: seconds in which a body must arrive.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        key: bytes | None,
-        max_body_bytes: int,
-        body_timeout_s: float = BODY_TIMEOUT_S,
-    ) -> None:
-        self.app = app
-        self.key = key
-        self.max_body_bytes = max_body_bytes
-        self.body_timeout_s = body_timeout_s
+    app: ASGIApp
+    _: KW_ONLY
+    key: bytes | None
+    max_body_bytes: int
+    body_timeout_s: float = BODY_TIMEOUT_S
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

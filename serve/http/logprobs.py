@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from openai.types.chat import ChatCompletionTokenLogprob
 from openai.types.chat.chat_completion_token_logprob import TopLogprob
 from openai.types.completion_choice import Logprobs
 
-from llamahome.requests import Token
+from llamahome.requests import Token, TopToken
 
 # JSON has no infinity; OpenAI's API gives this number for very unlikely tokens.
 LEAST = -9999.0
@@ -17,18 +18,15 @@ LEAST = -9999.0
 def chat_logprobs(tokens: Sequence[Token]) -> list[ChatCompletionTokenLogprob]:
     return [
         ChatCompletionTokenLogprob(
-            token=_text(token.data),
-            bytes=list(token.data),
-            logprob=_finite(token.logprob),
-            top_logprobs=[
-                TopLogprob(
-                    token=_text(top.data), bytes=list(top.data), logprob=_finite(top.logprob)
-                )
-                for top in token.top
-            ],
+            **_fields(token), top_logprobs=[TopLogprob(**_fields(top)) for top in token.top]
         )
         for token in tokens
     ]
+
+
+def _fields(token: Token | TopToken) -> dict[str, Any]:
+    data, logprob = token.data, _finite(token.logprob)
+    return {"token": _text(data), "bytes": list(data), "logprob": logprob}
 
 
 def completion_logprobs(tokens: Sequence[Token]) -> Logprobs | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,59 +23,41 @@ class ServeMetrics:
     Token counters count what this ingress passed on; gauges of replicas are read on demand.
     """
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
-        self.requests = Counter(
-            "llamahome_requests", "HTTP requests", ["path", "status"], registry=registry
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+        histogram = partial(Histogram, registry=registry)
+        self.requests = counter("llamahome_requests", "HTTP requests", ["path", "status"])
+        self.in_flight = gauge("llamahome_requests_in_flight", "HTTP requests being answered")
+        self.stream_errors = counter(
+            "llamahome_stream_errors", "Streams that ended in an error event"
         )
-        self.in_flight = Gauge(
-            "llamahome_requests_in_flight", "HTTP requests being answered", registry=registry
+        self.ttft = histogram("llamahome_ttft_seconds", "Time to first token", buckets=TTFT_BUCKETS)
+        self.tpot = histogram(
+            "llamahome_tpot_seconds", "Time per output token after the first", buckets=TPOT_BUCKETS
         )
-        self.stream_errors = Counter(
-            "llamahome_stream_errors", "Streams that ended in an error event", registry=registry
+        self.prompt_tokens = counter("llamahome_prompt_tokens", "Prompt tokens of finished answers")
+        self.generated_tokens = counter(
+            "llamahome_generated_tokens", "Tokens generated for clients"
         )
-        self.ttft = Histogram(
-            "llamahome_ttft_seconds",
-            "Time to first token",
-            buckets=TTFT_BUCKETS,
-            registry=registry,
-        )
-        self.tpot = Histogram(
-            "llamahome_tpot_seconds",
-            "Time per output token after the first",
-            buckets=TPOT_BUCKETS,
-            registry=registry,
-        )
-        self.prompt_tokens = Counter(
-            "llamahome_prompt_tokens", "Prompt tokens of finished answers", registry=registry
-        )
-        self.generated_tokens = Counter(
-            "llamahome_generated_tokens", "Tokens generated for clients", registry=registry
-        )
-        self.evicted_tokens = Counter(
-            "llamahome_evicted_tokens",
-            "Entries that each KV head of finished answers gave up",
-            registry=registry,
+        self.evicted_tokens = counter(
+            "llamahome_evicted_tokens", "Entries evicted from each KV head of finished answers"
         )
         self._replicas = {
-            name: Gauge(f"llamahome_{name}", text, ["replica"], registry=registry)
+            name: gauge(f"llamahome_{name}", text, ["replica"])
             for name, text in (
                 ("slots", "Slots of a replica"),
                 ("slots_used", "Slots that hold a request"),
                 ("queued", "Requests that wait for a slot"),
                 ("kv_bytes", "Bytes allocated for keys and values"),
-                ("drafted_tokens", "Tokens guessed ahead by prompt lookup"),
-                ("accepted_tokens", "Tokens guessed ahead that were right"),
+                ("drafted_tokens", "Draft tokens proposed by prompt lookup"),
+                ("accepted_tokens", "Draft tokens accepted by verification"),
                 ("prefix_hits", "Prompts that began from a prefix snapshot"),
-                ("prefix_misses", "Prompts that no prefix snapshot served"),
-                ("prefix_hit_tokens", "Prompt tokens that prefix snapshots spared"),
+                ("prefix_misses", "Prompts that began from no prefix snapshot"),
+                ("prefix_hit_tokens", "Prompt tokens restored from prefix snapshots"),
                 ("prefix_bytes", "Bytes of prefix snapshots in memory"),
             )
         }
-
-    def answer(self) -> AnswerMeter:
-        """Return a meter of one answer, which starts now."""
-        return AnswerMeter(self)
 
     def render(self, replicas: Iterable[ReplicaStats]) -> bytes:
         """Return all metrics in Prometheus's text format."""
@@ -86,7 +70,7 @@ class ServeMetrics:
 
 
 class AnswerMeter:
-    """Times and token counts of one answer."""
+    """Times and token counts of one answer, which starts now."""
 
     def __init__(self, metrics: ServeMetrics) -> None:
         self._metrics = metrics
@@ -107,13 +91,13 @@ class AnswerMeter:
             self._metrics.tpot.observe((now - self._first) / (self._tokens - 1))
 
 
+@dataclass(frozen=True)
 class Meter:
     """An ASGI counter of requests by path and status. Paths outside `known` count as one."""
 
-    def __init__(self, app: ASGIApp, metrics: ServeMetrics, known: Iterable[str]) -> None:
-        self.app = app
-        self.metrics = metrics
-        self.known = frozenset(known)
+    app: ASGIApp
+    metrics: ServeMetrics
+    known: Collection[str]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

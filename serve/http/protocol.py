@@ -33,10 +33,6 @@ class TextPart(Strict):
     text: str
 
 
-def _text(content: str | list[TextPart]) -> str:
-    return content if isinstance(content, str) else "".join(part.text for part in content)
-
-
 class Message(Strict):
     """One message of a chat; an answer of this API can be sent back as one, with its nulls."""
 
@@ -52,7 +48,9 @@ class Message(Strict):
     def for_template(self) -> dict[str, str]:
         # "developer" is OpenAI's newer word for the system role; chat templates know the older.
         role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": _text(self.content)}
+        if isinstance(self.content, str):
+            return {"role": role, "content": self.content}
+        return {"role": role, "content": "".join(part.text for part in self.content)}
 
 
 class StreamOptions(Strict):
@@ -194,13 +192,11 @@ class ChatRequest(_Generation):
             raise PydanticCustomError("invalid_value", "it needs logprobs: true")
         return value
 
-    def generate_requests(
-        self, request_id: str, adapter: str | None = None
-    ) -> list[GenerateRequest]:
+    def generate_requests(self, request_id: str, adapter: str | None) -> list[GenerateRequest]:
         """Return one request for each choice of the answer."""
-        limit = self.max_tokens
-        if self.max_completion_tokens is not None:
-            limit = self.max_completion_tokens
+        limit = self.max_completion_tokens
+        if limit is None:
+            limit = self.max_tokens
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
         request = GenerateRequest(
             request_id=request_id,
@@ -245,9 +241,7 @@ class CompletionRequest(_Generation):
             )
         return value
 
-    def generate_requests(
-        self, request_id: str, adapter: str | None = None
-    ) -> list[GenerateRequest]:
+    def generate_requests(self, request_id: str, adapter: str | None) -> list[GenerateRequest]:
         """Return one request for each choice: those of the first prompt, of the second, ..."""
         limit = COMPLETION_MAX_TOKENS if self.max_tokens is None else self.max_tokens
         params = self._params(
@@ -270,15 +264,13 @@ class EmbeddingRequest(Strict):
 
     model: str
     input: Annotated[
-        list[str | list[int]],
-        Field(max_length=MAX_INPUTS),
-        BeforeValidator(_as_prompts),
+        list[str | list[int]], Field(max_length=MAX_INPUTS), BeforeValidator(_as_prompts)
     ]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Absent = None
     user: str | None = None
 
-    def embed_requests(self, request_id: str, adapter: str | None = None) -> list[EmbedRequest]:
+    def embed_requests(self, request_id: str, adapter: str | None) -> list[EmbedRequest]:
         return [
             EmbedRequest(request_id=f"{request_id}-{index}", prompt=prompt, adapter=adapter)
             for index, prompt in enumerate(self.input)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypedDict
 
 from openai import BaseModel
 from openai.types import Completion, CompletionChoice, CompletionUsage
@@ -22,16 +22,12 @@ from serve.http.logprobs import chat_logprobs, completion_logprobs
 from serve.wire import Delta
 
 
-@dataclass(frozen=True, kw_only=True)
-class Head:
+class Head(TypedDict):
     """The fields that every part of one answer repeats."""
 
     id: str
     created: int
     model: str
-
-    def fields(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,7 @@ class ChatFormat:
 
     def whole(self, answers: Sequence[Delta], usage: Usage | None) -> ChatCompletion:
         return ChatCompletion(
-            **self.head.fields(),
+            **self.head,
             object="chat.completion",
             choices=[_chat_choice(index, answer) for index, answer in enumerate(answers)],
             usage=usage_of(usage),
@@ -71,16 +67,14 @@ class ChatFormat:
     def usage_chunk(self, usage: Usage) -> BaseModel:
         """Return the chunk after the last, for clients that asked for usage."""
         return ChatCompletionChunk(
-            **self.head.fields(),
+            **self.head,
             object="chat.completion.chunk",
             choices=[],
             usage=usage_of(usage),
         )
 
     def _chunk(self, choice: ChunkChoice) -> BaseModel:
-        return ChatCompletionChunk(
-            **self.head.fields(), object="chat.completion.chunk", choices=[choice]
-        )
+        return ChatCompletionChunk(**self.head, object="chat.completion.chunk", choices=[choice])
 
 
 @dataclass(frozen=True)
@@ -107,7 +101,7 @@ class CompletionFormat:
         self, choices: list[CompletionChoice], usage: Usage | None = None
     ) -> Completion:
         return Completion(
-            **self.head.fields(),
+            **self.head,
             object="text_completion",
             choices=choices,
             usage=usage_of(usage),

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from llamahome.requests import Grammar
-from serve.http.errors import ApiError
+from llamahome.requests import Grammar, GrammarKind
+from serve.http.errors import invalid_request
 from serve.http.fields import Strict
 
 ANY_OBJECT = '{"type": "object"}'
@@ -17,12 +17,8 @@ JsonValue = str | dict[str, Any]
 """A JSON schema, as an object or as its text."""
 
 
-class TextFormat(Strict):
-    type: Literal["text"]
-
-
-class JsonObjectFormat(Strict):
-    type: Literal["json_object"]
+class PlainFormat(Strict):
+    type: Literal["text", "json_object"]
 
 
 class JsonSchema(Strict):
@@ -39,9 +35,7 @@ class JsonSchemaFormat(Strict):
     json_schema: JsonSchema
 
 
-ResponseFormat = Annotated[
-    TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")
-]
+ResponseFormat = Annotated[PlainFormat | JsonSchemaFormat, Field(discriminator="type")]
 
 
 class StructuredOutputs(Strict):
@@ -55,7 +49,7 @@ class StructuredOutputs(Strict):
 
 def grammar_of(
     *,
-    response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None,
+    response_format: ResponseFormat | None,
     structured_outputs: StructuredOutputs | None,
     guided_json: JsonValue | None,
     guided_regex: str | None,
@@ -66,53 +60,31 @@ def grammar_of(
     Raises:
         ApiError: when it asks for several.
     """
-    found = [
-        _of_format(response_format),
-        *_of_structured(structured_outputs),
-        _json(guided_json, "guided_json"),
-        _regex(guided_regex, "guided_regex"),
-        _choice(guided_choice, "guided_choice"),
+    outputs = structured_outputs or StructuredOutputs()
+    any_object = ANY_OBJECT if outputs.json_object else None
+    asked: list[tuple[GrammarKind, JsonValue | list[str] | None, str]] = [
+        ("json", _schema(response_format), "response_format"),
+        ("json", outputs.json_, "structured_outputs.json"),
+        ("regex", outputs.regex, "structured_outputs.regex"),
+        ("choice", outputs.choice, "structured_outputs.choice"),
+        ("json", any_object, "structured_outputs.json_object"),
+        ("json", guided_json, "guided_json"),
+        ("regex", guided_regex, "guided_regex"),
+        ("choice", guided_choice, "guided_choice"),
     ]
-    grammars = [grammar for grammar in found if grammar is not None]
+    grammars = [
+        Grammar(kind, form if isinstance(form, str) else json.dumps(form), field)
+        for kind, form, field in asked
+        if form is not None
+    ]
     if len(grammars) > 1:
         first, second = grammars[0].source, grammars[1].source
-        raise ApiError(
-            400,
-            f"{second}: {first} already says what the answer must look like; send one of them",
-            param=second,
-            code="invalid_value",
-        )
+        message = f"{first} already says what the answer must look like; send one of them"
+        raise invalid_request(f"{second}: {message}", second)
     return grammars[0] if grammars else None
 
 
-def _of_format(form: TextFormat | JsonObjectFormat | JsonSchemaFormat | None) -> Grammar | None:
+def _schema(form: ResponseFormat | None) -> JsonValue | None:
     if isinstance(form, JsonSchemaFormat):
-        return _json(form.json_schema.schema_, "response_format")
-    if isinstance(form, JsonObjectFormat):
-        return _json(ANY_OBJECT, "response_format")
-    return None
-
-
-def _of_structured(outputs: StructuredOutputs | None) -> list[Grammar | None]:
-    if outputs is None:
-        return []
-    return [
-        _json(outputs.json_, "structured_outputs.json"),
-        _regex(outputs.regex, "structured_outputs.regex"),
-        _choice(outputs.choice, "structured_outputs.choice"),
-        _json(ANY_OBJECT if outputs.json_object else None, "structured_outputs.json_object"),
-    ]
-
-
-def _json(schema: JsonValue | None, field: str) -> Grammar | None:
-    if schema is None:
-        return None
-    return Grammar("json", schema if isinstance(schema, str) else json.dumps(schema), field)
-
-
-def _regex(regex: str | None, field: str) -> Grammar | None:
-    return None if regex is None else Grammar("regex", regex, field)
-
-
-def _choice(texts: list[str] | None, field: str) -> Grammar | None:
-    return None if texts is None else Grammar("choice", json.dumps(texts), field)
+        return form.json_schema.schema_
+    return ANY_OBJECT if form is not None and form.type == "json_object" else None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import LoggingConfig
 
-from llamahome.config import EngineConfig, ModelConfig, PolicyConfig, ServeConfig, ServeRoot
+from llamahome.config import EngineConfig, ModelConfig, PolicyConfig, ServeRoot
 from serve.http.api import HttpSettings
 from serve.http.guard import key_digest
 from serve.ray.ingress import Api
@@ -40,6 +41,12 @@ class EngineReplica(Replica):
 
 def build_application(root: ServeRoot) -> Application:
     """Build the application for `serve.run`; the replicas load the model."""
+    both: dict[str, Any] = {
+        "health_check_period_s": HEALTH_CHECK_PERIOD_S,
+        "graceful_shutdown_timeout_s": GRACEFUL_SHUTDOWN_S,
+        "graceful_shutdown_wait_loop_s": 0.1,
+        "logging_config": LOGGING,
+    }
     engines = serve.deployment(
         ray_actor_options={
             "num_cpus": root.serve.cpus_per_replica,
@@ -48,31 +55,19 @@ def build_application(root: ServeRoot) -> Application:
         # Twice what an engine takes, so that the engine refuses, with a reason, and not the router.
         max_ongoing_requests=2 * (root.engine.slots + root.engine.max_queued),
         max_queued_requests=root.engine.max_queued,
-        autoscaling_config=_autoscaling(root.serve),
-        health_check_period_s=HEALTH_CHECK_PERIOD_S,
-        graceful_shutdown_timeout_s=GRACEFUL_SHUTDOWN_S,
-        graceful_shutdown_wait_loop_s=0.1,
-        logging_config=LOGGING,
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=root.serve.min_replicas,
+            max_replicas=root.serve.max_replicas,
+            target_ongoing_requests=root.serve.target_ongoing_requests,
+            upscale_delay_s=root.serve.upscale_delay_s,
+            downscale_delay_s=root.serve.downscale_delay_s,
+        ),
+        **both,
     )(EngineReplica)
     ingress = serve.deployment(
-        ray_actor_options={"num_cpus": 0},
-        max_ongoing_requests=INGRESS_ONGOING,
-        health_check_period_s=HEALTH_CHECK_PERIOD_S,
-        graceful_shutdown_timeout_s=GRACEFUL_SHUTDOWN_S,
-        graceful_shutdown_wait_loop_s=0.1,
-        logging_config=LOGGING,
+        ray_actor_options={"num_cpus": 0}, max_ongoing_requests=INGRESS_ONGOING, **both
     )(Api)
     return ingress.bind(engines.bind(root.model, root.policy, root.engine), http_settings(root))
-
-
-def _autoscaling(config: ServeConfig) -> AutoscalingConfig:
-    return AutoscalingConfig(
-        min_replicas=config.min_replicas,
-        max_replicas=config.max_replicas,
-        target_ongoing_requests=config.target_ongoing_requests,
-        upscale_delay_s=config.upscale_delay_s,
-        downscale_delay_s=config.downscale_delay_s,
-    )
 
 
 def http_settings(root: ServeRoot) -> HttpSettings:

@@ -9,15 +9,11 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any, cast
 
 from ray.exceptions import RayActorError, RayError, RayTaskError
-from ray.serve.exceptions import (
-    BackPressureError,
-    DeploymentUnavailableError,
-    RayServeException,
-)
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from serve.http.errors import ApiError, invalid_request, no_replica, queue_full
-from serve.wire import Delta, Failure, ReplicaStats, Reply, Request
+from serve.wire import Delta, ReplicaStats, Reply, Request
 
 logger = logging.getLogger(__name__)
 
@@ -97,16 +93,13 @@ class _Unavailable(Exception):
 
 
 def _delta(reply: Reply) -> Delta:
+    """Return the text of a reply, or raise the failure that it is."""
     if isinstance(reply, Delta):
         return reply
-    raise _error(reply)
-
-
-def _error(failure: Failure) -> Exception:
-    if failure.kind == "invalid":
-        return invalid_request(failure.message, failure.field)
-    if failure.kind == "full":
-        return queue_full(failure.message)
-    if failure.kind == "failed":
-        return ApiError(500, failure.message, code="engine")
-    return _Unavailable(failure.message)
+    if reply.kind == "invalid":
+        raise invalid_request(reply.message, reply.field)
+    if reply.kind == "full":
+        raise queue_full(reply.message)
+    if reply.kind == "failed":
+        raise ApiError(500, reply.message, code="engine")
+    raise _Unavailable(reply.message)

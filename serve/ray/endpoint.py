@@ -17,8 +17,6 @@ from llamahome.models import ModelError, ModelManager
 from serve.http.errors import EndpointError
 from serve.ray.application import LOGGING, build_application, served_name
 
-logger = logging.getLogger(__name__)
-
 APPLICATION = "llamahome"
 # The application ends late requests first, with OpenAI's error; the proxy would come later.
 PROXY_TIMEOUT_MARGIN_S = 10.0

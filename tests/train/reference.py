@@ -48,10 +48,9 @@ def held_out_loss(root: TrainRoot, folder: Path) -> float:
         rows += _rows(
             eval_batches(
                 held_out,
-                batch_size=root.trainer.batch_size,
+                root.trainer,
                 rank=rank,
                 world_size=root.trainer.num_workers,
-                limit=root.trainer.eval_batches,
                 pad_id=0,
             )
         )
@@ -65,11 +64,10 @@ def _global_batches(root: TrainRoot, folder: Path) -> Iterable[list[dict[str, Te
     streams = [
         batches(
             rows,
-            data=root.data,
-            batch_size=trainer.batch_size,
+            root.data,
+            trainer,
             rank=rank,
             world_size=trainer.num_workers,
-            seed=trainer.seed,
             start_step=0,
             pad_id=0,
         )

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from llamahome.config import DataConfig, checkout
+from llamahome.config import DataConfig, TrainerConfig, checkout
 from llamahome.data import IGNORED, DataError, Row, encode, read_records
 from train.data import batches, build_datasets, eval_batches, resolve_files
 from train.recipes import groups_by_length, pack
@@ -71,12 +71,20 @@ def flat(rows: list[Row], key: str) -> list[int]:
 
 
 def take(
-    dataset: list[Row], steps: int, *, batching: str = "packing", start: int = 0, **changes: int
+    dataset: list[Row],
+    steps: int,
+    *,
+    batching: str = "packing",
+    start: int = 0,
+    batch_size: int = 2,
+    seed: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> list[Batch]:
-    """Take `steps` batches from `start` on; one worker, two rows per batch, but for `changes`."""
-    options = {"batch_size": 2, "rank": 0, "world_size": 1, "seed": 0, "pad_id": PAD, **changes}
-    data = DataConfig(batching=batching)
-    return list(islice(batches(dataset, data=data, start_step=start, **options), steps))
+    """Take `steps` batches from `start` on."""
+    data, trainer = DataConfig(batching=batching), TrainerConfig(batch_size=batch_size, seed=seed)
+    share = {"rank": rank, "world_size": world_size, "pad_id": PAD}
+    return list(islice(batches(dataset, data, trainer, start_step=start, **share), steps))
 
 
 def numbers(taken: list[Batch]) -> list[int]:
@@ -292,8 +300,8 @@ def test_eval_shares_are_equal_disjoint_and_repeatable(
     rows = make_rows(count)
 
     def share(rank: int) -> list[Batch]:
-        options = {"batch_size": 2, "world_size": 2, "limit": limit, "pad_id": PAD}
-        return list(eval_batches(rows, rank=rank, **options))
+        trainer = TrainerConfig(batch_size=2, eval_batches=limit)
+        return list(eval_batches(rows, trainer, rank=rank, world_size=2, pad_id=PAD))
 
     assert same(share(0), share(0))
     assert [[len(batch["labels"]) for batch in share(rank)] for rank in (0, 1)] == [sizes, sizes]
@@ -303,7 +311,7 @@ def test_eval_shares_are_equal_disjoint_and_repeatable(
 
 def test_too_few_held_out_rows_are_refused_at_once() -> None:
     with pytest.raises(DataError, match=r"1 held-out rows do not reach 2 workers; give a larger"):
-        eval_batches(make_rows(1), batch_size=1, rank=0, world_size=2, limit=1, pad_id=0)
+        eval_batches(make_rows(1), TrainerConfig(), rank=0, world_size=2, pad_id=0)
 
 
 def test_custom_file_gives_its_own_splits(

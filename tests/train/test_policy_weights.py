@@ -53,16 +53,8 @@ def _train(root: TrainRoot, run_dir: Path, steps: int) -> tuple[list[float], Loa
     engine = start_engine(model, root.trainer, settings)
     attention = HybridAttention(policy, bare_model(model))
     rows = build_datasets(root.data, tokenizer, root.trainer.seed).train
-    stream = batches(
-        rows,
-        data=root.data,
-        batch_size=root.trainer.batch_size,
-        rank=0,
-        world_size=1,
-        seed=0,
-        start_step=0,
-        pad_id=0,
-    )
+    share = {"rank": 0, "world_size": 1, "pad_id": 0}
+    stream = batches(rows, root.data, root.trainer, start_step=0, **share)
     losses = [
         train_step(engine, [batch], attention, cross_entropy)[0]["loss"]
         for batch in islice(stream, steps)

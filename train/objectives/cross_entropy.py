@@ -1,4 +1,7 @@
-"""Cross-entropy: the log-probability of each labelled token, under the policy."""
+"""Cross-entropy: the log-probability of each labelled token, under the policy.
+
+Axes: B sequences, T tokens, P positions that predict a label, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ from torch import Tensor
 from llamahome.attention import HybridAttention
 from llamahome.data import IGNORED
 from train.data import Batch
-from train.objectives.predictions import predictions
 
 
 def cross_entropy(
@@ -23,3 +25,23 @@ def cross_entropy(
         logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum"
     )
     return {"loss": loss}
+
+
+def predictions(
+    model: Callable[..., Any], batch: Batch, attention: HybridAttention
+) -> tuple[Tensor, Tensor]:
+    """Return logits (B, P, V) and their targets (B, P), where any sequence has a label.
+
+    Only these positions reach the vocabulary projection, which is most of a small model's cost
+    and memory.
+    """
+    targets = batch["labels"][:, 1:]  # token t is predicted at t - 1
+    predicting = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
+    logits = model(
+        input_ids=batch["input_ids"],
+        position_ids=attention.position_ids(batch["input_ids"]),
+        use_cache=False,
+        logits_to_keep=predicting,
+        hybrid=attention,
+    ).logits
+    return logits, targets[:, predicting]

@@ -13,7 +13,7 @@ from llamahome.attention import HybridAttention, build_policy
 from llamahome.config import PolicyConfig
 from llamahome.data import IGNORED
 from train.data import Batch
-from train.objectives.predictions import predictions
+from train.objectives.cross_entropy import predictions
 
 _DENSE = HybridAttention(build_policy(PolicyConfig.dense()))
 

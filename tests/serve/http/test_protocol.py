@@ -33,7 +33,7 @@ def completion(**fields) -> CompletionRequest:
 
 
 def params_of(body: ChatRequest | CompletionRequest) -> SamplingParams:
-    return body.generate_requests("id")[0].params
+    return body.generate_requests("id", None)[0].params
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_messages_reach_the_template_as_plain_text():
             {"role": "user", "content": [{"type": "text", "text": "a"}] * 2},
             {"role": "assistant", "content": "b", "refusal": None, "tool_calls": None},
         ]
-    ).generate_requests("id")[0]
+    ).generate_requests("id", None)[0]
     assert request.messages == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "aa"},
@@ -187,16 +187,16 @@ def test_a_chats_logprobs_are_a_switch_and_a_number(fields, logprobs):
 
 
 def test_a_completions_logprobs_are_a_number():
-    (request,) = completion(logprobs=3, echo=True).generate_requests("id")
+    (request,) = completion(logprobs=3, echo=True).generate_requests("id", None)
     assert (request.params.logprobs, request.params.prompt_logprobs, request.echo) == (3, 3, True)
 
 
 def test_choices_differ_by_id_and_seed():
-    requests = completion(prompt=["a", "b"], n=2, seed=7).generate_requests("id")
+    requests = completion(prompt=["a", "b"], n=2, seed=7).generate_requests("id", None)
     assert [r.request_id for r in requests] == ["id-0", "id-1", "id-2", "id-3"]
     assert [r.prompt for r in requests] == ["a", "a", "b", "b"]
     assert [r.params.seed for r in requests] == [7, 8, 7, 8]
-    assert [r.params.seed for r in chat(n=2).generate_requests("id")] == [None, None]
+    assert [r.params.seed for r in chat(n=2).generate_requests("id", None)] == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_a_value_out_of_range_is_refused_by_field(body, fields, field, words):
 def test_two_grammars_are_refused():
     body = chat(guided_regex="a", response_format={"type": "json_object"})
     with pytest.raises(ApiError, match="response_format already says") as refused:
-        body.generate_requests("id")
+        body.generate_requests("id", None)
     assert (refused.value.status, refused.value.param) == (400, "guided_regex")
 
 
@@ -277,7 +277,7 @@ def test_two_grammars_are_refused():
     ids=["text", "list of text", "texts", "token ids", "list of token ids", "lists"],
 )
 def test_prompts_in_each_of_their_forms(prompt, expected):
-    requests = completion(prompt=prompt).generate_requests("id")
+    requests = completion(prompt=prompt).generate_requests("id", None)
     assert [request.prompt for request in requests] == expected
 
 
