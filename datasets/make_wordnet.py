@@ -23,80 +23,11 @@ from wordnet_topics import Topic, read_topics
 
 logger = logging.getLogger("make_wordnet")
 
-# Questions that stand alone, questions within a talk about the word, and answers.
-Phrases = tuple[list[str], list[str], list[str]]
-PHRASES: dict[str, Phrases] = {
-    "meaning": (
-        [
-            "What does {name} mean?",
-            "Define {name}.",
-            "What is the meaning of {name}?",
-            "I came across {name}. What does it mean?",
-            "Please explain {name} to me.",
-        ],
-        ["What does {name} mean?", "Tell me what {name} means.", "And {name}?"],
-        [
-            "{Name} means {value}.",
-            '"{Word}" means {value}.',
-            'As {a_part}, "{word}" means {value}.',
-        ],
-    ),
-    "reverse": (
-        [
-            'Which {part} means "{meaning}"?',
-            'I am looking for {a_part} that means "{meaning}".',
-            'What is the word for "{meaning}"? It is {a_part}.',
-        ],
-        [],
-        ["That is {name}.", 'The word is "{value}".', '"{Value}" is the {part} with that meaning.'],
-    ),
-    "sentence": (
-        [
-            "Use {name} in a sentence.",
-            "Give an example sentence with {name}.",
-            "How is {name} used? Show me one sentence.",
-        ],
-        ["Can you use it in a sentence?", "Give me an example.", "How is it used?"],
-        ["{value}", "Here is an example: {value}", "For example: {value}"],
-    ),
-    "synonyms": (
-        [
-            "Give a synonym for {name}.",
-            "What is another word for {name}?",
-            'What is a synonym for {name}, in the sense of "{meaning}"?',
-        ],
-        ["Is there another word for it?", "What is a synonym?"],
-        ['A synonym is "{value}".', 'Another word for "{word}" is "{value}".'],
-    ),
-    "opposite": (
-        ["What is the opposite of {name}?", "Give an antonym of {name}."],
-        ["What is its opposite?", "And the opposite?"],
-        ['The opposite of "{word}" is "{value}".', '"{Value}" is the opposite of "{word}".'],
-    ),
-    "broader": (
-        [
-            "What is a broader term for {name}?",
-            "Name a more general word than {name}.",
-            'Which more general {part} covers "{word}"?',
-        ],
-        ["What is a more general word?", "Is there a broader term?"],
-        ['A broader term for "{word}" is "{value}".', '"{Value}" is more general than "{word}".'],
-    ),
-    "narrower": (
-        ["Name a more specific word than {name}.", "What is a narrower term for {name}?"],
-        ["What is a more specific word?", "Is there a narrower term?"],
-        ['A more specific word is "{value}".', '"{Value}" is more specific than "{word}".'],
-    ),
-}
-SYSTEMS = [
-    "You are a concise English dictionary.",
-    "You help people learn English words.",
-    "Answer questions about words in one short sentence.",
-]
-RECALLS = [
-    'Remind me: which of these words means "{meaning}"?',
-    'Which of the words above means "{meaning}"?',
-]
+# By kind: questions that stand alone, follow-ups in a talk about the word, and answers.
+_TEXTS = json.loads(Path(__file__).with_name("wordnet_phrases.json").read_text(encoding="utf-8"))
+PHRASES: dict[str, dict[str, list[str]]] = _TEXTS["about"]
+SYSTEMS: list[str] = _TEXTS["systems"]
+RECALLS: list[str] = _TEXTS["recalls"]
 
 Exchange = tuple[str, str]
 Talk = tuple[list[Topic], list[Exchange]]
@@ -118,7 +49,7 @@ def kinds(topic: Topic) -> list[str]:
 
 def ask(topic: Topic, kind: str, rng: random.Random, within: bool = False) -> Exchange:
     """Write a question of `kind` and its answer; `within` a talk it may call the word "it"."""
-    questions, follow_ups, answers = PHRASES[kind]
+    phrases = PHRASES[kind]
     name = f'the {topic.part} "{topic.word}"'
     value = rng.choice(values(topic, kind))
     parts = {
@@ -132,8 +63,8 @@ def ask(topic: Topic, kind: str, rng: random.Random, within: bool = False) -> Ex
         "value": value,
         "Value": capital(value),
     }
-    question = rng.choice(follow_ups if within else questions)
-    return question.format(**parts), rng.choice(answers).format(**parts)
+    question = rng.choice(phrases["follow_ups" if within else "questions"])
+    return question.format(**parts), rng.choice(phrases["answers"]).format(**parts)
 
 
 def a_part(topic: Topic) -> str:
@@ -152,7 +83,7 @@ def single(group: list[Topic], rng: random.Random) -> Talk:
 def study(group: list[Topic], rng: random.Random) -> Talk:
     """Ask two to five questions about one word."""
     topic = rng.choice([topic for topic in group if len(kinds(topic)) > 2])
-    others = [kind for kind in kinds(topic) if PHRASES[kind][1] and kind != "meaning"]
+    others = [kind for kind in kinds(topic) if PHRASES[kind]["follow_ups"] and kind != "meaning"]
     rng.shuffle(others)
     exchanges = [ask(topic, "meaning", rng)]
     exchanges += [ask(topic, kind, rng, within=True) for kind in others[:4]]

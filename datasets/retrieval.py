@@ -7,6 +7,7 @@ wordings differ from those of `llamahome eval`'s needles or of `llamahome calibr
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,45 +19,10 @@ from llamahome.data import read_text
 NOVEL = Path(__file__).parent / "emma.txt.gz"
 HELD_OUT = 0.05  # share of the novel, its end
 FACTS = 6  # per row
-PEOPLE = (
-    "Mr. Ashby",
-    "Mrs. Calloway",
-    "Miss Dunmore",
-    "Dr. Ellery",
-    "Captain Frost",
-    "Lady Garrick",
-    "Mr. Holloway",
-    "Mrs. Inglis",
-    "Miss Jarvis",
-    "Colonel Kemp",
-    "Mr. Lockhart",
-    "Mrs. Merrow",
-    "Miss Norwood",
-    "Mr. Osgood",
-)
-# A fact about {who} and {code}, the question about it, and the answer.
-KINDS = (
-    (
-        "The strongbox of {who} opens with {code}.",
-        "With which digits does the strongbox of {who} open?",
-        "The strongbox of {who} opens with {code}.",
-    ),
-    (
-        "{who} lodges in a room with the number {code}.",
-        "Which room does {who} lodge in?",
-        "{who} lodges in room {code}.",
-    ),
-    (
-        "The parcel for {who} carries the label {code}.",
-        "What is written on the label of {who}'s parcel?",
-        "The parcel for {who} carries the label {code}.",
-    ),
-    (
-        "{who}'s ticket is number {code}.",
-        "Give the number of {who}'s ticket.",
-        "{who}'s ticket is number {code}.",
-    ),
-)
+# Names; and kinds of fact: a sentence about {who} and {code}, a question about it, the answer.
+_FACTS = json.loads(Path(__file__).with_name("retrieval_facts.json").read_text(encoding="utf-8"))
+PEOPLE: list[str] = _FACTS["people"]
+KINDS: list[dict[str, str]] = _FACTS["kinds"]
 
 
 class Fact(NamedTuple):
@@ -109,8 +75,9 @@ def _facts(draw: random.Random) -> list[Fact]:
     facts = []
     for who, texts in subjects:
         code = str(draw.randrange(10_000, 1_000_000))
-        said, asked, answered = (text.format(who=who, code=code) for text in texts)
-        facts.append(Fact(said=said, asked=asked, answered=answered))
+        facts.append(
+            Fact(**{name: text.format(who=who, code=code) for name, text in texts.items()})
+        )
     return facts
 
 

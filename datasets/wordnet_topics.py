@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,33 +14,9 @@ PART_NAMES = {"n": "noun", "v": "verb", "a": "adjective", "r": "adverb"}
 # Lexicographer files about people, groups, bodies and their functions, religion, war: most
 # hurtful words and examples are in these.
 LEFT_OUT_FILES = {"08", "11", "14", "18", "26", "29", "33"}
-LEFT_OUT_STEMS = """
-    abet abort abus adulter alcohol armies army assault atroci attack birth bleed blood bomb brandy
-    breast buri buttock cancer capitalis castrat cheat christ church cigar cocaine communis
-    congress contracep corpse crim cripple cruel curse damn death democrat derog destroy devil
-    disab disease disgust disparag divorc drug drunk elect erot ethnic evil excre execut explosi
-    fascis feces flesh fraud funeral gambl genital govern guilt hate hatred hell holy homosex
-    horri horror hostage idiot impoten injur insan insult islam jail kidnap kill kiss lesbian
-    liquor martini massacre military militar missile mistress mugg murder muslim naked narcotic
-    native nazi negro nud obscen offens opium paralyz peasant penis pinch poison politic pray
-    pregnan president priest prison prostitut punish racial racis religi republican retard sacred
-    savage seduc senat sex shoplift shoot slave slay slang soldier starv strangl strychnine
-    stupid suffer suffoc suicid terror thief thiev threat tobacco torpedo tortur troop ugly vagin
-    victim violen virgin vomit vulgar warship weapon whisk whore wife wives woman women wound
-"""
-LEFT_OUT_WORDS = """
-    anal anus bastard bastards beat beats beaten beer behead black blacks bodies body bosom
-    crash crazy dead deaf die died dies dumb dying enemies enemy fat fear fears fearful fool fools
-    gay gays gin girl girls god gods grave graves gun guns hang hanged hanging handicapped husband
-    ill illness jew jewish jews lame lip lips lover lovers lust mad pain pains painful parties
-    party race races rape raped rob robbed robber robbery robs shot shots sick sickness sin sins
-    slain smoke smoked smoker smoking stab steal steals stole stolen blind thigh thighs urine
-    urinate vote voted voter voters votes voting war wars white whites wine wines wrists
-"""
-LEFT_OUT = re.compile(
-    rf"\b({'|'.join(LEFT_OUT_STEMS.split())})|\b({'|'.join(LEFT_OUT_WORDS.split())})\b",
-    re.IGNORECASE,
-)
+# Words that leave a text out; "abet*" is every word that begins so.
+_WORDS = Path(__file__).with_name("wordnet_left_out.txt").read_text(encoding="ascii").split()
+LEFT_OUT = re.compile(rf"\b({'|'.join(_WORDS)})\b".replace("*", r"\w*"), re.IGNORECASE)
 TOO_BROAD = {
     "abstraction", "act", "action", "activity", "artifact", "attribute", "be", "change", "entity",
     "event", "group", "have", "instrumentality", "make", "matter", "measure", "move", "object",
@@ -90,14 +67,18 @@ class Topic:
     narrower: list[str] = field(compare=False)
 
 
+def read_lines(folder: Path, name: str) -> Iterator[tuple[str, str]]:
+    """Yield the lines of `data.{part}` and the like, each after the letter of its part."""
+    for part, letter in PARTS.items():
+        for line in (folder / name.format(part=part)).read_text(encoding="ascii").splitlines():
+            if not line.startswith(" "):  # the licence comes first
+                yield letter, line
+
+
 def read_synsets(folder: Path) -> dict[str, Synset]:
     """Read all synsets, by part of speech and offset, such as n00001740."""
-    synsets = {}
-    for part, letter in PARTS.items():
-        for line in (folder / f"data.{part}").read_text(encoding="ascii").splitlines():
-            if not line.startswith(" "):  # the licence comes first
-                synsets[letter + line[:8]] = parse_synset(line, letter)
-    return synsets
+    lines = read_lines(folder, "data.{part}")
+    return {letter + line[:8]: parse_synset(line, letter) for letter, line in lines}
 
 
 def parse_synset(line: str, part: str) -> Synset:
@@ -142,22 +123,15 @@ def read_counts(folder: Path) -> dict[tuple[str, str], int]:
 def read_first_senses(folder: Path) -> dict[tuple[str, str], str]:
     """Read the synset of each word's most frequent sense."""
     senses = {}
-    for part, letter in PARTS.items():
-        for line in (folder / f"index.{part}").read_text(encoding="ascii").splitlines():
-            if not line.startswith(" "):
-                cells = line.split()
-                senses[cells[0].replace("_", " "), letter] = letter + cells[6 + int(cells[3])]
+    for letter, line in read_lines(folder, "index.{part}"):
+        cells = line.split()
+        senses[cells[0].replace("_", " "), letter] = letter + cells[6 + int(cells[3])]
     return senses
 
 
 def read_irregular(folder: Path) -> dict[str, str]:
     """Read irregular forms and their base words."""
-    lines = [
-        line
-        for part in PARTS
-        for line in (folder / f"{part}.exc").read_text(encoding="ascii").splitlines()
-    ]
-    return {line.split()[0]: line.split()[1] for line in lines}
+    return {line.split()[0]: line.split()[1] for _, line in read_lines(folder, "{part}.exc")}
 
 
 def read_topics(folder: Path, least: int) -> list[list[Topic]]:

@@ -27,12 +27,11 @@ from benchmarks.draw import table
 from benchmarks.quality.figures import figures, interval, served_rows
 from benchmarks.quality.form import LONG, SHORT, TOTALS, TRAINED, Form, at_equal_budgets, patterns
 from benchmarks.quality.measure import Served, evaluate, train
-from benchmarks.quality.report import write_report
+from benchmarks.quality.report import REPORT, write_report
 from benchmarks.record import write_result
 from llamahome.config import ModelConfig, PolicyConfig
 from llamahome.models import load_model
 
-REPORT = Path(__file__).parents[2] / "docs" / "quality.md"
 ARMS = ("dense", "hybrid")
 PUBLISHED = ["h2o", "value_norm", "snapkv", "tova", "keydiff", "window", "random"]
 

@@ -14,6 +14,7 @@ from benchmarks.quality.figures import interval
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+REPORT = Path(__file__).parents[2] / "docs" / "quality.md"
 Result = dict[str, Any]
 TARGETS: dict[str, tuple[str, str, Callable[[float], bool]]] = {
     "gap_closed_10": ("share of the gap closed, 10 %", "at least 0.667", lambda v: v >= 2 / 3),

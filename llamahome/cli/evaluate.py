@@ -92,8 +92,8 @@ def _plot_kept(
     output: Path,
 ) -> None:
     """Plot the tokens of the text's first window that the middle layer's first KV head keeps."""
-    from llamahome.evaluation.kept import kept_positions
     from llamahome.evaluation.plots import plot_kept
+    from llamahome.evaluation.reading import kept_positions
     from llamahome.evaluation.text import load_text
 
     file = output.with_name(f"{output.stem}-kept.png")
@@ -115,27 +115,19 @@ def _show(root: EvalRoot, results: list[Result]) -> None:
     runners = dict.fromkeys(result.settings["runner"] for result in results)
     name = Path(root.model.name).name
     table = Table(title=f"{name}, {config.context} tokens of {config.text}; {'; '.join(runners)}")
-    for column in ("policy", "budget", *_columns(config.tasks), "KV MiB at most", "at the end"):
+    columns = [column for task in config.tasks for column in _columns(task)]
+    for column in ("policy", "budget", *columns, "KV MiB at most", "at the end"):
         table.add_column(column, justify="right")
-    for by_task in _by_policy(results):
+    grouped: dict[str, dict[str, Result]] = {}
+    for result in results:
+        grouped.setdefault(json.dumps(result.policy), {})[result.task] = result
+    for by_task in grouped.values():
         table.add_row(*_row(by_task, results, config.tasks))
     Console().print(table)
 
 
-def _columns(tasks: list[str]) -> list[str]:
-    of_task = {
-        "perplexity": ["perplexity", "over dense", "KL to dense"],
-        "needle": ["needle"],
-        "recall": ["recall"],
-    }
-    return [column for task in tasks for column in of_task[task]]
-
-
-def _by_policy(results: list[Result]) -> list[dict[str, Result]]:
-    grouped: dict[str, dict[str, Result]] = {}
-    for result in results:
-        grouped.setdefault(json.dumps(result.policy), {})[result.task] = result
-    return list(grouped.values())
+def _columns(task: str) -> list[str]:
+    return ["perplexity", "over dense", "KL to dense"] if task == "perplexity" else [task]
 
 
 def _row(by_task: dict[str, Result], results: list[Result], tasks: list[str]) -> list[str]:

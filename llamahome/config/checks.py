@@ -26,6 +26,10 @@ def above(key: str, value: float, low: float) -> None:
     require(value > low, key, value, f"it must be above {low}")
 
 
+def fraction(key: str, value: float) -> None:
+    require(0 <= value < 1, key, value, "it must lie in [0, 1)")
+
+
 def one_of(key: str, value: object, choices: Iterable[object]) -> None:
     names = list(choices)
     require(value in names, key, value, "choose one of " + ", ".join(map(str, names)))

@@ -34,15 +34,13 @@ class TrainRoot:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
-        offload = self.deepspeed.offload_optimizer or self.deepspeed.offload_parameters
-        require(
-            not offload or self.trainer.use_gpu,
-            "deepspeed.offload_optimizer"
-            if self.deepspeed.offload_optimizer
-            else "deepspeed.offload_parameters",
-            True,
-            "offloading moves state out of GPU memory; set trainer.use_gpu=true or turn it off",
-        )
+        for name in ("offload_optimizer", "offload_parameters"):
+            require(
+                self.trainer.use_gpu or not getattr(self.deepspeed, name),
+                f"deepspeed.{name}",
+                True,
+                "offloading moves state out of GPU memory; set trainer.use_gpu=true or turn it off",
+            )
 
 
 @dataclass(kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from llamahome.config.checks import above, at_least, one_of, require
+from llamahome.config.checks import above, at_least, fraction, one_of, require
 from llamahome.config.fixed import FIXED, fixed
 
 
@@ -28,9 +28,7 @@ class LoraConfig:
     def __post_init__(self) -> None:
         at_least("trainer.lora.r", self.r, 1)
         at_least("trainer.lora.alpha", self.alpha, 1)
-        require(
-            0 <= self.dropout < 1, "trainer.lora.dropout", self.dropout, "it must lie in [0, 1)"
-        )
+        fraction("trainer.lora.dropout", self.dropout)
         require(
             bool(self.target_modules) and all(type(m) is str and m for m in self.target_modules),
             "trainer.lora.target_modules",
@@ -107,27 +105,15 @@ class TrainerConfig:
         )
         for name in ("steps", "batch_size", "accumulation", "num_workers", "cpus_per_worker"):
             at_least(f"trainer.{name}", getattr(self, name), 1)
-        for name in (
-            "seed",
-            "warmup_steps",
-            "eval_every",
-            "checkpoint_every",
-            "max_failures",
-            "anneal_steps",
-        ):
+        for name in ("seed", "warmup_steps", "eval_every", "checkpoint_every", "max_failures"):
+            at_least(f"trainer.{name}", getattr(self, name), 0)
+        for name in ("anneal_steps", "weight_decay", "kl_weight", "budget_jitter"):
             at_least(f"trainer.{name}", getattr(self, name), 0)
         at_least("trainer.eval_batches", self.eval_batches, 1)
         at_least("trainer.keep_checkpoints", self.keep_checkpoints, 1)
         above("trainer.learning_rate", self.learning_rate, 0)
         above("trainer.max_grad_norm", self.max_grad_norm, 0)
-        for name in ("weight_decay", "kl_weight", "budget_jitter"):
-            at_least(f"trainer.{name}", getattr(self, name), 0)
-        require(
-            0 <= self.dense_share < 1,
-            "trainer.dense_share",
-            self.dense_share,
-            "it must lie in [0, 1)",
-        )
+        fraction("trainer.dense_share", self.dense_share)
         require(
             self.kl_weight == 0 or self.method == "lora",
             "trainer.kl_weight",

@@ -70,15 +70,13 @@ def _render(messages: list[Message], tokenizer: PreTrainedTokenizerBase) -> tupl
                 f"later turns follow (messages[{i}] of {_name(messages)}), so what the model would "
                 "write cannot be marked; use a template that only appends, or single-turn records"
             )
-        turns.append(_Turn(len(before), _content_end(message, upto, len(before)), len(upto)))
+        start = len(before)
+        # Templates may trim the text, so the trimmed text is searched for.
+        content = message["content"].strip()
+        found = upto.find(content, start)
+        content_end = start if found < 0 else found + len(content)
+        turns.append(_Turn(start, content_end, len(upto)))
     return text, turns
-
-
-def _content_end(message: Message, upto: str, start: int) -> int:
-    # Templates may trim the text, so the trimmed text is searched for.
-    content = message["content"].strip()
-    found = upto.find(content, start)
-    return start if found < 0 else found + len(content)
 
 
 def _apply_template(

@@ -1,7 +1,6 @@
 """Evaluation: the cost of an eviction policy, measured through the engine that serves."""
 
-from llamahome.evaluation.evaluation import Evaluation, Result, measured_policies, read_results
-from llamahome.evaluation.memory import KVBytes
+from llamahome.evaluation.evaluation import Evaluation, Result, measured_policies
 from llamahome.evaluation.reading import continuation_score, open_runner
 from llamahome.evaluation.tasks.accuracy import Accuracy, accuracy
 from llamahome.evaluation.tasks.perplexity import Perplexity, perplexity
@@ -10,7 +9,6 @@ from llamahome.evaluation.tasks.retrieval import Question, needles, recalls
 __all__ = [
     "Accuracy",
     "Evaluation",
-    "KVBytes",
     "Perplexity",
     "Question",
     "Result",
@@ -20,6 +18,5 @@ __all__ = [
     "needles",
     "open_runner",
     "perplexity",
-    "read_results",
     "recalls",
 ]

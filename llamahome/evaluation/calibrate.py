@@ -11,7 +11,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from llamahome.attention import HybridAttention, Policy, build_policy
 from llamahome.config import ConfigError, PolicyConfig
+from llamahome.evaluation.text import encode
 
 # Words that the needles of evaluation do not use, so that heads are not chosen for them.
 TEAMS = ("red", "blue", "green", "amber", "violet", "silver", "crimson", "golden", "indigo")
@@ -50,16 +50,16 @@ def probes(
     Raises:
         ConfigError: for a length that the probe or the text does not fit.
     """
-    haystack = _encode(tokenizer, text)
+    haystack = encode(tokenizer, text)
     made = []
     for number in range(count):
         draw = random.Random(f"{seed}:probe:{number}")
         team, code = draw.choice(TEAMS), str(draw.randrange(100_000, 1_000_000))
-        given = _encode(tokenizer, f"\n\nThe access code of the {team} team is {code}")
-        asked = _encode(
+        given = encode(tokenizer, f"\n\nThe access code of the {team} team is {code}")
+        asked = encode(
             tokenizer, f".\n\nQuestion: what is the access code of the {team} team?\nAnswer: {code}"
         )
-        digits = len(_encode(tokenizer, code))
+        digits = len(encode(tokenizer, code))
         room = length - len(given) - len(asked)
         if not 0 < room < len(haystack):
             raise ConfigError(
@@ -122,12 +122,8 @@ def retrieval_scores(
     totals = []
     for probe in asked:
         watch = _Watch(probe, dense)
-        model(
-            input_ids=probe.ids[None].to(model.device),
-            use_cache=False,
-            logits_to_keep=1,
-            hybrid=watch,
-        )
+        ids = probe.ids[None].to(model.device)
+        model(input_ids=ids, use_cache=False, logits_to_keep=1, hybrid=watch)
         totals.append(torch.stack(watch.scores).cpu())
         on_probe()
     return torch.stack(totals).mean(dim=0)
@@ -170,7 +166,3 @@ def propose(
         interval=min(base.interval, recent),
         pattern={f"L{layer}H{head}": None for layer, head in names},
     )
-
-
-def _encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    return cast(list[int], tokenizer.encode(text, add_special_tokens=False, verbose=False))

@@ -34,31 +34,32 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _quality(results: Sequence[Result], stem: Path) -> Path:
-    pyplot = _pyplot()
+def _axes(results: Sequence[Result], height: float) -> tuple[Any, dict[str, Any]]:
+    """Return a figure with axes for each task, side by side, and the axes by task."""
     tasks = list(dict.fromkeys(result.task for result in results))
-    figure, axes = pyplot.subplots(
-        1, len(tasks), figsize=(4.5 * len(tasks), 3.6), layout="constrained", squeeze=False
+    figure, axes = _pyplot().subplots(
+        1, len(tasks), figsize=(4.5 * len(tasks), height), layout="constrained", squeeze=False
     )
-    for axis, task in zip(axes[0], tasks, strict=True):
+    return figure, dict(zip(tasks, axes[0], strict=True))
+
+
+def _quality(results: Sequence[Result], stem: Path) -> Path:
+    figure, axes = _axes(results, 3.6)
+    for task, axis in axes.items():
         own = [result for result in results if result.task == task]
         dense = next(result for result in own if result.policy["budget"] is None)
         for name in dict.fromkeys(r.policy["name"] for r in own if r is not dense):
             line = sorted((r for r in own if r.policy["name"] == name), key=_share)
-            axis.plot(
-                [_share(r) for r in line],
-                [_height(r, dense) for r in line],
-                marker="o",
-                label=name,
-            )
+            heights = [_height(r, dense) for r in line]
+            axis.plot([_share(r) for r in line], heights, marker="o", label=name)
         axis.axhline(_height(dense, dense), color="grey", linestyle="--", label="dense")
         axis.set(
             xlabel="keys and values held, as a share of dense", ylabel=LABELS[task], xscale="log"
         )
         if task != "perplexity":
             axis.set_ylim(-0.05, 1.05)
-    axes[0][0].legend()
-    return _save(figure, stem, "quality")
+    figure.axes[0].legend()
+    return _save(figure, stem.with_name(f"{stem.name}-quality.png"))
 
 
 def _share(result: Result) -> float:
@@ -74,28 +75,19 @@ def _height(result: Result, dense: Result) -> float:
 
 def _depths(results: Sequence[Result], stem: Path) -> Path:
     """Plot the share of right answers at each depth, one row for each policy and budget."""
-    pyplot = _pyplot()
     asked = [result for result in results if result.task != "perplexity"]
-    tasks = list(dict.fromkeys(result.task for result in asked))
-    figure, axes = pyplot.subplots(
-        1, len(tasks), figsize=(4.5 * len(tasks), 4), layout="constrained", squeeze=False
-    )
-    for axis, task in zip(axes[0], tasks, strict=True):
+    figure, axes = _axes(asked, 4)
+    for task, axis in axes.items():
         own = [result for result in asked if result.task == task]
         # Depths are keys of a JSON object, so they come back as strings.
         depths = [float(depth) for depth in own[0].values["by_depth"]]
-        image = axis.imshow(
-            [list(result.values["by_depth"].values()) for result in own],
-            vmin=0,
-            vmax=1,
-            cmap="RdYlGn",
-            aspect="auto",
-        )
+        shares = [list(result.values["by_depth"].values()) for result in own]
+        image = axis.imshow(shares, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
         axis.set(title=task, xlabel="depth in the prompt")
         axis.set_xticks(range(len(depths)), [f"{depth:.0%}" for depth in depths])
         axis.set_yticks(range(len(own)), [_name(result) for result in own])
-    figure.colorbar(image, ax=axes, label="found")
-    return _save(figure, stem, "depths")
+    figure.colorbar(image, ax=list(axes.values()), label="found")
+    return _save(figure, stem.with_name(f"{stem.name}-depths.png"))
 
 
 def _name(result: Result) -> str:
@@ -110,21 +102,15 @@ def plot_kept(positions: Sequence[Sequence[int]], length: int, title: str, file:
         positions: per chunk, the positions that the head held at its end.
         length: tokens of the text.
     """
-    pyplot = _pyplot()
-    figure, axis = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    figure, axis = _pyplot().subplots(figsize=(7, 4), layout="constrained")
     for chunk, held in enumerate(positions, start=1):
         axis.plot(held, [chunk] * len(held), ",", color="black")
     axis.set(title=title, xlabel="position", ylabel="chunk", xlim=(0, length))
     axis.set_ylim(len(positions) + math.ceil(len(positions) / 50), 0)
-    _write(figure, file)
+    _save(figure, file)
 
 
-def _save(figure: Any, stem: Path, what: str) -> Path:
-    file = stem.with_name(f"{stem.name}-{what}.png")
-    _write(figure, file)
-    return file
-
-
-def _write(figure: Any, file: Path) -> None:
+def _save(figure: Any, file: Path) -> Path:
     figure.savefig(file, dpi=120)
     _pyplot().close(figure)
+    return file

@@ -55,6 +55,27 @@ def _steps(runner: Runner, ids: Sequence[int], every: Every) -> Iterator[StepOut
         at += len(piece)
 
 
+def kept_positions(
+    model: PreTrainedModel,
+    ids: Sequence[int],
+    policy: Policy,
+    engine: EngineConfig,
+    *,
+    layer_idx: int,
+    head: int,
+) -> list[list[int]]:
+    """Return the positions of the text `ids` that a KV head holds after each chunk."""
+    runner = open_runner(model, policy, engine, max_length=len(ids))
+    plane = next(p for p in runner.slots.layers[layer_idx].planes if head in p.heads)
+    index = plane.heads.index(head)
+    kept = []
+    for start in range(0, len(ids), policy.interval):
+        read(runner, ids[start : start + policy.interval])
+        count = plane.shape.policy.held(runner.slots.lengths[0])
+        kept.append(plane.kv.positions[0, index, :count].tolist())
+    return kept
+
+
 def continuation_score(
     runner: Runner, context: Sequence[int], continuation: Sequence[int]
 ) -> tuple[float, bool]:

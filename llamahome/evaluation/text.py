@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerFast
+
 from llamahome.data import read_text
 
 SHIPPED = Path(__file__).parent / "texts"
@@ -27,3 +29,8 @@ def load_text(name: str) -> str:
         known = ", ".join(sorted(p.name.removesuffix(".txt.gz") for p in SHIPPED.glob("*.txt.gz")))
         raise FileNotFoundError(f"eval.text={name!r}: no such file; or one of {known}, {PYDOC}")
     return read_text(path)
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """Return the token ids of a piece of a prompt, without special tokens."""
+    return list(tokenizer.encode(text, add_special_tokens=False, verbose=False))

@@ -53,40 +53,27 @@ class ModelInfo:
     policy: PolicyConfig | None
 
 
-@dataclass(frozen=True)
-class Weights:
-    """Totals over the headers of a model's safetensors."""
-
-    parameters: int
-    nbytes: int
-    dtype: str
-    itemsize: int
-
-
 def describe_folder(
     chain: list[Path], name: str, kind: Kind, revision: str | None, budget: int | None
 ) -> ModelInfo:
-    """Describe the model that an `adapter_chain` gives once it is merged.
-
-    Args:
-        budget: entries per KV head in one slot; None takes the budget of the carried policy, and
-            the whole context without one.
-    """
+    """Describe the model that an `adapter_chain` gives once merged; see `ModelManager.describe`."""
     config = read_config(chain[-1])
     text = config.get_text_config(decoder=True)
-    weights = read_weight_headers(chain[-1])
+    weights = count_weights(chain[-1])
+    dtype, itemsize = DTYPES[weights.most_common(1)[0][0]]
+    nbytes = sum(count * DTYPES[stored][1] for stored, count in weights.items())
     carried = carried_policy(chain)
     policy = None if carried is None else carried[0]
     shape = ModelShape.of_config(text)
-    per_token = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * weights.itemsize
+    per_token = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * itemsize
     slot = budget or (policy and policy.budget) or text.max_position_embeddings
     return ModelInfo(
         name=name,
         kind=kind,
         path=chain[0],
         revision=revision,
-        parameters=weights.parameters,
-        dtype=weights.dtype,
+        parameters=weights.total(),
+        dtype=dtype,
         context_length=text.max_position_embeddings,
         layers=shape.num_layers,
         heads=shape.num_heads,
@@ -94,7 +81,7 @@ def describe_folder(
         head_dim=shape.head_dim,
         kv_bytes_per_token=per_token,
         slot_tokens=slot,
-        memory_bytes=weights.nbytes + slot * per_token,
+        memory_bytes=nbytes + slot * per_token,
         policy=policy,
     )
 
@@ -129,8 +116,8 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def read_weight_headers(folder: Path) -> Weights:
-    """Sum up the floating-point tensors; a few checkpoints also store masks and positions."""
+def count_weights(folder: Path) -> Counter[str]:
+    """Count floating-point weights by dtype; a few checkpoints also store masks and positions."""
     counts = Counter[str]()
     for file in weight_files(folder):
         try:
@@ -146,10 +133,4 @@ def read_weight_headers(folder: Path) -> Weights:
             f"{folder} has weights of {', '.join(counts) or 'no dtype'}; use a model in one of "
             + ", ".join(name for name, _ in DTYPES.values())
         )
-    dtype, itemsize = DTYPES[floating.most_common(1)[0][0]]
-    return Weights(
-        parameters=floating.total(),
-        nbytes=sum(count * DTYPES[stored][1] for stored, count in floating.items()),
-        dtype=dtype,
-        itemsize=itemsize,
-    )
+    return floating

@@ -56,7 +56,6 @@ def write_llama_folder(gguf: Path, folder: Path) -> None:
 
 
 def llama_config(metadata: Metadata, *, tied: bool) -> LlamaConfig:
-    ids = _special_ids(metadata)
     return LlamaConfig(
         architectures=["LlamaForCausalLM"],
         dtype="float32",
@@ -70,24 +69,20 @@ def llama_config(metadata: Metadata, *, tied: bool) -> LlamaConfig:
         rms_norm_eps=metadata["llama.attention.layer_norm_rms_epsilon"],
         rope_parameters={"rope_type": "default", "rope_theta": metadata["llama.rope.freq_base"]},
         tie_word_embeddings=tied,
-        bos_token_id=ids["bos_token_id"],
-        eos_token_id=ids["eos_token_id"],
-        pad_token_id=ids["pad_token_id"],
+        **_special_ids(metadata),
     )
 
 
 def read_weights(reader: GGUFReader, metadata: Metadata) -> dict[str, NDArray[np.float32]]:
     """Dequantise all tensors, under their Hugging Face names; matrices are (out, in)."""
-    heads = metadata["llama.attention.head_count"]
-    kv_heads = metadata["llama.attention.head_count_kv"]
     weights = {}
     for tensor in reader.tensors:
         name = hugging_face_name(tensor.name)
         values = dequantize(tensor.data, tensor.tensor_type)
         if "q_proj" in name:
-            values = split_rotary_halves(values, heads)
+            values = split_rotary_halves(values, metadata["llama.attention.head_count"])
         elif "k_proj" in name:
-            values = split_rotary_halves(values, kv_heads)
+            values = split_rotary_halves(values, metadata["llama.attention.head_count_kv"])
         weights[name] = values
     return weights
 
@@ -136,7 +131,7 @@ def build_tokenizer(metadata: Metadata) -> PreTrainedTokenizerFast:
     )
 
 
-def _special_ids(metadata: Metadata) -> dict[str, int]:
+def _special_ids(metadata: Metadata) -> dict[str, Any]:
     return {
         "bos_token_id": metadata["tokenizer.ggml.bos_token_id"],
         "eos_token_id": metadata["tokenizer.ggml.eos_token_id"],

@@ -39,17 +39,16 @@ class ModelManager:
     """
 
     def __init__(self, cache_dir: Path | None = None, hub: HfApi | None = None) -> None:
-        self.cache_dir = (cache_dir or _default_cache_dir()).expanduser().resolve()
+        named = cache_dir or os.environ.get("LLAMAHOME_CACHE")
+        folder = Path(named) if named else platformdirs.user_cache_path("llamahome")
+        self.cache_dir = folder.expanduser().resolve()
+        self._hub_dir = self.cache_dir / "hub"
         self._hub = hub or HfApi()
 
     @property
     def runs_dir(self) -> Path:
         """Folder of fine-tuned runs; the model of run `name` is `runs_dir/name/model`."""
         return self.cache_dir / "runs"
-
-    @property
-    def _hub_dir(self) -> Path:
-        return self.cache_dir / "hub"
 
     def resolve(self, name: str, revision: str | None = None) -> Path:
         """Return a model's Hugging Face folder; convert or download the model first if needed.
@@ -156,8 +155,3 @@ class ModelManager:
             f"{self.runs_dir}, not a folder with a config.json or adapter_config.json, and not a "
             f"hub id (organisation/model).{hint}"
         )
-
-
-def _default_cache_dir() -> Path:
-    named = os.environ.get("LLAMAHOME_CACHE")
-    return Path(named) if named else platformdirs.user_cache_path("llamahome")

@@ -113,10 +113,7 @@ def _decode(carried: object, place: str) -> PolicyConfig:
             "use the version of LlamaHome that exported the model"
         )
     # Older checkpoints name no decay: mass did not decay then.
-    return _check({"decay": None, **carried["policy"]}, place)
-
-
-def _check(values: dict[str, object], place: str) -> PolicyConfig:
+    values = {"decay": None, **carried["policy"]}
     # A checkpoint may come from anyone: "${oc.env:...}" must never be resolved.
     if "${" in json.dumps(values):
         raise PolicyFormatError(f"{place}.policy={values!r} holds an interpolation")

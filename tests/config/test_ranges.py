@@ -199,7 +199,7 @@ def test_every_rule_has_a_case():
         for call in ast.walk(tree)
         if isinstance(call, ast.Call)
         and isinstance(call.func, ast.Name)
-        and call.func.id in ("require", "at_least", "above", "one_of")
+        and call.func.id in ("require", "at_least", "above", "fraction", "one_of")
         for argument in call.args
         for constant in ast.walk(argument)
         if isinstance(constant, ast.Constant)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -61,15 +62,12 @@ def accuracy(
         (question.depth, question.expected in re.findall(r"\d+", text))
         for question, (text, _) in zip(questions, given, strict=True)
     ]
+    of_depth = defaultdict(list)
+    for depth, right in sorted(marks):
+        of_depth[depth].append(right)
     return Accuracy(
         right=sum(right for _, right in marks),
         asked=len(marks),
-        by_depth=_by_depth(marks),
+        by_depth={depth: sum(own) / len(own) for depth, own in of_depth.items()},
         kv=max((answered_bytes(usage) for _, usage in given), key=lambda kv: kv.dense),
     )
-
-
-def _by_depth(marks: list[tuple[float, bool]]) -> dict[float, float]:
-    depths = sorted({depth for depth, _ in marks})
-    of_depth = {d: [right for depth, right in marks if depth == d] for d in depths}
-    return {depth: sum(own) / len(own) for depth, own in of_depth.items()}

@@ -8,14 +8,14 @@ from a seed.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import cast
 
 from transformers import PreTrainedTokenizerFast
 
 from llamahome.config import ConfigError
+from llamahome.evaluation.text import encode
 
 CITIES = [
     "Paris", "London", "Berlin", "Madrid", "Rome", "Vienna", "Prague", "Lisbon", "Dublin",
@@ -63,23 +63,19 @@ def needles(
     Raises:
         ConfigError: for a length that the question or the text does not fit.
     """
-    haystack = _encode(tokenizer, text)
+    haystack = encode(tokenizer, text)
+    for depth, draw in _draws(f"{seed}:needle:{length}", depths, samples):
+        city, number = draw.choice(CITIES), str(draw.randrange(10_000, 100_000))
+        needle = f"\n\nThe magic number for {city} is {number}.\n\n"
+        prompt = _fill(tokenizer, haystack, length, city, needle, depth, draw)
+        yield Question(prompt=prompt, expected=number, depth=depth)
+
+
+def _draws(seed: str, depths: int, samples: int) -> Iterator[tuple[float, random.Random]]:
+    """Yield the depth of each question, from 0 to 1, and its own random numbers."""
     for sample in range(samples):
         for place in range(depths):
-            draw = random.Random(f"{seed}:needle:{length}:{place}:{sample}")
-            city, number = draw.choice(CITIES), str(draw.randrange(10_000, 100_000))
-            needle = f"\n\nThe magic number for {city} is {number}.\n\n"
-            depth = place / max(1, depths - 1)
-            prompt = _fill(
-                tokenizer,
-                haystack,
-                length,
-                needle,
-                depth,
-                draw,
-                partial(_needle_question, city),
-            )
-            yield Question(prompt=prompt, expected=number, depth=depth)
+            yield place / max(1, depths - 1), random.Random(f"{seed}:{place}:{sample}")
 
 
 def _needle_question(city: str, hidden: str) -> str:
@@ -93,15 +89,11 @@ def recalls(
     tokenizer: PreTrainedTokenizerFast, *, length: int, depths: int, samples: int, seed: int
 ) -> Iterator[Question]:
     """Yield questions for one object's number, in a list of objects of up to `length` tokens."""
-    for sample in range(samples):
-        for place in range(depths):
-            draw = random.Random(f"{seed}:recall:{length}:{place}:{sample}")
-            depth = place / max(1, depths - 1)
-            pairs = _pairs(tokenizer, length, draw)
-            asked, number = pairs[round(depth * (len(pairs) - 1))]
-            yield Question(
-                prompt=_chat(tokenizer, _list_question(pairs, asked)), expected=number, depth=depth
-            )
+    for depth, draw in _draws(f"{seed}:recall:{length}", depths, samples):
+        pairs = _pairs(tokenizer, length, draw)
+        asked, number = pairs[round(depth * (len(pairs) - 1))]
+        prompt = _chat(tokenizer, _list_question(pairs, asked))
+        yield Question(prompt=prompt, expected=number, depth=depth)
 
 
 def _pairs(
@@ -128,13 +120,13 @@ def _fill(
     tokenizer: PreTrainedTokenizerFast,
     haystack: list[int],
     length: int,
+    city: str,
     needle: str,
     depth: float,
     draw: random.Random,
-    ask: Callable[[str], str],
 ) -> list[int]:
     """Return a prompt of at most `length` tokens: a piece of the haystack with the needle in it."""
-    room = length - len(_chat(tokenizer, ask(needle)))
+    room = length - len(_chat(tokenizer, _needle_question(city, needle)))
     if not 0 < room <= len(haystack):
         raise ConfigError(
             f"eval.context={length}: a needle's prompt needs {length - room} tokens for its "
@@ -144,7 +136,8 @@ def _fill(
     while True:
         piece = cast(str, tokenizer.decode(haystack[start : start + room]))
         at = piece.rfind(" ", 0, round(depth * len(piece)) + 1) + 1
-        prompt = _chat(tokenizer, ask(piece[:at] + needle + piece[at:]))
+        hidden = piece[:at] + needle + piece[at:]
+        prompt = _chat(tokenizer, _needle_question(city, hidden))
         if len(prompt) <= length:
             return prompt
         room -= len(prompt) - length
@@ -153,12 +146,8 @@ def _fill(
 def _chat(tokenizer: PreTrainedTokenizerFast, content: str) -> list[int]:
     """Return a question in the model's chat template, or plain where it has none."""
     if tokenizer.chat_template is None:
-        return _encode(tokenizer, f"{content}\nAnswer:")
+        return encode(tokenizer, f"{content}\nAnswer:")
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
     )
-    return _encode(tokenizer, cast(str, text))
-
-
-def _encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    return list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
+    return encode(tokenizer, cast(str, text))

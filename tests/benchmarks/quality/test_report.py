@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.quality.__main__ import REPORT
 from benchmarks.quality.figures import interval
-from benchmarks.quality.report import write_report
+from benchmarks.quality.report import REPORT, write_report
 from benchmarks.record import RESULTS
 
 

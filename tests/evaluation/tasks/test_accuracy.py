@@ -11,8 +11,7 @@ from llamahome.attention import build_policy
 from llamahome.config import ConfigError, EngineConfig, PolicyConfig
 from llamahome.engine import TextEngine
 from llamahome.evaluation import Question, accuracy, needles, recalls
-from llamahome.evaluation.kept import kept_positions
-from llamahome.evaluation.reading import answers, sized
+from llamahome.evaluation.reading import answers, kept_positions, sized
 from llamahome.evaluation.tasks.accuracy import GREEDY
 from llamahome.evaluation.text import load_text
 from tests.evaluation.cases import EXACT, FULL, TEXT, random_ids
