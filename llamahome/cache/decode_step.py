@@ -86,13 +86,8 @@ class DecodeStep:
         whole += [[*(count + 1 for count in held), *[1] * absent] for held in plan.held]
         self._whole.copy_(torch.tensor(whole))
         weights = [
-            [
-                *(
-                    own[0] if counts else 0.0
-                    for own, counts in zip(plan.weights, each, strict=True)
-                ),
-                *[0.0] * absent,
-            ]
+            [own[0] if counts else 0.0 for own, counts in zip(plan.weights, each, strict=True)]
+            + [0.0] * absent
             for each in plan.counts_mass
         ]
         self._weights.copy_(torch.tensor(weights, dtype=torch.float64))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from llamahome.attention import Entries, Policy
 from llamahome.attention.kernels import KVRecord, compact, fastest
+from llamahome.attention.shape import ModelShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +41,11 @@ class PlaneShape:
 
 
 def plane_shapes(
-    policy: Policy,
-    num_layers: int,
-    num_kv_heads: int,
-    num_slots: int,
-    *,
-    max_length: int,
-    head_dim: int,
+    policy: Policy, model: ModelShape, num_slots: int, max_length: int
 ) -> list[list[PlaneShape]]:
     """Return by layer a plane for each budget among its KV heads; budgets ascend, None last."""
-    layers = [policy.planes(i, num_layers, num_kv_heads) for i in range(num_layers)]
+    count = model.num_layers
+    layers = [policy.planes(i, count, model.num_kv_heads) for i in range(count)]
     budgets = sorted(
         {plane.policy.config.budget for planes in layers for plane in planes},
         key=lambda budget: (budget is None, budget),
@@ -64,7 +60,7 @@ def plane_shapes(
                 budget_index=budgets.index(plane.policy.config.budget),
                 slots=num_slots,
                 capacity=plane.policy.capacity(max_length),
-                head_dim=head_dim,
+                head_dim=model.head_dim,
                 has_features=policy.has_features,
             )
             for index, plane in enumerate(planes)

@@ -106,17 +106,16 @@ class _TiledEntries(Entries):
 
     def __init__(self, plane: TiledPlane, slots: Tensor, part: slice) -> None:
         kv = plane.kv
-        for name, value in (
-            ("_kv", kv),
-            ("_slots", slots),
-            ("_part", part),
-            ("mass", kv.mass[slots, :, part]),
-            ("positions", kv.positions[slots, :, part]),
-            ("features", None if kv.features is None else kv.features[slots, :, part]),
-            ("layer_idx", plane.shape.layer_idx),
-            ("heads", plane.heads),
-        ):
-            object.__setattr__(self, name, value)
+        vars(self).update(  # past the dataclass's own __init__, which asks for keys and values
+            _kv=kv,
+            _slots=slots,
+            _part=part,
+            mass=kv.mass[slots, :, part],
+            positions=kv.positions[slots, :, part],
+            features=None if kv.features is None else kv.features[slots, :, part],
+            layer_idx=plane.shape.layer_idx,
+            heads=plane.heads,
+        )
 
     _kv: KVRecord
     _slots: Tensor

@@ -58,7 +58,7 @@ class NativeRunner:
             threads=threads or torch.get_num_threads(),
             isa=isa,
         )
-        self.slots = Slots.for_model(
+        self.slots = Slots(
             plain,
             policy,
             num_slots=num_slots,
@@ -72,11 +72,8 @@ class NativeRunner:
             f"native {self._model.isa()}, {'int8' if int8 else 'float32'} weights, {kv_name} KV"
         )
 
+    @one_torch_thread()
     def forward(self, rows: Sequence[RowInput]) -> StepOutput:
-        with one_torch_thread():
-            return self._forward(rows)
-
-    def _forward(self, rows: Sequence[RowInput]) -> StepOutput:
         slots = self.slots
         counts = [len(row.tokens) for row in rows]
         plan = slots.plan([row.slot for row in rows], counts)
