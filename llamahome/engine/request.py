@@ -148,15 +148,9 @@ class Request:
         Only the last choice can end the answer; it is not appended if it is an error or a stop
         token.
         """
-        deltas = []
-        for choice in choices[:-1]:
-            self._append(choice)
-            deltas.append(self._delta(choice))
-        return [*deltas, self._last(choices[-1])]
-
-    def _append(self, choice: Choice) -> None:
-        assert choice.token is not None
-        self.tokens.append(choice.token)
+        *accepted, last = choices
+        self.tokens += [choice.token for choice in accepted if choice.token is not None]
+        return [*map(self._delta, accepted), self._last(last)]
 
     def _last(self, choice: Choice) -> TokenDelta:
         assert self.sampling is not None
@@ -164,7 +158,7 @@ class Request:
             return self._delta(choice, "error")
         if choice.token in self.sampling.stop_token_ids:
             return self._delta(Choice(), "stop")
-        self._append(choice)
+        self.tokens.append(choice.token)
         if self.sampling.finished:
             return self._delta(choice, "stop")
         return self._delta(choice, "length" if self.generated == self.max_tokens else None)

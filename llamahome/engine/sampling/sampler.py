@@ -111,7 +111,8 @@ def choose(logits: Tensor, states: Sequence[SamplingState]) -> list[Choice]:
         chosen = _choose_special(rows, [states[i] for i in special])
         for i, choice in zip(special, chosen, strict=True):
             choices[i] = choice
-    wanted = [i for i, s in enumerate(states) if _wants_logprobs(s, choices[i])]
+    scored = [i for i, s in enumerate(states) if s.params.logprobs is not None]
+    wanted = [i for i in scored if choices[i].error is None]
     if wanted:
         _add_logprobs(logits, states, choices, wanted)
     return choices
@@ -143,10 +144,6 @@ def _process(row: Tensor, state: SamplingState) -> str | None:
     except EngineError as error:
         return str(error)
     return None
-
-
-def _wants_logprobs(state: SamplingState, choice: Choice) -> bool:
-    return state.params.logprobs is not None and choice.error is None
 
 
 def _add_logprobs(
