@@ -5,8 +5,8 @@ Axes: B slots, G KV heads of a plane, S entries read, C capacity, D head_dim.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -69,22 +69,26 @@ def plane_shapes(
     ]
 
 
-class PlaneMemory(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class PlaneMemory(ABC):
     """Entries of some KV heads of a layer, of every slot, in the layout that a runner reads."""
 
-    @property
-    def shape(self) -> PlaneShape: ...
-    @property
-    def kv(self) -> KVRecord: ...
-    @property
-    def heads(self) -> tuple[int, ...]: ...
+    shape: PlaneShape
+    kv: KVRecord
 
+    @property
+    def heads(self) -> tuple[int, ...]:
+        return self.shape.heads
+
+    @abstractmethod
     def entries(self, slots: Tensor, part: slice) -> Entries:
         """Copy a part of the entries of some slots (B,): (B, G, S, ...)."""
 
+    @abstractmethod
     def columns(self, slot: int, count: int) -> dict[str, Tensor]:
         """Return views of a slot's first `count` entries, by their names in the record."""
 
+    @abstractmethod
     def compact(
         self, slots: Tensor, count: int, policy: Policy, lengths: Tensor, sinks: Tensor
     ) -> None:
@@ -96,15 +100,12 @@ class PlaneMemory(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TorchPlane:
+class TorchPlane(PlaneMemory):
     """A plane in the layout that torch and Triton read; keys are unrotated for rolling positions.
 
     Attributes:
         kv: keys and values (slots, G, C, D).
     """
-
-    shape: PlaneShape
-    kv: KVRecord
 
     @classmethod
     def allocate(
@@ -122,10 +123,6 @@ class TorchPlane:
                 features=torch.zeros(size, device=device) if shape.has_features else None,
             ),
         )
-
-    @property
-    def heads(self) -> tuple[int, ...]:
-        return self.shape.heads
 
     def entries(self, slots: Tensor, part: slice) -> Entries:
         kv = self.kv

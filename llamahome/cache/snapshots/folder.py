@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from llamahome.cache.slots import SlotState
 from llamahome.config.checks import require
@@ -187,9 +186,5 @@ def _checksum(digest: bytes, state: SlotState) -> str:
     hashed.update(f"{FORMAT} {state.length} {state.sink}".encode())
     for name, tensor in sorted(state.tensors.items()):
         hashed.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        hashed.update(_bytes_of(tensor))
+        hashed.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return hashed.hexdigest()
-
-
-def _bytes_of(tensor: Tensor) -> memoryview:
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -132,13 +132,10 @@ class SnapshotStore:
             self._stats.bytes += state.nbytes
         self._states.move_to_end(digest)
         while self._stats.bytes > self.max_bytes:
-            self._evict()
-
-    def _evict(self) -> None:
-        digest, state = self._states.popitem(last=False)
-        self._stats.bytes -= state.nbytes
-        if self._folder is not None:
-            self._folder.put(digest, state)
+            oldest, evicted = self._states.popitem(last=False)
+            self._stats.bytes -= evicted.nbytes
+            if self._folder is not None:
+                self._folder.put(oldest, evicted)
 
     def wanted(self, digests: Sequence[bytes]) -> set[int]:
         """Return the boundaries of a prompt that are worth a snapshot, and mark it as seen.
@@ -146,9 +143,8 @@ class SnapshotStore:
         They are its last one, for the same prompt again, and the one where it leaves the path of an
         earlier prompt, since a third may leave it there too: e.g. the end of a system prompt.
         """
-        shared = 0
-        while shared < len(digests) and digests[shared] in self._seen:
-            shared += 1
+        unseen = (index for index, digest in enumerate(digests) if digest not in self._seen)
+        shared = next(unseen, len(digests))
         self.see(digests)
         boundaries = {shared - 1, len(digests) - 1} - {-1}
         return {index for index in boundaries if digests[index] not in self}
