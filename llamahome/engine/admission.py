@@ -18,7 +18,6 @@ class Admission:
     """Checks of requests against an engine's model and slots.
 
     Args:
-        slots: the slots that requests will get.
         vocab_size: the model's; token ids are below it.
         adapters: names of the LoRA adapters there are.
     """
@@ -67,8 +66,7 @@ class Admission:
 
     def _build(self, name: str, budget: int | None) -> Policy:
         engine = self._slots.policy.config
-        field = "kv_policy" if budget is None else "kv_budget"
-        value = name if budget is None else budget
+        field, value = ("kv_policy", name) if budget is None else ("kv_budget", budget)
         try:
             if name == "full":
                 if budget is not None:

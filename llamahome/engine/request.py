@@ -75,7 +75,7 @@ class PrefixPath:
 class Request:
     """One request on its way, with all that the parts of the engine remember of it.
 
-    There are three kinds, made by `generation`, `scoring` and `embedding`.
+    `generation` and `embedding` make one.
 
     Attributes:
         tokens: the prompt, and after it the generated tokens.
@@ -201,19 +201,15 @@ class Request:
 
 
 def generation(
-    request_id: str, prompt: list[int], params: SamplingParams, sampling: SamplingState
+    request_id: str, prompt: list[int], params: SamplingParams, sampling: SamplingState | None
 ) -> Request:
-    """Return a request that answers its prompt, and scores it if `params` asks for that too."""
-    request = scoring(request_id, prompt, params)
-    request.sampling = sampling
-    return request
+    """Return a request that answers its prompt, and scores it if `params` asks for that too.
 
-
-def scoring(request_id: str, prompt: list[int], params: SamplingParams) -> Request:
-    """Return a request for the log-probabilities of its prompt."""
+    Without `sampling` it scores alone.
+    """
     count = params.prompt_logprobs
     scores = None if count is None else PromptLogprobs(prompt, count)
-    return Request(request_id, list(prompt), len(prompt), params, scores=scores)
+    return Request(request_id, list(prompt), len(prompt), params, sampling, scores)
 
 
 def embedding(request_id: str, prompt: list[int], params: SamplingParams) -> Request:
