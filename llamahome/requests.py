@@ -116,16 +116,10 @@ class SamplingParams:
                 raise RequestError("max_tokens", self.max_tokens, "it must be at least 1")
             self._between("min_tokens", 0, self.max_tokens)
         self._between("temperature", 0, 100)
-        if not 0 < self.top_p <= 1:
-            raise RequestError("top_p", self.top_p, "it must lie above 0 and at most at 1")
+        self._above_zero("top_p", 1)
         self._between("top_k", 0, 2**31)
         self._between("min_p", 0, 1)
-        if not 0 < self.repetition_penalty <= 100:
-            raise RequestError(
-                "repetition_penalty",
-                self.repetition_penalty,
-                "it must lie above 0 and at most at 100",
-            )
+        self._above_zero("repetition_penalty", 100)
         self._between("presence_penalty", -2, 2)
         self._between("frequency_penalty", -2, 2)
         wrong = next((b for b in self.logit_bias.values() if not -100 <= b <= 100), None)
@@ -142,6 +136,11 @@ class SamplingParams:
         value = getattr(self, name)
         if value is not None and not low <= value <= high:
             raise RequestError(name, value, f"it must lie between {low} and {high}")
+
+    def _above_zero(self, name: str, high: float) -> None:
+        value = getattr(self, name)
+        if not 0 < value <= high:
+            raise RequestError(name, value, f"it must lie above 0 and at most at {high}")
 
     @property
     def greedy(self) -> bool:

@@ -1,8 +1,7 @@
 """The KV cache: slots of constant size, allocated once, and snapshots of them."""
 
 from llamahome.cache.plan import StepPlan
-from llamahome.cache.slots import Slots
-from llamahome.cache.snapshots.state import SlotState
+from llamahome.cache.slots import Slots, SlotState
 from llamahome.cache.snapshots.store import (
     SnapshotStats,
     SnapshotStore,

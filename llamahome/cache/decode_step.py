@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from llamahome.attention import Rotary
 from llamahome.attention.kernels import Implementation, KVRecord, append, decode_attend
 from llamahome.attention.planes import attend_by_plane, head_indices
 from llamahome.cache.plan import StepPlan
@@ -86,13 +87,8 @@ class DecodeStep:
         whole += [[*(count + 1 for count in held), *[1] * absent] for held in plan.held]
         self._whole.copy_(torch.tensor(whole))
         weights = [
-            [
-                *(
-                    own[0] if counts else 0.0
-                    for own, counts in zip(plan.weights, each, strict=True)
-                ),
-                *[0.0] * absent,
-            ]
+            [own[0] if counts else 0.0 for own, counts in zip(plan.weights, each, strict=True)]
+            + [0.0] * absent
             for each in plan.counts_mass
         ]
         self._weights.copy_(torch.tensor(weights, dtype=torch.float64))
@@ -106,7 +102,7 @@ class DecodeStep:
 
         def attend_plane(plane: PlaneMemory, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             assert isinstance(plane, TorchPlane)  # the C++ kernels compute with tiles
-            index, kv = plane.shape.budget_index, plane.kv
+            index, kv, rotary = plane.shape.budget_index, plane.kv, self._slots.rotary
             append(
                 kv,
                 self._index,
@@ -116,42 +112,33 @@ class DecodeStep:
                 self._positions,
                 implementation=self._implementation,
             )
-            if self._slots.rotary is not None:
-                return self._attend_rolling(kv, index, query, scaling)
-            return self._attend(kv, self._index, index, query, scaling)
+            read, slots = kv, self._index
+            if rotary is not None:
+                read, slots = self._rotated(kv, rotary, query.dtype), self._rows
+                query = rotary(query, (self._seen[index] - 1)[:, None])
+            out = decode_attend(
+                query,
+                read,
+                slots,
+                self._seen[index],
+                scaling,
+                weights=self._weights[index] if self._counts_mass[index] else None,
+                group=self.policy.config.group,
+                implementation=self._implementation,
+            )
+            if rotary is not None and self._counts_mass[index]:
+                kv.mass.index_add_(0, self._index, read.mass)
+            return out
 
         planes = self._slots.layers[layer_idx].planes
         return attend_by_plane(planes, query, key, value, attend_plane)
 
-    def _attend(
-        self, kv: KVRecord, slots: Tensor, budget_index: int, query: Tensor, scaling: float
-    ) -> Tensor:
-        return decode_attend(
-            query,
-            kv,
-            slots,
-            self._seen[budget_index],
-            scaling,
-            weights=self._weights[budget_index] if self._counts_mass[budget_index] else None,
-            group=self.policy.config.group,
-            implementation=self._implementation,
-        )
-
-    def _attend_rolling(
-        self, kv: KVRecord, budget_index: int, query: Tensor, scaling: float
-    ) -> Tensor:
-        """Attend to a copy of the rows' slots, whose keys are rotated for their places."""
-        rotary = self._slots.rotary
-        assert rotary is not None
-        keys = kv.keys.index_select(0, self._index).to(query.dtype)
-        copy = KVRecord(
+    def _rotated(self, kv: KVRecord, rotary: Rotary, dtype: torch.dtype) -> KVRecord:
+        """Copy the rows' slots, without mass, with keys rotated for their places."""
+        keys = kv.keys.index_select(0, self._index).to(dtype)
+        return KVRecord(
             keys=rotary(keys, self._ramp[:, : keys.shape[2]]),
             values=kv.values.index_select(0, self._index),
             mass=torch.zeros_like(kv.mass[: self.size]),
             positions=kv.positions,
         )
-        query = rotary(query, (self._seen[budget_index] - 1)[:, None])
-        out = self._attend(copy, self._rows, budget_index, query, scaling)
-        if self._counts_mass[budget_index]:
-            kv.mass.index_add_(0, self._index, copy.mass)
-        return out

@@ -5,14 +5,15 @@ Axes: B slots, G KV heads of a plane, S entries read, C capacity, D head_dim.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from llamahome.attention import Entries, Policy
 from llamahome.attention.kernels import KVRecord, compact, fastest
+from llamahome.attention.shape import ModelShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +41,11 @@ class PlaneShape:
 
 
 def plane_shapes(
-    policy: Policy,
-    num_layers: int,
-    num_kv_heads: int,
-    num_slots: int,
-    *,
-    max_length: int,
-    head_dim: int,
+    policy: Policy, model: ModelShape, num_slots: int, max_length: int
 ) -> list[list[PlaneShape]]:
     """Return by layer a plane for each budget among its KV heads; budgets ascend, None last."""
-    layers = [policy.planes(i, num_layers, num_kv_heads) for i in range(num_layers)]
+    count = model.num_layers
+    layers = [policy.planes(i, count, model.num_kv_heads) for i in range(count)]
     budgets = sorted(
         {plane.policy.config.budget for planes in layers for plane in planes},
         key=lambda budget: (budget is None, budget),
@@ -64,7 +60,7 @@ def plane_shapes(
                 budget_index=budgets.index(plane.policy.config.budget),
                 slots=num_slots,
                 capacity=plane.policy.capacity(max_length),
-                head_dim=head_dim,
+                head_dim=model.head_dim,
                 has_features=policy.has_features,
             )
             for index, plane in enumerate(planes)
@@ -73,22 +69,26 @@ def plane_shapes(
     ]
 
 
-class PlaneMemory(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class PlaneMemory(ABC):
     """Entries of some KV heads of a layer, of every slot, in the layout that a runner reads."""
 
-    @property
-    def shape(self) -> PlaneShape: ...
-    @property
-    def kv(self) -> KVRecord: ...
-    @property
-    def heads(self) -> tuple[int, ...]: ...
+    shape: PlaneShape
+    kv: KVRecord
 
+    @property
+    def heads(self) -> tuple[int, ...]:
+        return self.shape.heads
+
+    @abstractmethod
     def entries(self, slots: Tensor, part: slice) -> Entries:
         """Copy a part of the entries of some slots (B,): (B, G, S, ...)."""
 
+    @abstractmethod
     def columns(self, slot: int, count: int) -> dict[str, Tensor]:
         """Return views of a slot's first `count` entries, by their names in the record."""
 
+    @abstractmethod
     def compact(
         self, slots: Tensor, count: int, policy: Policy, lengths: Tensor, sinks: Tensor
     ) -> None:
@@ -100,15 +100,12 @@ class PlaneMemory(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TorchPlane:
+class TorchPlane(PlaneMemory):
     """A plane in the layout that torch and Triton read; keys are unrotated for rolling positions.
 
     Attributes:
         kv: keys and values (slots, G, C, D).
     """
-
-    shape: PlaneShape
-    kv: KVRecord
 
     @classmethod
     def allocate(
@@ -126,10 +123,6 @@ class TorchPlane:
                 features=torch.zeros(size, device=device) if shape.has_features else None,
             ),
         )
-
-    @property
-    def heads(self) -> tuple[int, ...]:
-        return self.shape.heads
 
     def entries(self, slots: Tensor, part: slice) -> Entries:
         kv = self.kv

@@ -10,6 +10,7 @@ Axes: G KV heads of a plane, C capacity, D head_dim.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
@@ -25,10 +26,29 @@ from llamahome.cache.plane import (
     end_chunk,
     plane_shapes,
 )
-from llamahome.cache.snapshots.state import SlotState
 
 # Allocates a plane in the layout of the runner that computes with it.
 Allocate = Callable[[PlaneShape], PlaneMemory]
+
+
+@dataclass(frozen=True, eq=False)
+class SlotState:
+    """A slot between two steps, copied to the CPU; it fits into any slot of the same shape.
+
+    Attributes:
+        length: tokens that went through the slot.
+        sink: first tokens that it never evicts.
+        tensors: its entries by name, as `Slots.save` names them. They are never written to, since
+            snapshots share them.
+    """
+
+    length: int
+    sink: int
+    tensors: dict[str, torch.Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
 class Slots:
@@ -44,8 +64,9 @@ class Slots:
     A step never crosses a chunk boundary: `room` is the number of tokens before the next.
 
     Args:
-        rotary: the model's, for rolling positions.
-        allocate: gives each plane its memory; None is torch's layout, in `dtype` on `device`.
+        model: gives the shape and the device.
+        dtype: of keys and values; None is the model's.
+        allocate: gives each plane its memory; None is torch's layout.
 
     Raises:
         ConfigError: for a pattern that names layers or heads that the model does not have.
@@ -53,47 +74,6 @@ class Slots:
 
     def __init__(
         self,
-        policy: Policy,
-        *,
-        num_slots: int,
-        max_length: int,
-        num_layers: int,
-        num_kv_heads: int,
-        head_dim: int,
-        dtype: torch.dtype,
-        device: torch.device | str,
-        rotary: Rotary | None = None,
-        allocate: Allocate | None = None,
-    ) -> None:
-        if policy.rolling and rotary is None:
-            raise ValueError("policy.positions='rolling' needs the model's rotary embedding")
-        policy.config.check_model(num_layers, num_kv_heads)
-        self.policy = policy
-        self.rotary = rotary if policy.rolling else None
-        self.num_slots = num_slots
-        self.max_length = max_length
-        self.num_kv_heads = num_kv_heads
-        self.device = torch.device(device)
-        self.dtype = dtype
-        self.head_dim = head_dim
-
-        shapes = plane_shapes(
-            policy, num_layers, num_kv_heads, num_slots, max_length=max_length, head_dim=head_dim
-        )
-        place = allocate or (lambda shape: TorchPlane.allocate(shape, dtype, device))
-        self.layers = [LayerSlots(tuple(place(shape) for shape in layer)) for layer in shapes]
-        by_index = {plane.shape.budget_index: plane.shape.policy for plane in self.planes}
-        policies = tuple(by_index[index] for index in range(len(by_index)))
-        self.budgets = [policy.config.budget for policy in policies]
-        self._default = SlotPolicies(policies)
-        self._policies = [self._default] * num_slots
-        self.max_sink = self._default.max_sink
-        self.lengths = [0] * num_slots
-        self.sinks = [policy.config.sink] * num_slots
-
-    @classmethod
-    def for_model(
-        cls,
         model: PreTrainedModel,
         policy: Policy,
         *,
@@ -101,21 +81,26 @@ class Slots:
         max_length: int,
         dtype: torch.dtype | None = None,
         allocate: Allocate | None = None,
-    ) -> Slots:
-        """Make slots of a model's shape and device, and of its dtype unless `dtype` is given."""
-        shape = ModelShape.of(model)
-        return cls(
-            policy,
-            num_slots=num_slots,
-            max_length=max_length,
-            num_layers=shape.num_layers,
-            num_kv_heads=shape.num_kv_heads,
-            head_dim=shape.head_dim,
-            dtype=dtype or model.dtype,
-            device=model.device,
-            rotary=Rotary(model) if policy.rolling else None,
-            allocate=allocate,
-        )
+    ) -> None:
+        self.model_shape = ModelShape.of(model)
+        policy.config.check_model(self.model_shape.num_layers, self.model_shape.num_kv_heads)
+        self.policy = policy
+        self.rotary = Rotary(model) if policy.rolling else None
+        self.num_slots = num_slots
+        self.max_length = max_length
+        self.device = model.device
+        self.dtype = dtype or model.dtype
+
+        shapes = plane_shapes(policy, self.model_shape, num_slots, max_length)
+        place = allocate or (lambda shape: TorchPlane.allocate(shape, self.dtype, self.device))
+        self.layers = [LayerSlots(tuple(place(shape) for shape in layer)) for layer in shapes]
+        by_index = {plane.shape.budget_index: plane.shape.policy for plane in self.planes}
+        policies = tuple(by_index[index] for index in range(len(by_index)))
+        self.budgets = [policy.config.budget for policy in policies]
+        self._default = SlotPolicies(policies)
+        self._policies = [self._default] * num_slots
+        self.lengths = [0] * num_slots
+        self.sinks = [policy.config.sink] * num_slots
 
     @property
     def planes(self) -> list[PlaneMemory]:
@@ -134,8 +119,9 @@ class Slots:
 
     def dense_nbytes(self, length: int) -> int:
         """Return the bytes that keys and values of `length` tokens take without eviction."""
-        heads = self.num_kv_heads * len(self.layers)
-        return 2 * heads * length * self.head_dim * self.dtype.itemsize
+        shape = self.model_shape
+        entries = length * shape.num_layers * shape.num_kv_heads
+        return 2 * entries * shape.head_dim * self.dtype.itemsize
 
     def held(self, slot: int) -> int:
         """Return the entries that a slot holds, as the mean over all layers and KV heads."""
@@ -150,7 +136,7 @@ class Slots:
         total = sum(
             len(plane.heads) * entries(self.policy_of(slot, plane), length) for plane in self.planes
         )
-        return total // (self.num_kv_heads * len(self.layers))
+        return total // (self.model_shape.num_layers * self.model_shape.num_kv_heads)
 
     def policy_of(self, slot: int, plane: PlaneMemory) -> Policy:
         """Return the policy that a slot's request has in a plane."""
@@ -245,8 +231,7 @@ class Slots:
                 raise ValueError(
                     f"slot {slot}: a step of {n} tokens; its chunk has room for {self.room(slot)}"
                 )
-            if self.lengths[slot] + n > self.max_length:
-                length = self.lengths[slot] + n
+            if (length := self.lengths[slot] + n) > self.max_length:
                 raise ValueError(
                     f"slot {slot}: {length} tokens exceed max_length={self.max_length}"
                 )

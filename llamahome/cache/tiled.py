@@ -14,21 +14,19 @@ from torch import Tensor
 
 from llamahome.attention import Entries, Policy
 from llamahome.attention.kernels import KVRecord
-from llamahome.cache.plane import PlaneShape
+from llamahome.cache.plane import PlaneMemory, PlaneShape
 
 TILE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class TiledPlane:
+class TiledPlane(PlaneMemory):
     """A plane of a `torch.classes.llamahome.Model`, which reads, writes and compacts it.
 
     Attributes:
         kv: keys (slots, G, C / 16, D, 16) with C rounded up to tiles, values (slots, G, C, D).
     """
 
-    shape: PlaneShape
-    kv: KVRecord
     model: Any
 
     @classmethod
@@ -60,10 +58,6 @@ class TiledPlane:
             kv.features,
         )
         return cls(shape=shape, kv=kv, model=model)
-
-    @property
-    def heads(self) -> tuple[int, ...]:
-        return self.shape.heads
 
     def entries(self, slots: Tensor, part: slice) -> Entries:
         return _TiledEntries(self, slots, part)
@@ -106,17 +100,16 @@ class _TiledEntries(Entries):
 
     def __init__(self, plane: TiledPlane, slots: Tensor, part: slice) -> None:
         kv = plane.kv
-        for name, value in (
-            ("_kv", kv),
-            ("_slots", slots),
-            ("_part", part),
-            ("mass", kv.mass[slots, :, part]),
-            ("positions", kv.positions[slots, :, part]),
-            ("features", None if kv.features is None else kv.features[slots, :, part]),
-            ("layer_idx", plane.shape.layer_idx),
-            ("heads", plane.heads),
-        ):
-            object.__setattr__(self, name, value)
+        vars(self).update(  # past the dataclass's own __init__, which asks for keys and values
+            _kv=kv,
+            _slots=slots,
+            _part=part,
+            mass=kv.mass[slots, :, part],
+            positions=kv.positions[slots, :, part],
+            features=None if kv.features is None else kv.features[slots, :, part],
+            layer_idx=plane.shape.layer_idx,
+            heads=plane.heads,
+        )
 
     _kv: KVRecord
     _slots: Tensor

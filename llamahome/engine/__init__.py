@@ -10,8 +10,6 @@ from llamahome.requests import (
     QueueFullError,
     RequestError,
     SamplingParams,
-    Token,
-    TopToken,
     Usage,
 )
 
@@ -25,8 +23,6 @@ __all__ = [
     "SamplingParams",
     "TextDelta",
     "TextEngine",
-    "Token",
     "TokenDelta",
-    "TopToken",
     "Usage",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 from llamahome.attention import Policy, build_policy
 from llamahome.cache import Slots
@@ -17,7 +18,6 @@ class Admission:
     """Checks of requests against an engine's model and slots.
 
     Args:
-        slots: the slots that requests will get.
         vocab_size: the model's; token ids are below it.
         adapters: names of the LoRA adapters there are.
     """
@@ -26,7 +26,7 @@ class Admission:
         self._slots = slots
         self._vocab_size = vocab_size
         self._adapters = adapters
-        self._policies: dict[tuple[str, int | None], Policy] = {}
+        self._built = lru_cache(MAX_POLICIES)(self._build)
 
     def check(self, prompt: list[int], params: SamplingParams) -> SamplingParams:
         """Return the params with `max_tokens` filled in.
@@ -62,19 +62,11 @@ class Admission:
         """Return the policy that a request asks for; None is the engine's."""
         if params.kv_policy is None and params.kv_budget is None:
             return None
-        engine = self._slots.policy.config
-        name = params.kv_policy or engine.name
-        key = (name, params.kv_budget)
-        if key not in self._policies:
-            if len(self._policies) >= MAX_POLICIES:
-                self._policies.clear()
-            self._policies[key] = self._build(name, params.kv_budget)
-        return self._policies[key]
+        return self._built(params.kv_policy or self._slots.policy.config.name, params.kv_budget)
 
     def _build(self, name: str, budget: int | None) -> Policy:
         engine = self._slots.policy.config
-        field = "kv_policy" if budget is None else "kv_budget"
-        value = name if budget is None else budget
+        field, value = ("kv_policy", name) if budget is None else ("kv_budget", budget)
         try:
             if name == "full":
                 if budget is not None:

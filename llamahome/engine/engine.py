@@ -13,10 +13,10 @@ from llamahome.attention import Policy
 from llamahome.config import EngineConfig
 from llamahome.engine.admission import Admission
 from llamahome.engine.prefixes import PrefixCache
-from llamahome.engine.request import TokenDelta, embedding, generation, scoring
+from llamahome.engine.request import TokenDelta, embedding, generation
 from llamahome.engine.runners.build import build_runner
 from llamahome.engine.runners.contract import StepOutput
-from llamahome.engine.runners.threads import one_torch_thread
+from llamahome.engine.runners.native import one_torch_thread
 from llamahome.engine.sampling.grammar import GrammarMask
 from llamahome.engine.sampling.sampler import SamplingState
 from llamahome.engine.scheduler import Batch, Scheduler
@@ -50,7 +50,7 @@ class Engine:
         self._slots = self._runner.slots
         adapters = list(model.peft_config) if isinstance(model, PeftModel) else []
         self._admission = Admission(self._slots, vocab_size=self.vocab_size, adapters=adapters)
-        self._prefixes = PrefixCache.open(config, self._runner, model)
+        self._prefixes = PrefixCache(config, self._runner, model)
         self._scheduler = Scheduler(
             config.slots,
             max_queued=config.max_queued,
@@ -83,11 +83,8 @@ class Engine:
             QueueFullError: when too many wait.
         """
         params = self._admission.check(prompt, params)
-        if params.max_tokens == 0:
-            self._scheduler.add(scoring(request_id, prompt, params))
-        else:
-            sampling = self._sampling(params, prompt, grammar=grammar)
-            self._scheduler.add(generation(request_id, prompt, params, sampling))
+        sampling = self._sampling(params, prompt, grammar=grammar) if params.max_tokens else None
+        self._scheduler.add(generation(request_id, prompt, params, sampling))
 
     def submit_embedding(
         self, request_id: str, prompt: list[int], *, adapter: str | None = None

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from llamahome.cache import SnapshotStats, SnapshotStore, chain, open_snapshots, root_digest
+from llamahome.cache import SnapshotStats, chain, open_snapshots, root_digest
 from llamahome.config import EngineConfig
 from llamahome.engine.request import PrefixPath, Request
 from llamahome.engine.runners.contract import Runner
@@ -24,26 +24,24 @@ class PrefixCache:
     tokens after the boundary.
 
     Args:
-        store: None turns prefix caching off.
+        config: may turn prefix caching off.
         runner: its slots hold the requests; each runner has its own layout and rounding.
-        model: the fingerprint of its weights.
+        model: the one that the runner computes.
+
+    Raises:
+        ConfigError, OSError: as `open_snapshots`.
     """
 
-    def __init__(self, store: SnapshotStore | None, runner: Runner, model: str) -> None:
-        self._store = store
+    def __init__(
+        self, config: EngineConfig, runner: Runner, model: PreTrainedModel | PeftModel
+    ) -> None:
+        self._store = open_snapshots(config)
         self._slots = runner.slots
         policy = self._slots.policy
-        self._identity = (runner.name, model, policy.digest(), str(self._slots.dtype))
+        weights = "" if self._store is None else fingerprint(model)
+        self._identity = (runner.name, weights, policy.digest(), str(self._slots.dtype))
         self._interval = policy.interval
         self._tails: OrderedDict[bytes, int] = OrderedDict()
-
-    @classmethod
-    def open(
-        cls, config: EngineConfig, runner: Runner, model: PreTrainedModel | PeftModel
-    ) -> PrefixCache:
-        """Return the cache that `config` asks for; raises as `open_snapshots` does."""
-        store = open_snapshots(config)
-        return cls(store, runner, "" if store is None else fingerprint(model))
 
     def start(self, request: Request) -> None:
         """Put the longest snapshot of a request's prompt into its slot."""

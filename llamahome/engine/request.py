@@ -75,7 +75,7 @@ class PrefixPath:
 class Request:
     """One request on its way, with all that the parts of the engine remember of it.
 
-    There are three kinds, made by `generation`, `scoring` and `embedding`.
+    `generation` and `embedding` make one.
 
     Attributes:
         tokens: the prompt, and after it the generated tokens.
@@ -148,15 +148,9 @@ class Request:
         Only the last choice can end the answer; it is not appended if it is an error or a stop
         token.
         """
-        deltas = []
-        for choice in choices[:-1]:
-            self._append(choice)
-            deltas.append(self._delta(choice))
-        return [*deltas, self._last(choices[-1])]
-
-    def _append(self, choice: Choice) -> None:
-        assert choice.token is not None
-        self.tokens.append(choice.token)
+        *accepted, last = choices
+        self.tokens += [choice.token for choice in accepted if choice.token is not None]
+        return [*map(self._delta, accepted), self._last(last)]
 
     def _last(self, choice: Choice) -> TokenDelta:
         assert self.sampling is not None
@@ -164,7 +158,7 @@ class Request:
             return self._delta(choice, "error")
         if choice.token in self.sampling.stop_token_ids:
             return self._delta(Choice(), "stop")
-        self._append(choice)
+        self.tokens.append(choice.token)
         if self.sampling.finished:
             return self._delta(choice, "stop")
         return self._delta(choice, "length" if self.generated == self.max_tokens else None)
@@ -207,19 +201,15 @@ class Request:
 
 
 def generation(
-    request_id: str, prompt: list[int], params: SamplingParams, sampling: SamplingState
+    request_id: str, prompt: list[int], params: SamplingParams, sampling: SamplingState | None
 ) -> Request:
-    """Return a request that answers its prompt, and scores it if `params` asks for that too."""
-    request = scoring(request_id, prompt, params)
-    request.sampling = sampling
-    return request
+    """Return a request that answers its prompt, and scores it if `params` asks for that too.
 
-
-def scoring(request_id: str, prompt: list[int], params: SamplingParams) -> Request:
-    """Return a request for the log-probabilities of its prompt."""
+    Without `sampling` it scores alone.
+    """
     count = params.prompt_logprobs
     scores = None if count is None else PromptLogprobs(prompt, count)
-    return Request(request_id, list(prompt), len(prompt), params, scores=scores)
+    return Request(request_id, list(prompt), len(prompt), params, sampling, scores)
 
 
 def embedding(request_id: str, prompt: list[int], params: SamplingParams) -> Request:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 
 from llamahome.engine.request import Request
 from llamahome.requests import QueueFullError, RequestError
@@ -61,9 +62,9 @@ class Scheduler:
         self.running: dict[str, Request] = {}
         self._free = list(range(num_slots))
         self._queue: list[tuple[_Turn, Request]] = []  # a heap; it may hold some that left
-        self._arrivals = 0
+        self._arrivals = count()
         self._steps = 0
-        self._chunks = 0
+        self._chunks = count(1)
 
     def add(self, request: Request) -> None:
         """Queue a request.
@@ -80,8 +81,7 @@ class Scheduler:
         self.waiting[request.request_id] = request
         self.waiting_tokens += request.prompt_length
         due = self._steps + request.params.priority * self.ageing
-        self._arrivals += 1
-        heapq.heappush(self._queue, ((due, self._arrivals), request))
+        heapq.heappush(self._queue, ((due, next(self._arrivals)), request))
 
     def _check_limits(self, request: Request) -> None:
         if len(self.waiting) >= self.max_queued + len(self._free):
@@ -110,7 +110,7 @@ class Scheduler:
             self._leave_queue(request)
             request.slot = heapq.heappop(self._free)
             self.running[request.request_id] = request
-            self._mark_chunk(request)
+            request.last_chunk = next(self._chunks)
             admitted.append(request)
         return admitted
 
@@ -124,16 +124,14 @@ class Scheduler:
         running = self.running.values()
         tokens = {request: 1 for request in running if not request.prefilling}
         left = self.prefill_tokens
-        for request in sorted(
-            (request for request in running if request.prefilling),
-            key=lambda request: request.last_chunk,
-        ):
+        prefilling = [request for request in running if request.prefilling]
+        for request in sorted(prefilling, key=lambda request: request.last_chunk):
             if left == 0:
                 break
             wanted = len(request.tokens) - request.computed
             tokens[request] = min(wanted, room(_slot(request)), left)
             left -= tokens[request]
-            self._mark_chunk(request)
+            request.last_chunk = next(self._chunks)
         requests = sorted(tokens, key=_slot)
         return Batch(requests, [tokens[r] for r in requests]) if requests else None
 
@@ -154,10 +152,6 @@ class Scheduler:
             waiting = self.waiting
             self._queue = [e for e in self._queue if waiting.get(e[1].request_id) is e[1]]
             heapq.heapify(self._queue)
-
-    def _mark_chunk(self, request: Request) -> None:
-        self._chunks += 1
-        request.last_chunk = self._chunks
 
 
 def _slot(request: Request) -> int:

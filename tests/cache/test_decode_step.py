@@ -27,7 +27,7 @@ POLICIES = {
 
 def _slots(model: LlamaForCausalLM, policy: Policy, dtype: torch.dtype | None = None) -> Slots:
     HybridAttention.attach(model)
-    return Slots.for_model(model, policy, num_slots=4, max_length=96, dtype=dtype)
+    return Slots(model, policy, num_slots=4, max_length=96, dtype=dtype)
 
 
 def _ids(length: int) -> list[int]:

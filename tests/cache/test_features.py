@@ -34,7 +34,7 @@ def _policy() -> Policy:
 
 def _slots(model: LlamaForCausalLM) -> Slots:
     HybridAttention.attach(model)
-    return Slots.for_model(model, _policy(), num_slots=3, max_length=64)
+    return Slots(model, _policy(), num_slots=3, max_length=64)
 
 
 def _read(model: LlamaForCausalLM, slots: Slots, slot: int, ids: list[int], widest: int) -> Tensor:
@@ -112,7 +112,7 @@ def test_a_request_with_features_needs_slots_with_a_column_for_them(
     tiny_llama: LlamaForCausalLM,
 ) -> None:
     plain = build_policy(PolicyConfig(name="window", budget=12, recent=6, interval=4))
-    slots = Slots.for_model(tiny_llama, plain, num_slots=1, max_length=64)
+    slots = Slots(tiny_llama, plain, num_slots=1, max_length=64)
     assert all(plane.kv.features is None for plane in slots.planes)
     with pytest.raises(ValueError, match="writes features"):
         slots.reset(0, policy=_policy())

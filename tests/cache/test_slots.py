@@ -10,6 +10,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaFo
 from llamahome.attention import HybridAttention, Policy, Rotary, build_policy
 from llamahome.cache import Slots, SlotStep
 from llamahome.config import ConfigError, PolicyConfig
+from tests.engine.random_models import random_llama
 from tests.policies import CASES, policy_case
 
 POLICIES = {
@@ -38,17 +39,7 @@ def _slots(
     max_length: int = 128,
     model: LlamaForCausalLM | None = None,
 ) -> Slots:
-    return Slots(
-        policy,
-        num_slots=num_slots,
-        max_length=max_length,
-        num_layers=2,
-        num_kv_heads=2,
-        head_dim=16,
-        dtype=torch.float32,
-        device="cpu",
-        rotary=None if model is None else Rotary(model),
-    )
+    return Slots(model or random_llama(), policy, num_slots=num_slots, max_length=max_length)
 
 
 def _ids(length: int, rows: int = 1) -> Tensor:
@@ -236,11 +227,11 @@ def test_a_slot_can_protect_more_first_tokens(tiny_llama: LlamaForCausalLM) -> N
 
 def test_a_slot_cannot_protect_more_than_its_smallest_head_holds() -> None:
     slots = _slots(build_policy(POLICIES["h2o_pattern"]))
-    assert slots.max_sink == 24 - 20
+    assert slots.under(None, None).max_sink == 24 - 20
     slots.reset(0, sink=4)
     with pytest.raises(ValueError, match="can protect 4"):
         slots.reset(0, sink=5)
-    assert _slots(build_policy(POLICIES["full"])).max_sink is None
+    assert _slots(build_policy(POLICIES["full"])).under(None, None).max_sink is None
 
 
 def test_rolling_positions_run_past_the_trained_context() -> None:
@@ -270,7 +261,7 @@ def test_rolling_positions_run_past_the_trained_context() -> None:
 
 
 def _slots_for(model: LlamaForCausalLM, policy: Policy, *, max_length: int) -> Slots:
-    return Slots.for_model(model, policy, num_slots=1, max_length=max_length)
+    return Slots(model, policy, num_slots=1, max_length=max_length)
 
 
 def test_rolling_positions_use_the_models_rope_scaling() -> None:

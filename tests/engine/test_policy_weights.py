@@ -84,7 +84,7 @@ def test_decode_in_static_shapes_agrees_too() -> None:
     model = random_llama()
     policy = _policy(model, 0)
     expected = _trained(model, policy)
-    slots = Slots.for_model(model, policy, num_slots=2, max_length=128)
+    slots = Slots(model, policy, num_slots=2, max_length=128)
     graphs = DecodeGraphs(model, slots)
     logits = torch.cat([graphs.decode([1], [token]) for token in IDS])
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)

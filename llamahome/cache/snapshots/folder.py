@@ -14,9 +14,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
-from llamahome.cache.snapshots.state import SlotState
+from llamahome.cache.slots import SlotState
 from llamahome.config.checks import require
 
 logger = logging.getLogger(__name__)
@@ -61,7 +60,6 @@ class SnapshotFolder:
         )
         self.path = path
         self.max_bytes = max_bytes
-        self.failures = 0
         self._write_failed = False
         self._sizes: dict[bytes, int] = {}
         self._remove_unfinished()
@@ -88,7 +86,6 @@ class SnapshotFolder:
             return None
         except (SnapshotCorruptError, SafetensorError, OSError) as error:
             logger.warning("snapshot %s is corrupt and was removed: %s", file, error)
-            self.failures += 1
             self._remove(digest)
             return None
         return state
@@ -106,17 +103,15 @@ class SnapshotFolder:
             os.utime(file, ns=(time.time_ns(),) * 2)
             self._scan()
         except (SafetensorError, OSError) as error:
-            self._report(error)
+            if not self._write_failed:
+                logger.warning(
+                    "snapshots cannot be written to %s and are lost: %s", self.path, error
+                )
+            self._write_failed = True
             with contextlib.suppress(OSError):
                 unfinished.unlink(missing_ok=True)
             return
         self._make_room()
-
-    def _report(self, error: Exception) -> None:
-        self.failures += 1
-        if not self._write_failed:
-            logger.warning("snapshots cannot be written to %s and are lost: %s", self.path, error)
-        self._write_failed = True
 
     def _make_room(self) -> None:
         nbytes = self.nbytes
@@ -191,9 +186,5 @@ def _checksum(digest: bytes, state: SlotState) -> str:
     hashed.update(f"{FORMAT} {state.length} {state.sink}".encode())
     for name, tensor in sorted(state.tensors.items()):
         hashed.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        hashed.update(_bytes_of(tensor))
+        hashed.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return hashed.hexdigest()
-
-
-def _bytes_of(tensor: Tensor) -> memoryview:
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 
+from llamahome.cache.slots import SlotState
 from llamahome.cache.snapshots.folder import SnapshotFolder
-from llamahome.cache.snapshots.state import SlotState
 from llamahome.config import EngineConfig
 
 DIGEST_BYTES = 32  # prompts come from users, who must not find two with one digest
@@ -63,23 +63,16 @@ class SnapshotStats:
 
     Attributes:
         hits, misses: look-ups of prompts of at least one chunk.
-        disk_hits: hits that came from the folder.
         hit_tokens: prompt tokens that were not computed again.
-        evictions: snapshots that left memory, to the folder if there is one.
-        snapshots, bytes: held in memory.
+        bytes: held in memory.
         disk_bytes: held in the folder, checksums and headers included.
-        disk_failures: files that were corrupt, or could not be written.
     """
 
     hits: int = 0
     misses: int = 0
-    disk_hits: int = 0
     hit_tokens: int = 0
-    evictions: int = 0
-    snapshots: int = 0
     bytes: int = 0
     disk_bytes: int = 0
-    disk_failures: int = 0
 
 
 class SnapshotStore:
@@ -129,7 +122,6 @@ class SnapshotStore:
             return self._states[digest]
         state = None if self._folder is None else self._folder.get(digest)
         if state is not None:
-            self._stats.disk_hits += 1
             self.put(digest, state)
         return state
 
@@ -140,14 +132,10 @@ class SnapshotStore:
             self._stats.bytes += state.nbytes
         self._states.move_to_end(digest)
         while self._stats.bytes > self.max_bytes:
-            self._evict()
-
-    def _evict(self) -> None:
-        digest, state = self._states.popitem(last=False)
-        self._stats.bytes -= state.nbytes
-        self._stats.evictions += 1
-        if self._folder is not None:
-            self._folder.put(digest, state)
+            oldest, evicted = self._states.popitem(last=False)
+            self._stats.bytes -= evicted.nbytes
+            if self._folder is not None:
+                self._folder.put(oldest, evicted)
 
     def wanted(self, digests: Sequence[bytes]) -> set[int]:
         """Return the boundaries of a prompt that are worth a snapshot, and mark it as seen.
@@ -155,9 +143,8 @@ class SnapshotStore:
         They are its last one, for the same prompt again, and the one where it leaves the path of an
         earlier prompt, since a third may leave it there too: e.g. the end of a system prompt.
         """
-        shared = 0
-        while shared < len(digests) and digests[shared] in self._seen:
-            shared += 1
+        unseen = (index for index, digest in enumerate(digests) if digest not in self._seen)
+        shared = next(unseen, len(digests))
         self.see(digests)
         boundaries = {shared - 1, len(digests) - 1} - {-1}
         return {index for index in boundaries if digests[index] not in self}
@@ -182,12 +169,7 @@ class SnapshotStore:
 
     def stats(self) -> SnapshotStats:
         """Return the counters as of now."""
-        return replace(
-            self._stats,
-            snapshots=len(self._states),
-            disk_bytes=0 if self._folder is None else self._folder.nbytes,
-            disk_failures=0 if self._folder is None else self._folder.failures,
-        )
+        return replace(self._stats, disk_bytes=0 if self._folder is None else self._folder.nbytes)
 
 
 def open_snapshots(config: EngineConfig) -> SnapshotStore | None:

@@ -56,7 +56,8 @@ class DecodeGraphs:
         self.captures = on_gpu if capture is None else capture
         if self.captures:
             _check_capture(model, slots.device)
-        self.sizes = _sizes(slots.num_slots)
+        powers = (2**n for n in range(slots.num_slots.bit_length()))
+        self.sizes = [*(size for size in powers if size < slots.num_slots), slots.num_slots]
         self._graphs: dict[tuple[int, Counted], _DecodeGraph] = {}
         self._pool: Any = None
 
@@ -69,14 +70,7 @@ class DecodeGraphs:
 
     @torch.inference_mode()
     def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> Tensor:
-        """Run one token for each of some slots, which advance.
-
-        Args:
-            slots: all different.
-            tokens: the id for each slot.
-
-        Returns:
-            float32 logits (B, V).
+        """Run one token for each of some slots, which advance, and return float32 logits (B, V).
 
         Raises:
             ValueError: for a slot that comes twice or is full.
@@ -150,11 +144,6 @@ class _DecodeGraph:
         ).last_hidden_state
         logits: Tensor = self._model.get_output_embeddings()(hidden[:, -1])
         return logits.float()
-
-
-def _sizes(num_slots: int) -> list[int]:
-    """Return the powers of 2 below the number of slots, and that number."""
-    return [2**n for n in range(num_slots.bit_length()) if 2**n < num_slots] + [num_slots]
 
 
 def _check_capture(model: PreTrainedModel, device: torch.device) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from llamahome.attention import Policy
+from llamahome.attention.shape import ModelShape
 from llamahome.native import weights as pack
 
 # Rotary embeddings whose angles depend on the position alone.
@@ -38,12 +39,12 @@ def unsupported(model: PreTrainedModel, policy: Policy) -> str | None:
 
 
 def _unsupported_shape(model: PreTrainedModel) -> str | None:
-    config = model.config
-    if _head_dim(model) % 16:
-        return f"head_dim={_head_dim(model)} is no multiple of 16"
-    if config.hidden_size % 32:
-        return f"hidden_size={config.hidden_size} is no multiple of 32"
-    group = config.num_attention_heads // config.num_key_value_heads
+    shape, hidden_size = ModelShape.of(model), model.config.hidden_size
+    if shape.head_dim % 16:
+        return f"head_dim={shape.head_dim} is no multiple of 16"
+    if hidden_size % 32:
+        return f"hidden_size={hidden_size} is no multiple of 32"
+    group = shape.num_heads // shape.num_kv_heads
     if group > MAX_GROUP:
         return f"{group} query heads share a KV head, more than {MAX_GROUP}"
     return None
@@ -65,13 +66,13 @@ def build_model(
         adapters: names of those that PEFT has put into `model`; their order gives the indices.
         max_length: number of positions that keys may be rotated for.
     """
-    config, decoder = model.config, _modules(model.base_model)
+    shape, decoder = ModelShape.of(model), cast(Any, model.base_model)
     native = torch.classes.llamahome.Model(
-        config.hidden_size,
-        config.num_attention_heads,
-        config.num_key_value_heads,
-        _head_dim(model),
-        config.rms_norm_eps,
+        model.config.hidden_size,
+        shape.num_heads,
+        shape.num_kv_heads,
+        shape.head_dim,
+        model.config.rms_norm_eps,
         decoder.layers[0].self_attn.scaling,
         threads,
         isa,
@@ -87,7 +88,7 @@ def build_model(
             _linear([mlp.gate_proj, mlp.up_proj], adapters, int8, arena, interleave=True),
             _linear([mlp.down_proj], adapters, int8, arena),
         )
-    embedding = _modules(model.get_input_embeddings()).weight.detach()
+    embedding = cast(Any, model.get_input_embeddings()).weight.detach()
     native.set_ends(
         embedding.half() if int8 else embedding.float(),
         _norm(decoder.norm),
@@ -99,17 +100,6 @@ def build_model(
     for index, name in enumerate(adapters):
         _set_norms(native, decoder, index, name)
     return native
-
-
-def _modules(module: nn.Module) -> Any:
-    """Return the module untyped: nn.Module types its attributes as Tensor | Module."""
-    return module
-
-
-def _head_dim(model: PreTrainedModel) -> int:
-    config = model.config
-    own: int | None = getattr(config, "head_dim", None)
-    return own or config.hidden_size // config.num_attention_heads
 
 
 def _linear(
@@ -125,12 +115,8 @@ def _linear(
     weight = torch.cat([module.weight for module in plain])
     bias: Tensor | None = None
     if any(module.bias is not None for module in plain):
-        bias = torch.cat(
-            [
-                torch.zeros(module.weight.shape[0]) if module.bias is None else module.bias
-                for module in plain
-            ]
-        )
+        biases = (torch.zeros(len(m.weight)) if m.bias is None else m.bias for m in plain)
+        bias = torch.cat(list(biases))
     packed = pack.linear(weight, bias, int8=int8, interleave=interleave, arena=arena)
     for index, name in enumerate(adapters):
         low_rank = _low_rank(modules, name)
@@ -148,8 +134,8 @@ def _low_rank(modules: list[Any], name: str) -> tuple[Tensor, Tensor] | None:
     downs, ups = [], []
     for module in modules:
         if isinstance(module, LoraLayer) and name in module.lora_A:
-            downs.append(_modules(module.lora_A[name]).weight)
-            ups.append(_modules(module.lora_B[name]).weight * module.scaling[name])
+            downs.append(cast(Any, module.lora_A[name]).weight)
+            ups.append(cast(Any, module.lora_B[name]).weight * module.scaling[name])
         else:
             ups.append(torch.zeros(_plain_linear(module).weight.shape[0], 0))
     return (torch.cat(downs), torch.block_diag(*ups)) if downs else None

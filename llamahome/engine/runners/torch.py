@@ -45,7 +45,7 @@ class TorchRunner:
         self._adapted = isinstance(model, PeftModel)
         # PEFT mixes low-rank adapters in a batch, but not the norms that an adapter trained.
         self._mixes = not any(isinstance(m, ModulesToSaveWrapper) for m in plain.modules())
-        self.slots = Slots.for_model(
+        self.slots = Slots(
             plain, policy, num_slots=num_slots, max_length=max_length, dtype=kv_dtype
         )
         weights = "int8" if int8 else plain.dtype

@@ -21,10 +21,6 @@ WHITESPACE = r"[ \n\t]{1,32}"
 COMPILED = 64
 
 
-class GrammarError(EngineError):
-    """A grammar that an answer cannot be continued under."""
-
-
 class GrammarMask:
     """A logits processor that allows only the tokens that may come next; one per answer."""
 
@@ -40,7 +36,7 @@ class GrammarMask:
         if not self._matcher.is_error():
             bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         if self._matcher.is_error():  # computing the mask may have been what failed
-            raise GrammarError(f"the grammar failed: {_reason(self._matcher.get_error())}")
+            raise EngineError(f"the grammar failed: {_reason(self._matcher.get_error())}")
         allowed = np.unpackbits(bits, count=len(row), bitorder="little").view(np.bool_)
         row.masked_fill_(~torch.from_numpy(allowed).to(row.device), float("-inf"))
 

@@ -12,7 +12,6 @@ from llamahome.engine.sampling import ranking
 TopLogprobs = tuple[tuple[int, float], ...]
 """Tokens and their log-probabilities, the likeliest first."""
 
-
 Logprob = tuple[float | None, TopLogprobs]
 """A token's log-probability, with the top alternatives; None and nothing for the first token of a
 prompt, which nothing predicts."""

@@ -79,21 +79,17 @@ def draw(logits: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[fl
 
 
 def _draw_row(row: Tensor, values: Floats, ids: Ids, params: SamplingParams, uniform: float) -> int:
-    rank = None
+    highest, temperature = values[0], params.temperature
     if len(ids) < len(row):
-        total = _mass(row, values[0], params.temperature)
-        rank = _drawn_rank((values - values[0]) / params.temperature, total, params, uniform)
-        if rank is None:
-            (values,), (ids,) = top(row[None], len(row))
-    if rank is None:
-        rank = _drawn_rank((values - values[0]) / params.temperature, None, params, uniform)
-        assert rank is not None, "the whole ranking always decides"
+        # The mass of all tokens, in units of the likeliest one's.
+        total = float(((row - highest) / temperature).exp().sum(dtype=torch.float64))
+        rank = _drawn_rank((values - highest) / temperature, total, params, uniform)
+        if rank is not None:
+            return int(ids[rank])
+        (values,), (ids,) = top(row[None], len(row))
+    rank = _drawn_rank((values - values[0]) / temperature, None, params, uniform)
+    assert rank is not None, "the whole ranking always decides"
     return int(ids[rank])
-
-
-def _mass(row: Tensor, highest: float, temperature: float) -> float:
-    """Sum the probabilities of all tokens, in units of the likeliest one's."""
-    return float(((row - highest) / temperature).exp().sum(dtype=torch.float64))
 
 
 def _drawn_rank(

@@ -34,11 +34,7 @@ class SamplingState:
     """The rules that choose one request's tokens, and their state from token to token.
 
     Args:
-        params: the request's.
-        prompt: its tokens.
-        eos_token_ids: the model's.
-        vocab_size: V of the logits.
-        device: where the logits are.
+        vocab_size, device: of the logits.
         grammar: compiled from `params.grammar`.
     """
 
@@ -111,9 +107,14 @@ def choose(logits: Tensor, states: Sequence[SamplingState]) -> list[Choice]:
         chosen = _choose_special(rows, [states[i] for i in special])
         for i, choice in zip(special, chosen, strict=True):
             choices[i] = choice
-    wanted = [i for i, s in enumerate(states) if _wants_logprobs(s, choices[i])]
+    scored = [i for i, s in enumerate(states) if s.params.logprobs is not None]
+    wanted = [i for i in scored if choices[i].error is None]
     if wanted:
-        _add_logprobs(logits, states, choices, wanted)
+        tokens = [token for i in wanted if (token := choices[i].token) is not None]
+        counts = [states[i].params.logprobs or 0 for i in wanted]
+        found = logprobs_of(logits[wanted], tokens, counts)
+        for i, (logprob, top_logprobs) in zip(wanted, found, strict=True):
+            choices[i] = replace(choices[i], logprob=logprob, top_logprobs=top_logprobs)
     return choices
 
 
@@ -143,17 +144,3 @@ def _process(row: Tensor, state: SamplingState) -> str | None:
     except EngineError as error:
         return str(error)
     return None
-
-
-def _wants_logprobs(state: SamplingState, choice: Choice) -> bool:
-    return state.params.logprobs is not None and choice.error is None
-
-
-def _add_logprobs(
-    logits: Tensor, states: Sequence[SamplingState], choices: list[Choice], wanted: list[int]
-) -> None:
-    tokens = [token for i in wanted if (token := choices[i].token) is not None]
-    counts = [states[i].params.logprobs or 0 for i in wanted]
-    found = logprobs_of(logits[wanted], tokens, counts)
-    for i, (logprob, top_logprobs) in zip(wanted, found, strict=True):
-        choices[i] = replace(choices[i], logprob=logprob, top_logprobs=top_logprobs)

@@ -157,18 +157,17 @@ class TextEngine:
         """Queue a request; raises as `Engine.submit` does."""
         grammar = None if params.grammar is None else self._vocabulary.mask(params.grammar)
         self._engine.submit(request_id, prompt, params, grammar)
-        self._answers[request_id] = Answer(
-            self.tokenizer.backend_tokenizer, self._vocabulary, prompt, params
-        )
+        self._answers[request_id] = self._answer(prompt, params)
 
     def submit_embedding(
         self, request_id: str, prompt: list[int], *, adapter: str | None = None
     ) -> None:
         """Queue a text to be embedded; raises as `Engine.submit_embedding` does."""
         self._engine.submit_embedding(request_id, prompt, adapter=adapter)
-        self._answers[request_id] = Answer(
-            self.tokenizer.backend_tokenizer, self._vocabulary, prompt, SamplingParams()
-        )
+        self._answers[request_id] = self._answer(prompt, SamplingParams())
+
+    def _answer(self, prompt: list[int], params: SamplingParams) -> Answer:
+        return Answer(self.tokenizer.backend_tokenizer, self._vocabulary, prompt, params)
 
     def step(self) -> list[TextDelta]:
         """Run one engine step and return its deltas as text, one for each request."""
@@ -246,6 +245,5 @@ def _eos_token_ids(
     model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerFast
 ) -> Collection[int]:
     eos = model.generation_config.eos_token_id
-    ids = [eos] if isinstance(eos, int) else list(eos or [])
-    own = tokenizer.eos_token_id
-    return {*ids, *([own] if own is not None else [])}
+    ids = eos if isinstance(eos, list) else [eos]
+    return {token for token in (*ids, tokenizer.eos_token_id) if token is not None}

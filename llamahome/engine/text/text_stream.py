@@ -22,7 +22,6 @@ class TextStream:
     begin a stop text is held back until it is clear that it does not.
 
     Args:
-        tokenizer: the model's.
         stop: texts that end the answer.
         min_tokens: tokens before which a stop text is ordinary text.
     """
@@ -88,7 +87,11 @@ class TextStream:
         certain = self._certain(text)
         self._held = "" if self.stopped else text[certain:]
         self._returned += certain
-        self._pass_whole_tokens()
+        while self._ends and (
+            self._ends[0] <= self._returned or (self.stopped and self._starts[0] < self._returned)
+        ):
+            self._ends.popleft()
+            self._whole.append(self._starts.popleft())
         return text[:certain]
 
     def _certain(self, text: str) -> int:
@@ -100,13 +103,6 @@ class TextStream:
             self.stopped = True
             return min(found)
         return len(text) - max((_overlap(text, s) for s in self._stop), default=0)
-
-    def _pass_whole_tokens(self) -> None:
-        while self._ends and (
-            self._ends[0] <= self._returned or (self.stopped and self._starts[0] < self._returned)
-        ):
-            self._ends.popleft()
-            self._whole.append(self._starts.popleft())
 
 
 def _overlap(text: str, stop: str) -> int:

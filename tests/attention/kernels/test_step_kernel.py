@@ -20,7 +20,7 @@ def _decode(
 ) -> tuple[Tensor, Slots]:
     HybridAttention.attach(model)
     policy = build_policy(policy_case(case, budget=4, sink=1, recent=2, interval=2))
-    slots = Slots.for_model(model, policy, num_slots=3, max_length=32)
+    slots = Slots(model, policy, num_slots=3, max_length=32)
     counts_mass = counted(slots.plan([0], [1]))
     step = DecodeStep(slots, 3, counts_mass, implementation=implementation)
     ids = torch.arange(3, 6, device=model.device)[:, None]
