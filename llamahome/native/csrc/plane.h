@@ -37,7 +37,7 @@ struct Plane {
   float *key_scales = nullptr, *value_scales = nullptr;  // int8 only
   float* mass;
   int64_t* positions;
-  float* features = nullptr;  // that a policy wrote; null without such a policy
+  float* features = nullptr;  // one per entry, by a policy that writes them; else null
 
   KvView view(int slot, int head) const {
     const int64_t at = first(slot, head), scale = type == KvType::kInt8 ? at : 0;
