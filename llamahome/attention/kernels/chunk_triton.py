@@ -18,11 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llamahome.attention.kernels.implementation import (
-    check_contiguous,
-    check_float32,
-    check_last_axis,
-)
+from llamahome.attention.kernels.implementation import check_attention
 from llamahome.attention.kernels.record import KVRecord
 
 LOG2E = 1.4426950408889634
@@ -32,10 +28,10 @@ LOG2E = 1.4426950408889634
 def _attend_queries(
     query_ptr,
     keys_ptr,
-    values_ptr,
     slots_ptr,
     held_ptr,
     tokens_ptr,
+    values_ptr,
     out_ptr,
     lse_ptr,
     query_stride_b,
@@ -211,34 +207,26 @@ def chunk_attend_triton(
         ValueError: for a layout or dtype that the kernels cannot read.
     """
     keys, values = kv.keys, kv.values
-    mass = None if weights is None else kv.mass
-    check_last_axis(query=query, keys=keys, values=values)
-    check_contiguous(mass=mass, weights=weights, slots=slots, held=held, tokens=tokens)
-    check_float32(mass=mass, weights=weights)
+    mass = check_attention(query, kv, weights, slots=slots, held=held, tokens=tokens)
+    asked = (query, keys, slots, held, tokens)
+    strides = (*query.stride()[:3], *keys.stride()[:3])
     batch, heads, queries, dim = query.shape
     groups, capacity = keys.shape[1], keys.shape[2]
     per_group = heads // groups
-    padded_dim = triton.next_power_of_2(dim)
     # In 32 bits tiles of 64 would not fit the registers and shared memory of a multiprocessor.
     block = 32 if query.element_size() == 4 else 64
     lanes = min(block, max(16, triton.next_power_of_2(per_group * queries)))
-    out = torch.empty(batch, heads, queries, dim, dtype=query.dtype, device=query.device)
-    lse = torch.empty(batch, heads, queries, dtype=torch.float32, device=query.device)
-    scale = scaling * LOG2E
-    shape = {"R": per_group, "D": dim, "PADDED_D": padded_dim, "BLOCK_S": block}
+    out = query.new_empty(query.shape)
+    lse = query.new_empty(query.shape[:3], dtype=torch.float32)
+    shape = {"R": per_group, "D": dim, "PADDED_D": triton.next_power_of_2(dim), "BLOCK_S": block}
     _attend_queries[(batch, groups, triton.cdiv(per_group * queries, lanes))](
-        query,
-        keys,
+        *asked,
         values,
-        slots,
-        held,
-        tokens,
         out,
         lse,
-        *query.stride()[:3],
-        *keys.stride()[:3],
+        *strides,
         *values.stride()[:3],
-        scale,
+        scaling * LOG2E,
         heads,
         queries,
         BLOCK_M=lanes,
@@ -247,17 +235,12 @@ def chunk_attend_triton(
     )
     if mass is not None:
         _add_mass[(batch, groups, triton.cdiv(capacity, block))](
-            query,
-            keys,
-            slots,
-            held,
-            tokens,
+            *asked,
             lse,
             mass,
             weights,
-            *query.stride()[:3],
-            *keys.stride()[:3],
-            scale,
+            *strides,
+            scaling * LOG2E,
             heads,
             groups,
             capacity,

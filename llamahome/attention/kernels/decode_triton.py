@@ -18,11 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llamahome.attention.kernels.implementation import (
-    check_contiguous,
-    check_float32,
-    check_last_axis,
-)
+from llamahome.attention.kernels.implementation import check_attention
 from llamahome.attention.kernels.record import KVRecord
 
 LOG2E = 1.4426950408889634
@@ -214,41 +210,24 @@ def decode_attend_triton(
         ValueError: for a layout or dtype that the kernels cannot read.
     """
     keys, values = kv.keys, kv.values
-    mass = None if weights is None else kv.mass
-    check_last_axis(query=query, keys=keys, values=values)
-    check_contiguous(mass=mass, weights=weights, slots=slots, counts=counts)
-    check_float32(mass=mass, weights=weights)
+    mass = check_attention(query, kv, weights, slots=slots, counts=counts)
     batch, heads, _, dim = query.shape
     groups, capacity = keys.shape[1], keys.shape[2]
     per_group = heads // groups
-    padded_dim = triton.next_power_of_2(dim)
     block = 32 if keys.element_size() == 4 else 64
     splits = _num_splits(batch * groups, triton.cdiv(capacity, block))
-    query = query[:, :, 0]
-    top = torch.empty(batch, heads, splits, dtype=torch.float32, device=query.device)
-    total = torch.empty_like(top)
-    partial = top.new_empty(batch, heads, splits, dim)
+    out = query.new_empty(query.shape)
+    top = query.new_empty(batch, heads, splits, dtype=torch.float32)
     logits = top.new_empty(batch, heads, capacity if mass is not None else 0)
-    out = torch.empty(batch, heads, 1, dim, dtype=query.dtype, device=query.device)
-    shape = {
-        "R": per_group,
-        "D": dim,
-        "PADDED_D": padded_dim,
-        "BLOCK_S": block,
-        "SPLITS": splits,
-        "WITH_MASS": mass is not None,
-    }
-    grid = (batch, groups, splits)
-    _attend_split[grid](
+    partial, total = top.new_empty(*top.shape, dim), torch.empty_like(top)
+    between = (slots, counts, logits, partial, top, total)  # read by both passes
+    shape = {"R": per_group, "D": dim, "PADDED_D": triton.next_power_of_2(dim)}
+    shape |= {"BLOCK_S": block, "SPLITS": splits, "WITH_MASS": mass is not None}
+    _attend_split[(batch, groups, splits)](
         query,
         keys,
         values,
-        slots,
-        counts,
-        logits,
-        partial,
-        top,
-        total,
+        *between,
         *query.stride()[:2],
         *keys.stride()[:3],
         *values.stride()[:3],
@@ -261,12 +240,7 @@ def decode_attend_triton(
     programs = splits if mass is not None else min(splits, per_group)
     _merge_splits[(batch, groups, programs)](
         out,
-        slots,
-        counts,
-        logits,
-        partial,
-        top,
-        total,
+        *between,
         out if mass is None else mass,
         out if weights is None else weights,
         heads,

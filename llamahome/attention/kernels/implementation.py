@@ -54,8 +54,18 @@ def check_last_axis(**tensors: Tensor) -> None:
             raise ValueError(f"{name} has strides {tensor.stride()}; the last must be 1")
 
 
-def check_float32(**tensors: Tensor | None) -> None:
-    """Raise `ValueError` unless sums are in float32, as in the kernels."""
-    for name, tensor in tensors.items():
+def check_attention(
+    query: Tensor, kv: KVRecord, weights: Tensor | None, **indices: Tensor
+) -> Tensor | None:
+    """Return the mass to add to; None without weights.
+
+    Raises:
+        ValueError: unless the Triton kernels can read the layout, and sums are in float32.
+    """
+    mass = None if weights is None else kv.mass
+    check_last_axis(query=query, keys=kv.keys, values=kv.values)
+    check_contiguous(mass=mass, weights=weights, **indices)
+    for name, tensor in (("mass", mass), ("weights", weights)):
         if tensor is not None and tensor.dtype != torch.float32:
             raise ValueError(f"{name} is {tensor.dtype}; the triton kernels count in float32")
+    return mass

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "team.h"
-
 namespace llamahome {
 
 Attention::Attention(const Kernels* kernels, Team& team, const Shape& shape)
@@ -17,9 +15,9 @@ Attention::Attention(const Kernels* kernels, Team& team, const Shape& shape)
 
 void Attention::begin(const Step& step, const std::vector<LayerPlanes>& layers) {
   plan_.make(step, layers);
-  parts_ = parts_buffer_.get(plan_.parts_size());
-  probs_ = probs_buffer_.get(plan_.probs_size());
-  draft_mass_ = draft_buffer_.get(plan_.make_drafts(step, layers));
+  parts_.get(plan_.parts_size());
+  probs_.get(plan_.probs_size());
+  draft_mass_.get(plan_.make_drafts(step, layers));
   for (int id = 0; id < team_.size(); ++id) {
     scratch_[id].get(static_cast<size_t>(kMaxQueries) * plan_.widest() * kLanes);
     queries_[id].get(static_cast<size_t>(kMaxQueries) * shape_.head_dim * 2);
@@ -96,7 +94,7 @@ void Attention::add_mass(const Task& task, const Item& item, int token, const Sp
   float* mass = task.mass(item.row, item.head);
   if (row.draft >= 0) {
     const Draft& draft = plan_.draft(task.step, task.layer, row.draft, item.head);
-    mass = draft_mass_ + draft.at + static_cast<size_t>(t) * draft.width;
+    mass = draft_mass_.data() + draft.at + static_cast<size_t>(t) * draft.width;
     std::fill(mass + span.first, mass + last, 0.0f);
     weight = 1.0f;
   }
@@ -113,7 +111,7 @@ void Attention::accept(const Step& step, size_t layers, const Row& row, int64_t 
       for (int t = 0; t < count; ++t) {
         const float weight = step.mass_weights[row.first + t];
         if (weight == 0) continue;
-        const float* own = draft_mass_ + draft.at + static_cast<size_t>(t) * draft.width;
+        const float* own = draft_mass_.data() + draft.at + static_cast<size_t>(t) * draft.width;
         kernels_->add_mass(own, &kOnce, 1, draft.width, 0, draft.before + t + 1, weight, false,
                            draft.mass);
       }
@@ -168,7 +166,7 @@ float* Attention::attended(const Step& step, const Item& item, int token) const 
 }
 
 float* Attention::part(const LayerPlan& plan, const Item& item, size_t floats) const {
-  return parts_ + plan.part_at[pair(item)] + static_cast<size_t>(item.part) * floats;
+  return parts_.data() + plan.part_at[pair(item)] + static_cast<size_t>(item.part) * floats;
 }
 
 }  // namespace llamahome

@@ -4,14 +4,9 @@
 
 #include <vector>
 
-#include "kernels.h"
 #include "plan.h"
-#include "plane.h"
-#include "step.h"
 
 namespace llamahome {
-
-class Team;
 
 class Attention {
  public:
@@ -97,8 +92,7 @@ class Attention {
   const Shape shape_;
   Plan plan_;
   const float *cos_ = nullptr, *sin_ = nullptr;
-  float *parts_ = nullptr, *probs_ = nullptr, *draft_mass_ = nullptr;
-  Buffer parts_buffer_, probs_buffer_, draft_buffer_;
+  Buffer parts_, probs_, draft_mass_;
   std::vector<Buffer> scratch_, queries_;
 };
 

@@ -5,7 +5,6 @@
 #include <limits>
 
 #include "attention.h"
-#include "team.h"
 
 namespace llamahome {
 namespace {
@@ -43,15 +42,12 @@ void Attention::decode(const Task& task, int at) {
 Attention::Span Attention::decode_span(const Task& task, int at) {
   const Item& item = task.plan.items[at];
   const int before = task.held(item.row, item.head);
-  Span span;
-  span.first = item.first_tile * kLanes;
-  span.last = std::min(item.last_tile * kLanes, before + item.first_token + item.tokens);
-  span.width = (item.last_tile - item.first_tile) * kLanes;
-  const size_t count = static_cast<size_t>(item.tokens) * shape_.group() * span.width;
+  const int begin = item.first_tile * kLanes, end = item.last_tile * kLanes;
+  const int last = std::min(end, before + item.first_token + item.tokens);
+  const size_t count = static_cast<size_t>(item.tokens) * shape_.group() * (end - begin);
   float* probs = task.plan.key_parts[pair(item)] == 1 ? scratch_[task.id].get(count)
-                                                      : probs_ + task.plan.probs_at[at];
-  span.probs = probs - span.first;
-  return span;
+                                                      : probs_.data() + task.plan.probs_at[at];
+  return {begin, last, end - begin, probs - begin};
 }
 
 // Fetches the beginnings of what is read after the logits: values and mass.
@@ -108,7 +104,7 @@ void Attention::merge_keys(const Task& task, int pair, int block) const {
   const int count = plan.key_parts[pair];
   const size_t blocks = plan.parts[pair] / count;
   const size_t size = plan_.part_floats(task.step.rows[pair / shape_.kv_heads], 0);
-  const float* parts = parts_ + plan.part_at[pair] + block * size;
+  const float* parts = parts_.data() + plan.part_at[pair] + block * size;
   const size_t first_item = plan.first[pair] + block;
   const Item& whole = plan.items[first_item];
   Softmax softmax = merge_softmax(parts, blocks * size, count, whole.tokens * shape_.group());
@@ -119,11 +115,8 @@ void Attention::merge_keys(const Task& task, int pair, int block) const {
   for (int p = 0; p < count; ++p) {
     const size_t at = first_item + p * blocks;
     const Item& item = plan.items[at];
-    Span span;
-    span.first = item.first_tile * kLanes;
-    span.last = item.last_tile * kLanes;
-    span.width = span.last - span.first;
-    span.probs = probs_ + plan.probs_at[at] - span.first;
+    const int begin = item.first_tile * kLanes, end = item.last_tile * kLanes;
+    const Span span{begin, end, end - begin, probs_.data() + plan.probs_at[at] - begin};
     merge_part(task, item, parts + p * blocks * size, span, softmax);
   }
 }

@@ -49,7 +49,7 @@ void Attention::merge_mass(const Task& task, int pair) const {
   const Row& row = task.step.rows[b];
   const int keys = task.held(b, g) + row.tokens;
   float* mass = task.mass(b, g);
-  const float* parts = parts_ + task.plan.part_at[pair];
+  const float* parts = parts_.data() + task.plan.part_at[pair];
   const size_t size = plan_.part_floats(row, round_up(keys, kLanes) / kLanes);
   for (int part = 0; part < task.plan.parts[pair]; ++part) {
     for (int s = 0; s < keys; ++s) mass[s] += parts[part * size + s];

@@ -80,13 +80,13 @@ class ModelBinding : public torch::CustomClassHolder {
   // embedding (V, hidden), float32 or float16.
   void set_ends(Tensor embedding, Tensor norm, LinearPtr head) {
     embedding = keep(embedding.contiguous());
-    Embedding table;
     if (embedding.scalar_type() == at::kFloat) {
-      table.floats = embedding.data_ptr<float>();
+      model_.embedding.floats = embedding.data_ptr<float>();
     } else {
-      table.halves = reinterpret_cast<const uint16_t*>(embedding.data_ptr<at::Half>());
+      model_.embedding.halves = reinterpret_cast<const uint16_t*>(embedding.data_ptr<at::Half>());
     }
-    model_.set_ends(table, floats(norm), keep(head));
+    model_.final_norm.weights = {floats(norm)};
+    model_.head = keep(head);
   }
 
   // cos and sin (positions, D / 2), float32.
@@ -96,18 +96,23 @@ class ModelBinding : public torch::CustomClassHolder {
 
   void add_layer(Tensor attention_norm, LinearPtr qkv, LinearPtr out, Tensor mlp_norm,
                  LinearPtr gate_up, LinearPtr down) {
-    Layer layer;
-    layer.attention_norm.weights = {floats(attention_norm)};
-    layer.mlp_norm.weights = {floats(mlp_norm)};
-    layer.qkv = keep(qkv);
-    layer.out = keep(out);
-    layer.gate_up = keep(gate_up);
-    layer.down = keep(down);
-    model_.add_layer(layer);
+    model_.layers.push_back({.attention_norm = {{floats(attention_norm)}},
+                             .mlp_norm = {{floats(mlp_norm)}},
+                             .qkv = keep(qkv),
+                             .out = keep(out),
+                             .gate_up = keep(gate_up),
+                             .down = keep(down)});
+    model_.planes.emplace_back().head.resize(model_.shape().kv_heads);
   }
 
-  void set_adapter_norm(int64_t layer, bool mlp, int64_t index, Tensor weight) {
-    model_.set_adapter_norm(layer, mlp, index, floats(weight));
+  // Sets a norm that an adapter trained: one of a layer's, or the final one (layer -1).
+  void set_adapter_norm(int64_t layer, bool mlp, int64_t adapter, Tensor weight) {
+    Norm& norm = layer < 0 ? model_.final_norm
+                 : mlp     ? model_.layers.at(layer).mlp_norm
+                           : model_.layers.at(layer).attention_norm;
+    const size_t index = static_cast<size_t>(adapter) + 1;
+    if (norm.weights.size() <= index) norm.weights.resize(index + 1, nullptr);
+    norm.weights[index] = floats(weight);
   }
 
   // keys (slots, G, C / 16, D, 16), values (slots, G, C, D), the other columns (slots, G, C), all
@@ -115,7 +120,7 @@ class ModelBinding : public torch::CustomClassHolder {
   void add_plane(int64_t layer, std::vector<int64_t> heads, int64_t budget_index, Tensor keys,
                  Tensor values, Tensor mass, Tensor positions, std::optional<Tensor> key_scales,
                  std::optional<Tensor> value_scales, std::optional<Tensor> features) {
-    LayerPlanes& to = model_.planes().at(layer);
+    LayerPlanes& to = model_.planes.at(layer);
     Plane plane;
     plane.type = keys.scalar_type() == at::kFloat  ? KvType::kFloat
                  : keys.scalar_type() == at::kHalf ? KvType::kHalf
@@ -187,7 +192,7 @@ class ModelBinding : public torch::CustomClassHolder {
                                  .count = static_cast<int>(count),
                                  .budget = static_cast<int>(budget),
                                  .recent = static_cast<int>(recent)};
-    model_.planes().at(layer).planes.at(plane_index).compact(what, model_.team());
+    model_.planes.at(layer).planes.at(plane_index).compact(what, model_.team());
   }
 
  private:

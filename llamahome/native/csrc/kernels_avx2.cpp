@@ -18,18 +18,10 @@ struct vi {
   __m256i low, high;
 };
 
-inline vf operator+(vf a, vf b) {
-  return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)};
-}
-inline vf operator-(vf a, vf b) {
-  return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)};
-}
-inline vf operator*(vf a, vf b) {
-  return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)};
-}
-inline vf operator/(vf a, vf b) {
-  return {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)};
-}
+inline vf operator+(vf a, vf b) { return {a.low + b.low, a.high + b.high}; }
+inline vf operator-(vf a, vf b) { return {a.low - b.low, a.high - b.high}; }
+inline vf operator*(vf a, vf b) { return {a.low * b.low, a.high * b.high}; }
+inline vf operator/(vf a, vf b) { return {a.low / b.low, a.high / b.high}; }
 inline vi operator+(vi a, vi b) {
   return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)};
 }

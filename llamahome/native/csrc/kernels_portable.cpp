@@ -1,4 +1,4 @@
-#include <cstring>
+#include <bit>
 
 #include "kernels.h"
 
@@ -15,30 +15,19 @@ inline float half_to_float(uint16_t h) {
   if ((h & 0x7c00) == 0x7c00) {
     bits |= 0x7f800000;
   } else {
-    float value;
-    std::memcpy(&value, &bits, 4);
-    value *= 0x1p112f;
-    std::memcpy(&bits, &value, 4);
+    bits = std::bit_cast<uint32_t>(std::bit_cast<float>(bits) * 0x1p112f);
   }
-  bits |= static_cast<uint32_t>(h & 0x8000) << 16;
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
+  return std::bit_cast<float>(bits | static_cast<uint32_t>(h & 0x8000) << 16);
 }
 
 inline uint16_t float_to_half(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
   const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000);
   const uint32_t size = bits & 0x7fffffff;
   if (size > 0x7f800000) return sign | 0x7e00;
   if (size >= 0x477ff000) return sign | 0x7c00;  // rounds to infinity
   if (size < 0x38800000) {  // below the smallest normal half: adding 0.5 rounds at 2^-24
-    float magnitude;
-    std::memcpy(&magnitude, &size, 4);
-    magnitude += 0.5f;
-    uint32_t rounded;
-    std::memcpy(&rounded, &magnitude, 4);
+    const uint32_t rounded = std::bit_cast<uint32_t>(std::bit_cast<float>(size) + 0.5f);
     return sign | static_cast<uint16_t>(rounded - 0x3f000000);
   }
   const uint32_t rounded = size + 0xfff + (size >> 13 & 1);

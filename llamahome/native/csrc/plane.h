@@ -2,15 +2,30 @@
 // Axes: G KV heads of a plane, C capacity, D head_dim.
 #pragma once
 
+#include <algorithm>
+#include <atomic>
+#include <cmath>
 #include <cstdint>
+#include <cstring>
+#include <limits>
 #include <utility>
 #include <vector>
 
 #include "kernels.h"
+#include "team.h"
 
 namespace llamahome {
 
-class Team;
+template <class T>
+void move_entry(const KvView& kv, int dim, int from, int to) {
+  T* keys = static_cast<T*>(kv.keys);
+  T* values = static_cast<T*>(kv.values);
+  const T* source = keys + static_cast<size_t>(from / kLanes) * dim * kLanes + from % kLanes;
+  T* target = keys + static_cast<size_t>(to / kLanes) * dim * kLanes + to % kLanes;
+  for (int d = 0; d < dim; ++d) target[d * kLanes] = source[d * kLanes];
+  std::memcpy(values + static_cast<size_t>(to) * dim, values + static_cast<size_t>(from) * dim,
+              sizeof(T) * dim);
+}
 
 // keys (slots, G, C / 16, D, 16), values (slots, G, C, D), the other columns (slots, G, C).
 struct Plane {
@@ -22,19 +37,12 @@ struct Plane {
   float *key_scales = nullptr, *value_scales = nullptr;  // int8 only
   float* mass;
   int64_t* positions;
-  float* features =
-      nullptr;  // one number per entry that a policy wrote; null without such a policy
+  float* features = nullptr;  // one per entry, by a policy that writes them; else null
 
   KvView view(int slot, int head) const {
-    const int64_t at = first(slot, head);
-    KvView kv;
-    kv.keys = keys + at * dim * itemsize;
-    kv.values = values + at * dim * itemsize;
-    if (type == KvType::kInt8) {
-      kv.key_scales = key_scales + at;
-      kv.value_scales = value_scales + at;
-    }
-    return kv;
+    const int64_t at = first(slot, head), scale = type == KvType::kInt8 ? at : 0;
+    return {keys + at * dim * itemsize, values + at * dim * itemsize, key_scales + scale,
+            value_scales + scale};
   }
   float* mass_of(int slot, int head) const { return mass + first(slot, head); }
   int64_t* positions_of(int slot, int head) const { return positions + first(slot, head); }
@@ -47,8 +55,19 @@ struct Plane {
     int64_t row_stride, head_stride;         // of scores
     int rows, count, budget, recent;
   };
+
   // Moves the entries that stay to the front, in their order.
-  void compact(const Compaction& what, Team& team) const;
+  void compact(const Compaction& what, Team& team) const {
+    const int items = what.rows * heads;
+    std::atomic<int> next{0};
+    team.run([&](int) {
+      Ranking scratch{std::vector<int>(what.count), std::vector<double>(what.count),
+                      std::vector<char>(what.count)};
+      for (int item = next.fetch_add(1); item < items; item = next.fetch_add(1)) {
+        compact_head(what, item / heads, item % heads, scratch);
+      }
+    });
+  }
 
  private:
   struct Ranking {
@@ -58,8 +77,46 @@ struct Plane {
   };
 
   int64_t first(int64_t slot, int head) const { return (slot * heads + head) * capacity; }
-  void compact_head(const Compaction& what, int row, int head, Ranking& scratch) const;
-  void move(int slot, int head, int from, int to) const;
+
+  void compact_head(const Compaction& what, int row, int head, Ranking& scratch) const {
+    constexpr double kMost = std::numeric_limits<double>::infinity();
+    const int slot = static_cast<int>(what.slots[row]);
+    const double* score = what.scores + row * what.row_stride + head * what.head_stride;
+    const int64_t* position = positions_of(slot, head);
+    auto& [order, rank, stays] = scratch;
+    for (int i = 0; i < what.count; ++i) {
+      const bool safe =
+          position[i] < what.sinks[row] || position[i] >= what.lengths[row] - what.recent;
+      rank[i] = safe ? kMost : std::isnan(score[i]) ? -kMost : score[i];
+      order[i] = i;
+    }
+    std::nth_element(
+        order.begin(), order.begin() + what.budget - 1, order.end(),
+        [&rank = rank](int a, int b) { return rank[a] != rank[b] ? rank[a] > rank[b] : a < b; });
+    std::fill(stays.begin(), stays.end(), 0);
+    for (int i = 0; i < what.budget; ++i) stays[order[i]] = 1;
+    for (int from = 0, to = 0; from < what.count; ++from) {
+      if (stays[from]) move(slot, head, from, to++);
+    }
+  }
+
+  void move(int slot, int head, int from, int to) const {
+    if (from == to) return;
+    const KvView kv = view(slot, head);
+    const int64_t at = first(slot, head);
+    if (type == KvType::kFloat) {
+      move_entry<float>(kv, dim, from, to);
+    } else if (type == KvType::kHalf) {
+      move_entry<uint16_t>(kv, dim, from, to);
+    } else {
+      move_entry<int8_t>(kv, dim, from, to);
+      key_scales[at + to] = key_scales[at + from];
+      value_scales[at + to] = value_scales[at + from];
+    }
+    mass[at + to] = mass[at + from];
+    positions[at + to] = positions[at + from];
+    if (features != nullptr) features[at + to] = features[at + from];
+  }
 };
 
 struct LayerPlanes {
