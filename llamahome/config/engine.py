@@ -54,14 +54,12 @@ class EngineConfig:
     num_threads: int = 0
 
     def __post_init__(self) -> None:
-        at_least("engine.slots", self.slots, 1)
         at_least("engine.max_length", self.max_length, 2)
-        at_least("engine.max_queued", self.max_queued, 1)
-        at_least("engine.max_queued_tokens", self.max_queued_tokens, 1)
-        at_least("engine.prefill_tokens", self.prefill_tokens, 1)
-        at_least("engine.draft_tokens", self.draft_tokens, 0)
-        at_least("engine.snapshot_bytes", self.snapshot_bytes, 0)
+        for name in ("slots", "max_queued", "max_queued_tokens", "prefill_tokens"):
+            at_least(f"engine.{name}", getattr(self, name), 1)
         at_least("engine.snapshot_disk_bytes", self.snapshot_disk_bytes, 1)
+        for name in ("draft_tokens", "snapshot_bytes", "num_threads"):
+            at_least(f"engine.{name}", getattr(self, name), 0)
         one_of("engine.runner", self.runner, ("auto", "native", "torch"))
         one_of("engine.weights", self.weights, ("auto", "int8", "fp32"))
         one_of("engine.kv_dtype", self.kv_dtype, ("auto", "fp32", "fp16", "bf16", "int8"))
@@ -77,7 +75,6 @@ class EngineConfig:
             self.device,
             "choose auto, cpu, cuda or cuda:<number>",
         )
-        at_least("engine.num_threads", self.num_threads, 0)
 
     def for_model(self, model: ModelConfig) -> EngineConfig:
         """Return the config with the precision that `model.dtype` asks for.

@@ -40,14 +40,11 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         require(0 < self.port < 65536, "serve.port", self.port, "it must lie in 1..65535")
-        at_least("serve.min_replicas", self.min_replicas, 0)
+        for name in ("min_replicas", "upscale_delay_s", "downscale_delay_s", "gpus_per_replica"):
+            at_least(f"serve.{name}", getattr(self, name), 0)
         at_least("serve.max_replicas", self.max_replicas, max(1, self.min_replicas))
-        above("serve.target_ongoing_requests", self.target_ongoing_requests, 0)
-        at_least("serve.upscale_delay_s", self.upscale_delay_s, 0)
-        at_least("serve.downscale_delay_s", self.downscale_delay_s, 0)
-        above("serve.cpus_per_replica", self.cpus_per_replica, 0)
-        at_least("serve.gpus_per_replica", self.gpus_per_replica, 0)
-        above("serve.request_timeout_s", self.request_timeout_s, 0)
+        for name in ("target_ongoing_requests", "cpus_per_replica", "request_timeout_s"):
+            above(f"serve.{name}", getattr(self, name), 0)
         at_least("serve.max_body_bytes", self.max_body_bytes, 1024)
         require(
             is_loopback(self.host) or bool(self.api_key),
