@@ -19,6 +19,7 @@ import pytest
 
 from cluster.session import manage_resources, ray_session
 from llamahome.config import ClusterConfig, ConfigError
+from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(1200)
@@ -170,13 +171,7 @@ def other_cluster(short_dir, monkeypatch) -> Iterator[str]:
     token = short_dir / "token"
     token.write_text("0123456789" * 4)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
-    ports = []
-    sockets = [socket.socket() for _ in range(3)]
-    for probe in sockets:
-        probe.bind(("127.0.0.1", 0))
-        ports.append(str(probe.getsockname()[1]))
-    for probe in sockets:
-        probe.close()
+    ports = free_ports(3)
     head = subprocess.Popen(
         [
             *(str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"),

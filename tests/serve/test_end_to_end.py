@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,8 @@ import openai
 import psutil
 import pytest
 from ray.serve.generated import serve_pb2, serve_pb2_grpc
+
+from tests.ports import free_ports
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -56,13 +57,6 @@ class Endpoint:
         engine.kill()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def until(condition: Callable[[], bool], seconds: float) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -72,7 +66,7 @@ def until(condition: Callable[[], bool], seconds: float) -> None:
 
 @pytest.fixture(scope="module")
 def endpoint(tiny_model: Path) -> Iterator[Endpoint]:
-    port = free_port()
+    (port,) = free_ports(1)
     with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as temp_dir:
         process = subprocess.Popen(
             [
