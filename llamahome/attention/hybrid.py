@@ -19,6 +19,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from llamahome.attention.planes import attend_by_plane
 from llamahome.attention.policy import Plane, Policy
 from llamahome.attention.rotary import Rotary
+from llamahome.attention.shape import ModelShape
 from llamahome.attention.walk import Walk, walk_with_gradients
 
 NAME = "hybrid"
@@ -62,8 +63,9 @@ class HybridAttention:
         self._planes: dict[int, tuple[Plane, ...]] = {}
         config = policy.config
         if model is not None:
-            self._num_layers = model.config.num_hidden_layers
-            config.check_model(self._num_layers, model.config.num_key_value_heads)
+            shape = ModelShape.of(model)
+            self._num_layers = shape.num_layers
+            config.check_model(shape.num_layers, shape.num_kv_heads)
             self.rotary = Rotary(model) if policy.rolling else None
         elif policy.rolling or config.pattern or config.layers != "flat":
             raise ValueError(
@@ -152,7 +154,13 @@ def _hybrid_forward(
         )
     if dropout:
         raise ValueError(f"attention dropout {dropout} is not supported; set attention_dropout=0")
-    for feature in ("sliding_window", "softcap", "s_aux"):
+    window = features.get("sliding_window")
+    if window is not None and query.shape[2] > window:
+        raise ValueError(
+            f"{query.shape[2]} tokens are more than {type(module).__name__}'s window of {window}; "
+            "give it shorter rows"
+        )
+    for feature in ("softcap", "s_aux"):
         if features.get(feature) is not None:
             raise ValueError(
                 f"{type(module).__name__} asks for {feature}={features[feature]!r}, which hybrid "

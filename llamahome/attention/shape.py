@@ -7,6 +7,35 @@ from dataclasses import dataclass
 from transformers import PreTrainedConfig, PreTrainedModel
 
 
+def exact_length(config: PreTrainedConfig) -> int | None:
+    """Return the most tokens for which every layer sees the whole context, under the same angles.
+
+    A sliding window ends it, and so does the first range of longrope (Ding et al. 2024, LongRoPE):
+    once a text is longer, all its keys are rotated by other angles. None for other models.
+    """
+    limits = []
+    window = getattr(config, "sliding_window", None)
+    slides = getattr(config, "use_sliding_window", True)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if slides else ""]
+    if window and "sliding_attention" in kinds:
+        limits.append(window)
+    rope = getattr(config, "rope_parameters", None) or {}
+    # Either one rope for all layers, or one for each type of layer.
+    ropes = [rope, *(own for own in rope.values() if isinstance(own, dict))]
+    limits += [
+        own["original_max_position_embeddings"]
+        for own in ropes
+        if own.get("rope_type") == "longrope"
+    ]
+    return min(limits, default=None)
+
+
+def context_length(config: PreTrainedConfig) -> int:
+    """Return the most tokens, prompt and answer together, for which a model is exact."""
+    trained: int = config.max_position_embeddings
+    return min(trained, exact_length(config) or trained)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
     """Layers, heads and head size of a decoder, as transformers names them."""

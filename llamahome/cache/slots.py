@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from llamahome.attention import Policy, Rotary
-from llamahome.attention.shape import ModelShape
+from llamahome.attention.shape import ModelShape, exact_length
 from llamahome.cache.plan import SlotPolicies, StepPlan
 from llamahome.cache.plane import (
     LayerSlots,
@@ -82,6 +82,9 @@ class Slots:
         dtype: torch.dtype | None = None,
         allocate: Allocate | None = None,
     ) -> None:
+        exact = exact_length(model.config)
+        if exact is not None and max_length > exact:
+            raise ValueError(f"max_length={max_length}: the model is exact up to {exact} tokens")
         self.model_shape = ModelShape.of(model)
         policy.config.check_model(self.model_shape.num_layers, self.model_shape.num_kv_heads)
         self.policy = policy

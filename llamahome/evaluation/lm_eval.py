@@ -16,6 +16,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from rich.progress import track
 
+from llamahome.attention.shape import context_length
 from llamahome.config import ConfigError, EngineConfig, ModelConfig
 from llamahome.config.policy import CARRIED, policy_config
 from llamahome.engine import SamplingParams, TextEngine
@@ -65,7 +66,7 @@ class LlamaHomeLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         place = (device or "cuda") if torch.cuda.is_available() else "cpu"
         loaded = load_model(named, device=place)
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
-        context: int = self.model.config.max_position_embeddings
+        context = context_length(self.model.config)
         self.max_length = min(max_length or context, context)
         self._name = pretrained
         self._policy = loaded.policy_for(wanted)

@@ -11,7 +11,7 @@ from typing import Literal
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
-from llamahome.attention.shape import ModelShape
+from llamahome.attention.shape import ModelShape, context_length
 from llamahome.config import PolicyConfig
 from llamahome.models.errors import ModelCorruptError, ModelError
 from llamahome.models.policy_io import read_adapter_policy, read_policy
@@ -66,7 +66,7 @@ def describe_folder(
     policy = None if carried is None else carried[0]
     shape = ModelShape.of_config(text)
     per_token = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * itemsize
-    slot = budget or (policy and policy.budget) or text.max_position_embeddings
+    slot = budget or (policy and policy.budget) or context_length(text)
     return ModelInfo(
         name=name,
         kind=kind,
@@ -74,7 +74,7 @@ def describe_folder(
         revision=revision,
         parameters=weights.total(),
         dtype=dtype,
-        context_length=text.max_position_embeddings,
+        context_length=context_length(text),
         layers=shape.num_layers,
         heads=shape.num_heads,
         kv_heads=shape.num_kv_heads,

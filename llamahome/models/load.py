@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from llamahome.attention import Policy, build_policy
 from llamahome.config import ConfigError, ModelConfig, PolicyConfig
@@ -25,6 +26,7 @@ from llamahome.models.describe import carried_policy, read_config, weight_files
 from llamahome.models.errors import ModelCorruptError, ModelError
 from llamahome.models.manager import ModelManager
 from llamahome.models.policy_io import load_policy, write_policy
+from llamahome.models.probe import check_layers, check_outputs
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +97,8 @@ def load_model(
     for adapter in reversed(chain[:-1]):
         loaded = merge_adapter(loaded, adapter)
     loaded.to(device)  # type: ignore[arg-type]  # transformers' decorator hides `self`
+    if not is_deepspeed_zero3_enabled():  # which leaves a worker only a part of each weight
+        check_outputs(loaded.eval(), folder)
     policy, carried = None, carried_policy(chain)
     if carried is not None:
         config, place = carried
@@ -130,6 +134,7 @@ def decoder_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
 def _load_weights(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     config = read_config(folder)
     model_class = decoder_class(config)
+    check_layers(config, folder)
     weight_files(folder)
     try:
         loaded: Any = model_class.from_pretrained(

@@ -18,6 +18,7 @@ from llamahome.attention import HybridAttention
 from llamahome.attention.kernels import Implementation
 from llamahome.cache import Slots, StepPlan
 from llamahome.cache.decode_step import Counted, DecodeStep, counted
+from llamahome.models.head import output_logits
 
 logger = logging.getLogger(__name__)
 
@@ -142,8 +143,7 @@ class _DecodeGraph:
             use_cache=False,
             hybrid=self.step,
         ).last_hidden_state
-        logits: Tensor = self._model.get_output_embeddings()(hidden[:, -1])
-        return logits.float()
+        return output_logits(self._model, hidden[:, -1])
 
 
 def _check_capture(model: PreTrainedModel, device: torch.device) -> None:

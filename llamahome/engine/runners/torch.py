@@ -17,6 +17,7 @@ from llamahome.cache import Slots, SlotStep
 from llamahome.engine.runners.contract import RowInput, StepOutput, plain_model
 from llamahome.engine.runners.cuda_graphs import DecodeGraphs
 from llamahome.engine.runners.int8_linear import with_int8_linears
+from llamahome.models.head import output_logits
 
 
 class TorchRunner:
@@ -96,13 +97,13 @@ class TorchRunner:
         hidden = self._hidden(torch.tensor(padded, device=device), step, [rows[i] for i in chosen])
         self.slots.commit(plan)
         last = hidden[torch.arange(len(counts)), torch.tensor(counts) - 1]
-        head = self._plain.get_output_embeddings()
-        for row, i, count, outcome in zip(hidden, chosen, counts, head(last).float(), strict=True):
+        outcomes = output_logits(self._plain, last)
+        for row, i, count, outcome in zip(hidden, chosen, counts, outcomes, strict=True):
             logits[i] = outcome
             if rows[i].every == "hidden":
                 every[i] = row[:count].float()
             elif rows[i].every == "logits":
-                every[i] = head(row[:count]).float()
+                every[i] = output_logits(self._plain, row[:count])
 
     def _hidden(self, ids: Tensor, step: SlotStep, rows: Sequence[RowInput]) -> Tensor:
         """Compute the last hidden states (B, T, hidden), normed."""

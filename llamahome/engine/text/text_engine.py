@@ -13,6 +13,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from llamahome.attention import Policy
+from llamahome.attention.shape import context_length, exact_length
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
 from llamahome.engine.engine import Engine
 from llamahome.engine.request import TokenDelta
@@ -231,9 +232,10 @@ def _within_context(
     config: EngineConfig, model: PreTrainedModel, policy: PolicyConfig
 ) -> EngineConfig:
     """Return `config`, its context cut to the model's unless positions roll."""
-    limit = model.config.max_position_embeddings
+    limit = context_length(model.config)
     endless = policy.positions == "rolling" and None not in policy.pattern.values()
-    if config.max_length <= limit or (endless and policy.budget is not None):
+    endless = endless and policy.budget is not None and exact_length(model.config) is None
+    if config.max_length <= limit or endless:
         return config
     logger.info(
         "engine.max_length=%d is cut to the model's context of %d", config.max_length, limit
