@@ -54,9 +54,8 @@ def tiny_llama() -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-@pytest.fixture(scope="session")
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte, then <eos> (256) and <pad> (257); with a chat template."""
+def make_byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Make a tokenizer of one token per byte, then <eos> (256) and <pad> (257)."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -66,6 +65,12 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte, with a chat template."""
+    return make_byte_tokenizer()
 
 
 @pytest.fixture

@@ -25,11 +25,16 @@ CURE = "use a model like Llama, SmolLM2, Mistral, Qwen2 or Qwen3"
 
 
 def check_layers(config: PreTrainedConfig, folder: Path) -> None:
-    """Refuse a model that keeps a state beside keys and values.
+    """Refuse what is more than a text decoder with keys and values, before it is loaded.
 
     Raises:
-        ModelError: for such a model.
+        ModelError: for a model with other inputs, or with layers that keep a state.
     """
+    if config.get_text_config(decoder=True) is not config:
+        raise ModelError(
+            f"{folder / 'config.json'}: model_type={config.model_type!r} is a text decoder among "
+            f"other parts; save the decoder alone, or {CURE}"
+        )
     kinds = set(getattr(config, "layer_types", None) or ()) - LAYER_TYPES
     if kinds:
         raise ModelError(

@@ -1,0 +1,127 @@
+"""Every causal language model class of transformers: equal to `generate`, or refused at load.
+
+    python -m tests.models.test_architectures
+
+writes the table of docs/models.md, against which each class is tested.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
+
+from llamahome.attention import build_policy
+from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
+from llamahome.engine import Engine, SamplingParams
+from llamahome.engine.runners.native_model import unsupported
+from llamahome.models import ModelError, ModelManager, load_model
+from llamahome.models.load import decoder_class
+from llamahome.models.probe import check_layers
+from tests.conftest import make_byte_tokenizer
+from tests.models.architectures import tiny_config, tiny_model
+
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+CLASSES = {cls.model_type: cls for cls in MODEL_FOR_CAUSAL_LM_MAPPING}
+PROMPT = torch.arange(40, 61)[None]
+ANSWER = 8
+NOT_BUILT = "not built: transformers' own defaults do not fit together"
+# Of transformers' code: configs and models that its defaults cannot make.
+BUILD_FAILURES = (
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    StrictDataclassError,
+    TypeError,
+    ValueError,
+)
+
+
+def outcome(config_class: type[PreTrainedConfig], parent: Path) -> str:
+    """Return what becomes of a class: the runners that answer as `generate` does, or why none."""
+    folder = parent / config_class.model_type
+    try:
+        model_class = decoder_class(config_class())
+        check_layers(config_class(), folder)
+        config = tiny_config(config_class)
+        check_layers(config, folder)
+    except ModelError as error:
+        return _reason(error, folder)
+    except BUILD_FAILURES:
+        return NOT_BUILT
+    try:
+        model = tiny_model(model_class, config)
+    except BUILD_FAILURES:
+        return NOT_BUILT
+    model.save_pretrained(folder)
+    make_byte_tokenizer().save_pretrained(folder)
+    try:
+        loaded = load_model(ModelConfig(name=str(folder)), manager=ModelManager(parent))
+    except ModelError as error:
+        return _reason(error, folder)
+    expected = _generated(model)
+    policy = build_policy(PolicyConfig(name="full", budget=None), loaded.model)
+    runners = ["torch"] if unsupported(loaded.model, policy) else ["torch", "native"]
+    for runner in runners:
+        sizes = EngineConfig(slots=1, max_length=64, runner=runner, weights="fp32")
+        assert _answered(Engine(loaded.model, policy, sizes)) == expected, runner
+    return "served: " + ", ".join(runners)
+
+
+def _generated(model: PreTrainedModel) -> list[int]:
+    ids = model.generate(
+        PROMPT, max_new_tokens=ANSWER, min_new_tokens=ANSWER, do_sample=False, use_cache=False
+    )
+    answer: list[int] = ids[0, PROMPT.shape[1] :].tolist()
+    return answer
+
+
+def _answered(engine: Engine) -> list[int]:
+    engine.submit(
+        "a", PROMPT[0].tolist(), SamplingParams(max_tokens=ANSWER, temperature=0, ignore_eos=True)
+    )
+    tokens = []
+    while engine.has_work:
+        tokens += [delta.token for delta in engine.step() if delta.token is not None]
+    return tokens
+
+
+def _reason(error: ModelError, folder: Path) -> str:
+    text = str(error).replace(f"{folder / 'config.json'}: ", "").replace(f"{folder}: ", "")
+    text = re.sub(r"model_type='[^']*' ", "", text.split("; ")[0])
+    return "refused: " + re.sub(r"off by [\d.e+-]+ nats", "off", text)
+
+
+def rows() -> dict[str, str]:
+    """Read the table of docs/models.md: by model_type, its outcome."""
+    found = re.findall(r"^\| `([^`]+)` \| (.*) \|$", PAGE.read_text(), re.MULTILINE)
+    return dict(found)
+
+
+def test_the_table_names_every_class() -> None:
+    assert list(rows()) == sorted(CLASSES)
+
+
+@pytest.mark.filterwarnings("ignore")  # of transformers, about defaults of its own configs
+@pytest.mark.parametrize("model_type", sorted(CLASSES))
+def test_a_class_answers_as_generate_or_is_refused(model_type: str, tmp_path: Path) -> None:
+    assert outcome(CLASSES[model_type], tmp_path) == rows()[model_type]
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as parent:
+        table = [
+            f"| `{name}` | {outcome(CLASSES[name], Path(parent))} |" for name in sorted(CLASSES)
+        ]
+    page = PAGE.read_text()
+    head = page[: page.index("| --- |") + len("| --- | --- |\n")]
+    PAGE.write_text(head + "\n".join(table) + "\n")
+
+
+if __name__ == "__main__":
+    main()
