@@ -80,7 +80,7 @@ def check_outputs(model: PreTrainedModel, folder: Path) -> None:
 
 def _in_steps(model: PreTrainedModel, ids: Tensor) -> Tensor:
     policy = build_policy(PolicyConfig(name="full", budget=None), model)
-    slots = Slots.for_model(model, policy, num_slots=1, max_length=ids.shape[1])
+    slots = Slots(model, policy, num_slots=1, max_length=ids.shape[1])
     logits = []
     for tokens in ids.split(STEPS, dim=1):
         plan = slots.plan([0], [tokens.shape[1]])
