@@ -29,7 +29,9 @@ class Answer:
         self._echo = params.echo
         self._offset = len(params.echo or "")
         self._prompt_tokens: tuple[Token, ...] = ()
-        self._stream = TextStream(tokenizer, params.stop, min_tokens=params.min_tokens)
+        self._stream = TextStream(
+            tokenizer, params.stop, before=prompt, min_tokens=params.min_tokens
+        )
         self._vocabulary = vocabulary
         self._detailed = params.logprobs is not None
         self._pending: deque[TokenDelta] = deque()

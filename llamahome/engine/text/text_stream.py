@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
 from llamahome.requests import EngineError
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+BYTE = re.compile("<0x[0-9A-F]{2}>")  # a token of byte fallback
 
 
 class TextError(EngineError):
@@ -18,22 +21,33 @@ class TextError(EngineError):
 class TextStream:
     """The text of one answer, grown token by token.
 
-    A character whose bytes are spread over tokens is held back until it is whole. Text that may
-    begin a stop text is held back until it is clear that it does not.
+    A character whose bytes are spread over tokens is held back until it is whole. Tokens of byte
+    fallback are held back until another token follows, because a wrong byte changes the text of all
+    bytes beside it. Text that may begin a stop text is held back until it is clear that it does
+    not. The pieces together are `decode(before + answer)` less `decode(before)`.
 
     Args:
         stop: texts that end the answer.
+        before: tokens that the answer follows; some tokenizers drop the space that a text begins
+            with.
         min_tokens: tokens before which a stop text is ordinary text.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, min_tokens: int = 0
+        self,
+        tokenizer: Tokenizer,
+        stop: Sequence[str] = (),
+        *,
+        before: Sequence[int] = (),
+        min_tokens: int = 0,
     ) -> None:
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
         self._stop = tuple(stop)
         self._min_tokens = min_tokens
-        self._tokens: list[int] = []
+        self._count = 0
+        # Tokens of the last text, `_read` of them, then those whose text is not known yet.
+        self._window = _last_text(tokenizer, before)
+        self._read = len(self._window)
         self._decoded = 0
         self._returned = 0
         self._held = ""
@@ -51,20 +65,26 @@ class TextStream:
         Raises:
             TextError: when the tokenizer fails.
         """
-        self._tokens.append(token)
+        self._count += 1
+        self._window.append(token)
         self._starts.append(self._decoded)
         try:
-            piece = self._stream.step(self._tokenizer, token)
+            if BYTE.fullmatch(self._tokenizer.id_to_token(token) or ""):
+                return ""
+            piece = self._next_piece()
         except Exception as error:  # tokenizers has no narrower class
             raise TextError(f"token {token} could not be decoded: {error}") from error
-        return self._release(piece) if piece else ""
+        if not piece or piece.endswith(REPLACEMENT):
+            return ""
+        del self._window[: self._read]
+        self._read = len(self._window)
+        return self._release(piece)
 
     def flush(self) -> str:
         """Return the text that is still held back at the end of the answer."""
         if self.stopped:
             return ""
-        whole = self._tokenizer.decode(self._tokens, skip_special_tokens=True)
-        tail = self._release(whole[self._decoded :])
+        tail = self._release(self._next_piece())
         if self.stopped:
             return tail
         held, self._held = self._held, ""
@@ -79,6 +99,12 @@ class TextStream:
         """
         starts, self._whole = self._whole, []
         return starts
+
+    def _next_piece(self) -> str:
+        """Return the text of the tokens that are not read, as it is behind those that are."""
+        known = self._tokenizer.decode(self._window[: self._read], skip_special_tokens=True)
+        text: str = self._tokenizer.decode(self._window, skip_special_tokens=True)
+        return text[len(known) :]
 
     def _release(self, piece: str) -> str:
         self._decoded += len(piece)
@@ -96,13 +122,21 @@ class TextStream:
 
     def _certain(self, text: str) -> int:
         """Count the characters of unreturned text that can be returned; set `stopped`."""
-        if len(self._tokens) < self._min_tokens:
+        if self._count < self._min_tokens:
             return len(text)
         found = [at for at in (text.find(s) for s in self._stop) if at >= 0]
         if found:
             self.stopped = True
             return min(found)
         return len(text) - max((_overlap(text, s) for s in self._stop), default=0)
+
+
+def _last_text(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[int]:
+    """Return the end of `tokens`, from the last one on that has text."""
+    for at in range(len(tokens) - 1, -1, -1):
+        if tokenizer.decode([tokens[at]], skip_special_tokens=True):
+            return list(tokens[at:])
+    return list(tokens)
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import pytest
+from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from llamahome.engine.text.text_stream import TextError, TextStream
@@ -108,6 +110,47 @@ def test_tokens_are_listed_with_their_text(
         assert all(start < len(returned) for start in starts_seen)
     stream.flush()
     assert starts_seen + stream.take_starts() == starts
+
+
+@pytest.fixture(scope="module")
+def llama2_like() -> Tokenizer:
+    """SentencePiece as Llama 2 has it: a space before words, bytes for what has no token."""
+    words = ["\u2581the", "\u2581b", "a", "b", "\u2581"]
+    vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)}
+    vocabulary |= {word: 256 + i for i, word in enumerate(words)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True, unk_token="<0x00>"))
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    return tokenizer
+
+
+def streamed(tokenizer: Tokenizer, answer: list[int], before: Sequence[int] = ()) -> str:
+    stream = TextStream(tokenizer, before=before)
+    return "".join(stream.push(token) for token in answer) + stream.flush()
+
+
+def test_wrong_bytes_beside_a_character_are_those_of_decode(llama2_like: Tokenizer) -> None:
+    character = list("中".encode())
+    for answer in ([*character, 0xFF, 256], [*character, *character[:2]], [0xFF, *character, 258]):
+        assert streamed(llama2_like, answer) == llama2_like.decode(answer)
+    drawn = random.Random(0)
+    for _ in range(300):
+        answer = [drawn.choice([drawn.randrange(261), *character, 256]) for _ in range(12)]
+        assert streamed(llama2_like, answer) == llama2_like.decode(answer)
+
+
+def test_an_answer_keeps_the_space_that_it_begins_with(llama2_like: Tokenizer) -> None:
+    before, answer = [258, 256], [257, 256]
+    whole = llama2_like.decode([*before, *answer])
+    assert whole == "a the b the"
+    assert streamed(llama2_like, answer, before) == " b the"
+    assert streamed(llama2_like, answer) == "b the"
 
 
 def test_a_tokenizer_that_fails_is_named() -> None:
