@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 from llamahome.attention import Policy, build_policy
 from llamahome.cache import Slots
@@ -100,14 +102,16 @@ class Admission:
             raise RequestError(field, value, str(error)) from error
 
     def _check_ids(self, prompt: list[int], params: SamplingParams) -> None:
-        for field, ids in (
+        given: tuple[tuple[str, Iterable[Any]], ...] = (
             ("prompt", prompt),
             ("logit_bias", params.logit_bias),
             ("stop_token_ids", params.stop_token_ids),
-        ):
-            unknown = next((t for t in ids if not 0 <= t < self._vocab_size), None)
-            if unknown is not None:
-                raise RequestError(field, unknown, f"token ids lie in 0..{self._vocab_size - 1}")
+        )
+        for field, ids in given:
+            for token in ids:
+                if not isinstance(token, int) or not 0 <= token < self._vocab_size:
+                    last = self._vocab_size - 1
+                    raise RequestError(field, token, f"token ids are whole numbers in 0..{last}")
 
     def _check_length(self, prompt: int, max_tokens: int) -> None:
         context = self._slots.max_length

@@ -5,17 +5,43 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
-from llamahome.models.errors import ModelError
+from llamahome.models.errors import ModelCorruptError, ModelError
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# Fields in which adapters of one model may differ; targets are checked once they are loaded.
+CHOSEN = {
+    "alpha_pattern",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_alpha",
+    "lora_dropout",
+    "modules_to_save",
+    "peft_version",
+    "r",
+    "rank_pattern",
+    "revision",
+    "target_modules",
+    "task_type",
+    "use_rslora",
+}
+# Initial weights that leave the base as it is; PiSSA and OLoRA subtract theirs from it.
+SEPARATE = (True, False, "gaussian", "eva", "orthogonal")
+# Of PEFT, which has no class of its own for what it cannot load.
+FAILURES = (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 
 def is_adapter(folder: Path) -> bool:
@@ -53,28 +79,74 @@ def attach_adapters(base: PreTrainedModel, folders: Mapping[str, Path]) -> PeftM
         if not is_adapter(folder):
             raise ModelError(f"{folder} holds no LoRA adapter ({ADAPTER_CONFIG} is missing)")
         _check_name(name)
-        _check_weights(folder)
         _check_kind(folder)
-        try:
-            if model is None:
-                model = PeftModel.from_pretrained(base, str(folder), adapter_name=name)
-            else:
-                model.load_adapter(str(folder), adapter_name=name)
-        except (RuntimeError, ValueError) as error:
-            raise ModelError(f"the adapter {name!r} in {folder} does not fit: {error}") from error
+        model = _load(base if model is None else model, folder, name)
         _check_targets(name, base)
+        _check_names(model, folder, name)
     if model is None:
         raise ModelError("there is no adapter to attach")
     return model.eval()
 
 
 def merge_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """Add the adapter in `folder` to `base`'s weights, in place, and return the plain model."""
-    _check_weights(folder)
-    adapted = PeftModel.from_pretrained(base, str(folder))
-    merged = cast(PreTrainedModel, adapted.merge_and_unload())
+    """Add the adapter in `folder` to `base`'s weights, in place, and return the plain model.
+
+    Raises:
+        ModelError: for an adapter that does not fit, or has no weights to add.
+    """
+    if _read_config(folder).get("alora_invocation_tokens"):
+        raise ModelError(
+            f"{folder / ADAPTER_CONFIG}: alora_invocation_tokens start the adapter amid a text, "
+            "which no merged weight can; use an adapter without them"
+        )
+    try:
+        adapted = _load(base, folder, "default")
+        _check_names(adapted, folder, "default")
+        merged = cast(PreTrainedModel, adapted.merge_and_unload())
+    except FAILURES as error:
+        raise ModelError(
+            f"the adapter in {folder} cannot be merged ({_one_line(error)}); merge it with PEFT "
+            "where it was trained, and give the whole model"
+        ) from error
     # PEFT froze the base; the merged model must be trainable like any other.
     return merged.requires_grad_(True)
+
+
+def _load(base: PreTrainedModel | PeftModel, folder: Path, name: str) -> PeftModel:
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise ModelError(
+            f"{folder} has no {ADAPTER_WEIGHTS}; pickled adapters are never loaded. "
+            "Save it again with safe_serialization"
+        )
+    try:
+        if not isinstance(base, PeftModel):
+            return PeftModel.from_pretrained(base, str(folder), adapter_name=name)
+        base.load_adapter(str(folder), adapter_name=name)
+    except SafetensorError as error:
+        raise ModelCorruptError(f"{folder / ADAPTER_WEIGHTS} is damaged: {error}") from error
+    except FAILURES as error:
+        raise ModelError(
+            f"the adapter {name!r} in {folder} does not fit: {_one_line(error)}"
+        ) from error
+    return base
+
+
+def _check_names(model: PeftModel, folder: Path, name: str) -> None:
+    """Refuse a file without a weight of the adapter, or with one of no layer.
+
+    PEFT leaves such weights at their initial values, or passes them over.
+    """
+    with safe_open(folder / ADAPTER_WEIGHTS, "pt") as tensors:
+        stored = set(tensors.keys())
+    own = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    known = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=True)
+    lacking, other = own.keys() - stored, stored - known.keys()
+    for names, what in ((lacking, "lacks"), (other, "has, for no layer,")):
+        if names:
+            raise ModelError(
+                f"{folder / ADAPTER_WEIGHTS} {what} {', '.join(sorted(names)[:3])}; save it again "
+                "from the model that it was trained on"
+            )
 
 
 def _check_name(name: str) -> None:
@@ -84,19 +156,20 @@ def _check_name(name: str) -> None:
 
 
 def _check_kind(folder: Path) -> None:
-    config = json.loads((folder / ADAPTER_CONFIG).read_text())
-    for field, plain in (
-        ("peft_type", "LORA"),
-        ("use_dora", False),
-        ("lora_bias", False),
-        ("bias", "none"),
-    ):
-        value = config.get(field, plain)
-        if value != plain:
-            raise ModelError(
-                f"{folder / ADAPTER_CONFIG}: {field}={value!r}, where requests can choose only "
-                f"{plain!r}; merge the adapter instead: name its folder as the model"
-            )
+    """Refuse a config with anything that would change what other requests share."""
+    defaults = vars(LoraConfig()) | {"peft_type": "LORA"}
+    config = _read_config(folder)
+    kind = {"peft_type": config.get("peft_type", "LORA")}  # it decides which fields there are
+    for field, value in (kind | config).items():
+        plain = defaults.get(field)
+        if field in CHOSEN or not value or value == plain:
+            continue
+        if field == "init_lora_weights" and value in SEPARATE:
+            continue
+        raise ModelError(
+            f"{folder / ADAPTER_CONFIG}: {field}={value!r}, where requests can choose only "
+            f"{plain!r}; merge the adapter instead: name its folder as the model"
+        )
 
 
 def _check_targets(name: str, base: PreTrainedModel) -> None:
@@ -110,19 +183,25 @@ def _check_targets(name: str, base: PreTrainedModel) -> None:
             )
 
 
-def _check_weights(folder: Path) -> None:
-    if not (folder / ADAPTER_WEIGHTS).is_file():
-        raise ModelError(
-            f"{folder} has no {ADAPTER_WEIGHTS}; pickled adapters are never loaded. "
-            "Save it again with safe_serialization"
-        )
-
-
 def _base_name(folder: Path) -> str:
-    name = json.loads((folder / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
+    name = _read_config(folder).get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise ModelError(
             f"{folder / ADAPTER_CONFIG} has no base_model_name_or_path; put the name or folder of "
             "the model there that the adapter was trained on"
         )
     return name
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / ADAPTER_CONFIG).read_text())
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise ModelError(f"{folder / ADAPTER_CONFIG} is no JSON: {error}; get it again") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{folder / ADAPTER_CONFIG} holds no object; get it again")
+    return config
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

@@ -154,7 +154,10 @@ def _fan_out(requests: Sequence[GenerateRequest], count: int) -> list[GenerateRe
 
 
 def _with_seed(params: SamplingParams, offset: int) -> SamplingParams:
-    return params if params.seed is None else replace(params, seed=params.seed + offset)
+    if params.seed is None:
+        return params
+    seed = (params.seed + offset + 2**63) % 2**64 - 2**63  # the one after the largest is the least
+    return replace(params, seed=seed)
 
 
 class ChatRequest(_Generation):

@@ -136,7 +136,8 @@ def test_rows_of_all_kinds_share_steps_and_stay_themselves(
         ({"protected": 13, "kv_budget": 20}, r"protected='13 tokens': .*exceed 10 tokens"),
         ({"adapter": "law"}, r"adapter='law': the adapters are: none; name some in engine"),
         ({"max_tokens": 200}, r"max_tokens=200: .*exceed the context of 256; .* at most 186"),
-        ({"logit_bias": {260: 1.0}}, r"logit_bias=260: token ids lie in 0\.\.259"),
+        ({"stop_token_ids": (2.0,)}, r"stop_token_ids=2\.0: token ids are whole numbers"),
+        ({"logit_bias": {260: 1.0}}, r"logit_bias=260: token ids are whole numbers in 0\.\.259"),
         ({"stop_token_ids": (-1,)}, r"stop_token_ids=-1: token ids"),
     ],
 )

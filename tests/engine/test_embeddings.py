@@ -124,7 +124,7 @@ def test_a_text_that_cannot_be_embedded_is_refused(tiny_llama: LlamaForCausalLM)
     engine = _engine(tiny_llama, "torch")
     for text, adapter, reason in (
         ([], None, "prompt='': it must hold at least one token"),
-        ([260], None, "prompt=260: token ids lie in"),
+        ([260], None, "prompt=260: token ids are whole numbers in"),
         ([3] * 257, None, "prompt='257 tokens': the context holds 256"),
         ([3], "law", "adapter='law': the adapters are: none"),
     ):

@@ -9,10 +9,16 @@ from typing import Any
 import pytest
 import torch
 from peft import PrefixTuningConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llamahome.models import ModelError
-from llamahome.models.adapters import ADAPTER_WEIGHTS, attach_adapters
+from llamahome.models import ModelCorruptError, ModelError
+from llamahome.models.adapters import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    attach_adapters,
+    merge_adapter,
+)
 from tests.lora import change_lora, save_lora
 
 # peft 0.21 asks transformers 5.23 for a property by its old name.
@@ -108,3 +114,67 @@ def test_an_adapter_of_another_model_is_refused(
     change_lora(folder, target_modules=["no_such_proj"])
     with pytest.raises(ModelError, match=r"does not fit: .*no_such_proj"):
         attach_adapters(copy.deepcopy(tiny_llama), {"wider": folder})
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights='olora'"),
+        ({"trainable_token_indices": [3, 5]}, "trainable_token_indices="),
+        ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication="),
+        ({"alora_invocation_tokens": [7]}, "alora_invocation_tokens="),
+        ({"of_a_later_peft": {"a": 1}}, "of_a_later_peft="),
+    ],
+)
+def test_a_field_that_changes_what_others_share_is_refused(
+    changes: dict[str, Any], field: str, tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    folder = save_lora(tiny_llama, tmp_path / "one")
+    change_lora(folder, **changes)
+    with pytest.raises(ModelError, match=rf"{ADAPTER_CONFIG}: {field}.*; merge the adapter"):
+        attach_adapters(tiny_llama, {"one": folder})
+
+
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys:UserWarning")
+def test_a_file_with_other_weights_than_its_config_asks_for_is_refused(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    folder = save_lora(tiny_llama, tmp_path / "one")
+    file = folder / ADAPTER_WEIGHTS
+    weights = load_file(file)
+    first = next(name for name in weights if "lora_A" in name)
+    lacking = {name: weight for name, weight in weights.items() if name != first}
+    save_file(lacking, file)
+    with pytest.raises(ModelError, match=f"lacks {first}; save it again"):
+        attach_adapters(copy.deepcopy(tiny_llama), {"one": folder})
+    with pytest.raises(ModelError, match=f"lacks {first}"):
+        merge_adapter(copy.deepcopy(tiny_llama), folder)
+    save_file({**weights, "layers.9.q_proj.lora_A.weight": weights[first].clone()}, file)
+    with pytest.raises(ModelError, match=r"has, for no layer, layers\.9\.q_proj"):
+        attach_adapters(copy.deepcopy(tiny_llama), {"one": folder})
+
+
+def test_broken_files_of_an_adapter_are_refused(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    folder = save_lora(tiny_llama, tmp_path / "one")
+    whole = (folder / ADAPTER_WEIGHTS).read_bytes()
+    (folder / ADAPTER_WEIGHTS).write_bytes(whole[: len(whole) // 2])
+    for load in (
+        lambda base: attach_adapters(base, {"one": folder}),
+        lambda base: merge_adapter(base, folder),
+    ):
+        with pytest.raises(ModelCorruptError, match=f"{ADAPTER_WEIGHTS} is damaged"):
+            load(copy.deepcopy(tiny_llama))
+    for text, reason in (("{", "is no JSON"), ("[]", "holds no object"), ("\udcff", "is no JSON")):
+        (folder / ADAPTER_CONFIG).write_bytes(text.encode(errors="surrogateescape"))
+        with pytest.raises(ModelError, match=reason):
+            attach_adapters(tiny_llama, {"one": folder})
+
+
+def test_what_cannot_be_merged_says_so(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+    folder = save_lora(tiny_llama, tmp_path / "one")
+    change_lora(folder, alora_invocation_tokens=[7])
+    with pytest.raises(ModelError, match="alora_invocation_tokens start the adapter amid a text"):
+        merge_adapter(tiny_llama, folder)

@@ -39,6 +39,20 @@ def test_a_fingerprint_depends_on_each_weight_the_dtype_and_the_rotary_frequenci
     assert len({fingerprint(model) for model in models}) == 4
 
 
+def test_a_fingerprint_depends_on_the_order_of_rows_and_on_the_config(
+    tiny_llama: LlamaForCausalLM,
+) -> None:
+    swapped = copy.deepcopy(tiny_llama)
+    rows = swapped.model.embed_tokens.weight.data
+    rows[[5, 6]] = rows[[6, 5]]
+    models = [tiny_llama, swapped]
+    for field, value in (("hidden_act", "gelu"), ("rms_norm_eps", 1e-3), ("logit_scale", 0.5)):
+        other = copy.deepcopy(tiny_llama)
+        setattr(other.config, field, value)
+        models.append(other)
+    assert len({fingerprint(model) for model in models}) == 5
+
+
 def test_a_fingerprint_depends_on_adapters_their_names_and_scales(
     tiny_llama: LlamaForCausalLM, tmp_path: Path
 ) -> None:

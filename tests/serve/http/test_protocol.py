@@ -196,6 +196,8 @@ def test_choices_differ_by_id_and_seed():
     assert [r.request_id for r in requests] == ["id-0", "id-1", "id-2", "id-3"]
     assert [r.prompt for r in requests] == ["a", "a", "b", "b"]
     assert [r.params.seed for r in requests] == [7, 8, 7, 8]
+    largest = chat(n=2, seed=2**63 - 1).generate_requests("id", None)
+    assert [r.params.seed for r in largest] == [2**63 - 1, -(2**63)]
     assert [r.params.seed for r in chat(n=2).generate_requests("id", None)] == [None, None]
 
 
