@@ -40,7 +40,7 @@ CHOSEN = {
 }
 # Initial weights that leave the base as it is; PiSSA and OLoRA subtract theirs from it.
 SEPARATE = (True, False, "gaussian", "eva", "orthogonal")
-# Of PEFT, which has no class of its own for what it cannot load.
+# PEFT has no class of its own for what it cannot load.
 FAILURES = (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 

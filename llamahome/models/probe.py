@@ -16,10 +16,10 @@ from llamahome.models.errors import ModelError
 from llamahome.models.head import output_logits
 
 LAYER_TYPES = {"full_attention", "sliding_attention", "attention", "sparse", "dense"}
-STEPS = (5, 4, 1)  # tokens; a state beside the cache is lost between two steps
+STEPS = (5, 4, 1)  # tokens; a state that is not in the cache is lost between two steps
 # Mean difference of log-probabilities (nats) that rounding alone stays below.
 LIMITS = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
-# Of code that is not ours: each class of transformers fails in its own way.
+# Each class of transformers fails in its own way.
 FAILURES = (AttributeError, ConfigError, LookupError, RuntimeError, TypeError, ValueError)
 CURE = "use a model like Llama, SmolLM2, Mistral, Qwen2 or Qwen3"
 
@@ -39,7 +39,7 @@ def check_layers(config: PreTrainedConfig, folder: Path) -> None:
     if kinds:
         raise ModelError(
             f"{folder / 'config.json'}: layer_types has {', '.join(sorted(kinds))}, which keep "
-            f"a state beside keys and values; {CURE}"
+            f"a state next to keys and values; {CURE}"
         )
 
 

@@ -32,7 +32,7 @@ CLASSES = {cls.model_type: cls for cls in MODEL_FOR_CAUSAL_LM_MAPPING}
 PROMPT = torch.arange(40, 61)[None]
 ANSWER = 8
 NOT_BUILT = "not built: transformers' own defaults do not fit together"
-# Of transformers' code: configs and models that its defaults cannot make.
+# Configs and models that the defaults of transformers cannot make.
 BUILD_FAILURES = (
     AttributeError,
     LookupError,
@@ -108,7 +108,7 @@ def test_the_table_names_every_class() -> None:
     assert list(rows()) == sorted(CLASSES)
 
 
-@pytest.mark.filterwarnings("ignore")  # of transformers, about defaults of its own configs
+@pytest.mark.filterwarnings("ignore")  # transformers warns about defaults of its own
 @pytest.mark.parametrize("model_type", sorted(CLASSES))
 def test_a_class_answers_as_generate_or_is_refused(model_type: str, tmp_path: Path) -> None:
     assert outcome(CLASSES[model_type], tmp_path) == rows()[model_type]

@@ -23,7 +23,7 @@ class TextStream:
 
     A character whose bytes are spread over tokens is held back until it is whole. Tokens of byte
     fallback are held back until another token follows, because a wrong byte changes the text of all
-    bytes beside it. Text that may begin a stop text is held back until it is clear that it does
+    bytes next to it. Text that may begin a stop text is held back until it is clear that it does
     not. The pieces together are `decode(before + answer)` less `decode(before)`.
 
     Args:
