@@ -120,7 +120,7 @@ def main() -> None:
             f"| `{name}` | {outcome(CLASSES[name], Path(parent))} |" for name in sorted(CLASSES)
         ]
     page = PAGE.read_text()
-    head = page[: page.index("| --- |") + len("| --- | --- |\n")]
+    head = page[: page.rindex("| --- | --- |\n") + len("| --- | --- |\n")]
     PAGE.write_text(head + "\n".join(table) + "\n")
 
 
