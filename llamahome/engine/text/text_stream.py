@@ -132,11 +132,12 @@ class TextStream:
 
 
 def _last_text(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[int]:
-    """Return the end of `tokens`, from the last one on that has text."""
-    for at in range(len(tokens) - 1, -1, -1):
-        if tokenizer.decode([tokens[at]], skip_special_tokens=True):
+    """Return the last tokens that are whole characters together; none after half a character."""
+    for at in range(len(tokens) - 1, max(-1, len(tokens) - 9), -1):
+        text = tokenizer.decode(list(tokens[at:]), skip_special_tokens=True)
+        if text and not text.endswith(REPLACEMENT):
             return list(tokens[at:])
-    return list(tokens)
+    return []
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -151,6 +151,9 @@ def test_an_answer_keeps_the_space_that_it_begins_with(llama2_like: Tokenizer) -
     assert whole == "a the b the"
     assert streamed(llama2_like, answer, before) == " b the"
     assert streamed(llama2_like, answer) == "b the"
+    character = list("中".encode())
+    assert streamed(llama2_like, answer, [258, *character]) == " b the"
+    assert streamed(llama2_like, character[2:], character[:2]) == llama2_like.decode(character[2:])
 
 
 def test_a_tokenizer_that_fails_is_named() -> None:
