@@ -10,7 +10,7 @@ from typing import Any
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
-from llamahome.models.adapters import ADAPTER_CONFIG
+from llamahome.models.adapter_chain import ADAPTER_CONFIG
 
 
 def save_lora(base: PreTrainedModel, folder: Path, **changes: Any) -> Path:

@@ -18,12 +18,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llamahome.config import TrainRoot
 from llamahome.models import (
     load_model,
-    merge_adapter,
     write_adapter_policy,
     write_checksums,
     write_policy,
     write_policy_weights,
 )
+from llamahome.models.adapters import merge_adapter
 from train.model import POLICY_MODULE, model_to_train
 
 

@@ -15,7 +15,7 @@ from llamahome.config import ConfigError, PolicyConfig, TrainRoot
 from llamahome.config.fixed import changed_keys
 from llamahome.config.policy import CARRIED
 from llamahome.models import ModelInfo, ModelManager
-from llamahome.models.adapters import adapter_chain
+from llamahome.models.adapter_chain import adapter_chain
 from train.data import batches, build_datasets, eval_batches, resolve_files
 
 RUN_FILE = "run.json"

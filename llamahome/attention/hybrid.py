@@ -8,19 +8,20 @@ Axes: B batch, H query heads, G KV heads, N tokens, D head_dim.
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, Protocol
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.masking_utils import AttentionMaskInterface
 
 from llamahome.attention.planes import attend_by_plane
 from llamahome.attention.policy import Plane, Policy
 from llamahome.attention.rotary import Rotary
 from llamahome.attention.shape import ModelShape
 from llamahome.attention.walk import Walk, walk_with_gradients
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NAME = "hybrid"
 
@@ -76,6 +77,7 @@ class HybridAttention:
     @staticmethod
     def attach(model: PreTrainedModel) -> None:
         """Make `model` compute its attention through the `hybrid=` argument of its forward."""
+        _register()
         model.set_attn_implementation(NAME)
 
     def position_ids(self, ids: Tensor) -> Tensor:
@@ -196,5 +198,11 @@ def _no_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) ->
         )
 
 
-AttentionInterface.register(NAME, _hybrid_forward)
-AttentionMaskInterface.register(NAME, _no_mask)
+@cache
+def _register() -> None:
+    """Make the attention known to transformers, whose modelling code takes seconds to import."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
+
+    AttentionInterface.register(NAME, _hybrid_forward)
+    AttentionMaskInterface.register(NAME, _no_mask)

@@ -8,13 +8,12 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from llamahome.attention.entries import Entries
 from llamahome.attention.mass import Mass
 from llamahome.attention.policies import BUILDERS
 from llamahome.attention.scorer import Scorer
-from llamahome.attention.shape import ModelShape
+from llamahome.attention.shape import Configured, ModelShape
 from llamahome.config import ConfigError, PolicyConfig
 
 
@@ -152,7 +151,7 @@ class Plane:
 
 def build_policy(
     config: PolicyConfig,
-    model: PreTrainedModel | None = None,
+    model: Configured | None = None,
     weights: Mapping[str, Tensor] | None = None,
 ) -> Policy:
     """Build the policy that `config` names.

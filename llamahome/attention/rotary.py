@@ -10,12 +10,15 @@ Axes: B batch, X heads, T tokens, D head_dim.
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from llamahome.attention.shape import ModelShape
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Rotary:

@@ -3,8 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
-from transformers import PreTrainedConfig, PreTrainedModel
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+class Configured(Protocol):
+    """A model, as far as its cache needs to know it."""
+
+    @property
+    def config(self) -> PreTrainedConfig: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+
+def sliding_window(config: PreTrainedConfig) -> int | None:
+    """Return the tokens that a layer with a sliding window sees; None without such a layer."""
+    slides = getattr(config, "use_sliding_window", True)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if slides else ""]
+    window: int | None = getattr(config, "sliding_window", None) or None
+    return window if "sliding_attention" in kinds else None
 
 
 def exact_length(config: PreTrainedConfig) -> int | None:
@@ -13,12 +36,8 @@ def exact_length(config: PreTrainedConfig) -> int | None:
     A sliding window ends it, and so does the first range of longrope (Ding et al. 2024, LongRoPE):
     once a text is longer, all its keys are rotated by other angles. None for other models.
     """
-    limits = []
-    window = getattr(config, "sliding_window", None)
-    slides = getattr(config, "use_sliding_window", True)
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if slides else ""]
-    if window and "sliding_attention" in kinds:
-        limits.append(window)
+    window = sliding_window(config)
+    limits = [] if window is None else [window]
     rope = getattr(config, "rope_parameters", None) or {}
     # Either one rope for all layers, or one for each type of layer.
     ropes = [rope, *(own for own in rope.values() if isinstance(own, dict))]
@@ -46,7 +65,7 @@ class ModelShape:
     head_dim: int
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> ModelShape:
+    def of(cls, model: Configured) -> ModelShape:
         """Read the shape from the model's config."""
         return cls.of_config(model.config)
 

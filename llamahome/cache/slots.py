@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 import torch
-from transformers import PreTrainedModel
 
 from llamahome.attention import Policy, Rotary
-from llamahome.attention.shape import ModelShape, exact_length
+from llamahome.attention.shape import Configured, ModelShape, exact_length
 from llamahome.cache.plan import SlotPolicies, StepPlan
 from llamahome.cache.plane import (
     LayerSlots,
@@ -26,6 +26,9 @@ from llamahome.cache.plane import (
     end_chunk,
     plane_shapes,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Allocates a plane in the layout of the runner that computes with it.
 Allocate = Callable[[PlaneShape], PlaneMemory]
@@ -74,7 +77,7 @@ class Slots:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: Configured,
         policy: Policy,
         *,
         num_slots: int,
@@ -88,7 +91,7 @@ class Slots:
         self.model_shape = ModelShape.of(model)
         policy.config.check_model(self.model_shape.num_layers, self.model_shape.num_kv_heads)
         self.policy = policy
-        self.rotary = Rotary(model) if policy.rolling else None
+        self.rotary = Rotary(cast("PreTrainedModel", model)) if policy.rolling else None
         self.num_slots = num_slots
         self.max_length = max_length
         self.device = model.device

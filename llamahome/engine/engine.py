@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
-
-from peft import PeftModel
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING
 
 from llamahome.attention import Policy
 from llamahome.config import EngineConfig
@@ -21,14 +19,20 @@ from llamahome.engine.sampling.grammar import GrammarMask
 from llamahome.engine.sampling.sampler import SamplingState
 from llamahome.engine.scheduler import Batch, Scheduler
 from llamahome.engine.speculation import Speculation
+from llamahome.models.decoder import Decoder, is_adapted
 from llamahome.requests import EngineStats, SamplingParams, Usage
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 
 class Engine:
     """Continuous batching over slots of constant size.
 
     Args:
-        model: a decoder; with LoRA adapters to choose from, PEFT's model of it.
+        model: a decoder, or its weights alone where the C++ kernels compute it; with LoRA adapters
+            to choose from, PEFT's model of it.
         policy: which keys stay; a request may ask for another within what a slot holds.
         eos_token_ids: tokens that end an answer.
 
@@ -38,7 +42,7 @@ class Engine:
 
     def __init__(
         self,
-        model: PreTrainedModel | PeftModel,
+        model: PreTrainedModel | PeftModel | Decoder,
         policy: Policy,
         config: EngineConfig,
         *,
@@ -48,7 +52,7 @@ class Engine:
         self.vocab_size: int = model.config.vocab_size
         self._runner = build_runner(model, policy, config)
         self._slots = self._runner.slots
-        adapters = list(model.peft_config) if isinstance(model, PeftModel) else []
+        adapters = list(model.peft_config) if is_adapted(model) else []
         self._admission = Admission(self._slots, vocab_size=self.vocab_size, adapters=adapters)
         self._prefixes = PrefixCache(config, self._runner, model)
         self._scheduler = Scheduler(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-
-from peft import PeftModel
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING
 
 from llamahome.cache import SnapshotStats, chain, open_snapshots, root_digest
 from llamahome.config import EngineConfig
 from llamahome.engine.request import PrefixPath, Request
 from llamahome.engine.runners.contract import Runner
 from llamahome.models import fingerprint
+from llamahome.models.decoder import Decoder
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 MAX_TAILS = 4_096
 
@@ -33,12 +36,13 @@ class PrefixCache:
     """
 
     def __init__(
-        self, config: EngineConfig, runner: Runner, model: PreTrainedModel | PeftModel
+        self, config: EngineConfig, runner: Runner, model: PreTrainedModel | PeftModel | Decoder
     ) -> None:
         self._store = open_snapshots(config)
         self._slots = runner.slots
         policy = self._slots.policy
-        weights = "" if self._store is None else fingerprint(model)
+        # Only a folder can hold what another model left.
+        weights = "" if config.snapshot_dir is None else fingerprint(model)
         self._identity = (runner.name, weights, policy.digest(), str(self._slots.dtype))
         self._interval = policy.interval
         self._tails: OrderedDict[bytes, int] = OrderedDict()

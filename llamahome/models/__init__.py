@@ -1,6 +1,8 @@
-"""Models by name: find, convert, download, verify, describe and load them."""
+"""Models by name: find, convert, download, verify, describe and load them.
 
-from llamahome.models.adapters import attach_adapters, merge_adapter
+Adapters are apart (`llamahome.models.adapters`): PEFT takes seconds to import.
+"""
+
 from llamahome.models.checksums import write_checksums
 from llamahome.models.describe import ModelInfo
 from llamahome.models.embedded import EMBEDDED_MODEL
@@ -11,7 +13,7 @@ from llamahome.models.errors import (
     PolicyFormatError,
 )
 from llamahome.models.fingerprint import fingerprint
-from llamahome.models.load import LoadedModel, load_model
+from llamahome.models.load import FoundModel, LoadedModel, choose_policy, find_model, load_model
 from llamahome.models.manager import ModelManager
 from llamahome.models.policy_io import (
     read_adapter_policy,
@@ -23,6 +25,7 @@ from llamahome.models.policy_io import (
 
 __all__ = [
     "EMBEDDED_MODEL",
+    "FoundModel",
     "LoadedModel",
     "ModelCorruptError",
     "ModelError",
@@ -30,10 +33,10 @@ __all__ = [
     "ModelManager",
     "ModelNotFoundError",
     "PolicyFormatError",
-    "attach_adapters",
+    "choose_policy",
+    "find_model",
     "fingerprint",
     "load_model",
-    "merge_adapter",
     "read_adapter_policy",
     "read_policy",
     "write_adapter_policy",

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
@@ -13,9 +12,10 @@ from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
-from llamahome.models.errors import ModelCorruptError, ModelError
+from llamahome.models.adapter_chain import ADAPTER_CONFIG, is_adapter
+from llamahome.models.errors import ModelCorruptError, ModelError, one_line
+from llamahome.models.json_files import read_json
 
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # Fields in which adapters of one model may differ; targets are checked once they are loaded.
 CHOSEN = {
@@ -42,28 +42,6 @@ CHOSEN = {
 SEPARATE = (True, False, "gaussian", "eva", "orthogonal")
 # PEFT has no class of its own for what it cannot load.
 FAILURES = (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
-
-
-def is_adapter(folder: Path) -> bool:
-    return (folder / ADAPTER_CONFIG).is_file()
-
-
-def adapter_chain(folder: Path, resolve: Callable[[str], Path]) -> list[Path]:
-    """Return `folder`, its adapter's base, that one's base, and so on down to a whole model.
-
-    Args:
-        resolve: finds the folder for an adapter's `base_model_name_or_path`.
-
-    Raises:
-        ModelError: for adapters that are each other's base, or one that names no base.
-    """
-    chain = [folder]
-    while is_adapter(chain[-1]):
-        base = resolve(_base_name(chain[-1]))
-        if base in chain:
-            raise ModelError(f"the adapter {chain[-1]} sits on {base}, which sits on it")
-        chain.append(base)
-    return chain
 
 
 def attach_adapters(base: PreTrainedModel, folders: Mapping[str, Path]) -> PeftModel:
@@ -94,7 +72,7 @@ def merge_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     Raises:
         ModelError: for an adapter that does not fit, or has no weights to add.
     """
-    if _read_config(folder).get("alora_invocation_tokens"):
+    if read_json(folder / ADAPTER_CONFIG).get("alora_invocation_tokens"):
         raise ModelError(
             f"{folder / ADAPTER_CONFIG}: alora_invocation_tokens start the adapter amid a text, "
             "which no merged weight can; use an adapter without them"
@@ -105,7 +83,7 @@ def merge_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
         merged = cast(PreTrainedModel, adapted.merge_and_unload())
     except FAILURES as error:
         raise ModelError(
-            f"the adapter in {folder} cannot be merged ({_one_line(error)}); merge it with PEFT "
+            f"the adapter in {folder} cannot be merged ({one_line(error)}); merge it with PEFT "
             "where it was trained, and give the whole model"
         ) from error
     # PEFT froze the base; the merged model must be trainable like any other.
@@ -126,7 +104,7 @@ def _load(base: PreTrainedModel | PeftModel, folder: Path, name: str) -> PeftMod
         raise ModelCorruptError(f"{folder / ADAPTER_WEIGHTS} is damaged: {error}") from error
     except FAILURES as error:
         raise ModelError(
-            f"the adapter {name!r} in {folder} does not fit: {_one_line(error)}"
+            f"the adapter {name!r} in {folder} does not fit: {one_line(error)}"
         ) from error
     return base
 
@@ -158,7 +136,7 @@ def _check_name(name: str) -> None:
 def _check_kind(folder: Path) -> None:
     """Refuse a config with anything that would change what other requests share."""
     defaults = vars(LoraConfig()) | {"peft_type": "LORA"}
-    config = _read_config(folder)
+    config = read_json(folder / ADAPTER_CONFIG)
     kind = {"peft_type": config.get("peft_type", "LORA")}  # it decides which fields there are
     for field, value in (kind | config).items():
         plain = defaults.get(field)
@@ -181,27 +159,3 @@ def _check_targets(name: str, base: PreTrainedModel) -> None:
                 f"the adapter {name!r} changes {path}, which requests share; merge it instead: "
                 "name its folder as the model"
             )
-
-
-def _base_name(folder: Path) -> str:
-    name = _read_config(folder).get("base_model_name_or_path")
-    if not isinstance(name, str) or not name:
-        raise ModelError(
-            f"{folder / ADAPTER_CONFIG} has no base_model_name_or_path; put the name or folder of "
-            "the model there that the adapter was trained on"
-        )
-    return name
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / ADAPTER_CONFIG).read_text())
-    except ValueError as error:  # no JSON, or no UTF-8
-        raise ModelError(f"{folder / ADAPTER_CONFIG} is no JSON: {error}; get it again") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{folder / ADAPTER_CONFIG} holds no object; get it again")
-    return config
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

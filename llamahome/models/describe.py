@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Literal
 
-from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
 from llamahome.attention.shape import ModelShape, context_length
 from llamahome.config import PolicyConfig
-from llamahome.models.errors import ModelCorruptError, ModelError
+from llamahome.models.errors import ModelError, one_line
+from llamahome.models.json_files import read_json
 from llamahome.models.policy_io import read_adapter_policy, read_policy
+from llamahome.models.weight_files import DTYPES, count_weights
 
 Kind = Literal["embedded", "run", "local", "hub"]
-
-# safetensors' name -> torch's name, bytes per element.
-DTYPES = {"F32": ("float32", 4), "BF16": ("bfloat16", 2), "F16": ("float16", 2)}
+# Each config class of transformers checks its fields, or not, in its own way.
+FAILURES = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +94,22 @@ def describe_folder(
 
 def read_config(folder: Path) -> PreTrainedConfig:
     """Read `folder`'s config.json. Code that the folder may contain is never run."""
+    file = folder / "config.json"
+    content = read_json(file)
+    quantized = content.get("quantization_config")
+    if quantized is not None:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+        raise ModelError(
+            f"{file}: quantization_config.quant_method={method!r} packs the weights, which no "
+            "runner here reads; use the model in float32, bfloat16 or float16"
+        )
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder / 'config.json'} cannot be used: {error}") from error
+        ModelShape.of_config(config.get_text_config(decoder=True))
+    except FAILURES as error:
+        raise ModelError(f"{file} cannot be used: {one_line(error)}") from error
     return config
 
 
@@ -101,36 +117,6 @@ def carried_policy(chain: list[Path]) -> tuple[PolicyConfig, Path] | None:
     """Return the first policy that a folder of an `adapter_chain` carries, and that folder."""
     adapters, base = chain[:-1], chain[-1]
     policies = [read_adapter_policy(folder) for folder in adapters]
-    policies.append(read_policy(read_config(base)))
+    policies.append(read_policy(base))
     found = zip(policies, chain, strict=True)
     return next(((policy, folder) for policy, folder in found if policy is not None), None)
-
-
-def weight_files(folder: Path) -> list[Path]:
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files:
-        raise ModelError(
-            f"{folder} has no model*.safetensors; other weights (*.bin, *.pt) are pickles, which "
-            "can run code, and are never loaded"
-        )
-    return files
-
-
-def count_weights(folder: Path) -> Counter[str]:
-    """Count floating-point weights by dtype; a few checkpoints also store masks and positions."""
-    counts = Counter[str]()
-    for file in weight_files(folder):
-        try:
-            with safe_open(file, "numpy") as tensors:
-                for name in tensors.keys():  # noqa: SIM118  # it has no iterator of its own
-                    tensor = tensors.get_slice(name)
-                    counts[tensor.get_dtype()] += prod(tensor.get_shape())
-        except SafetensorError as error:
-            raise ModelCorruptError(f"{file} is damaged ({error}); get it again") from error
-    floating = Counter({dtype: count for dtype, count in counts.items() if dtype in DTYPES})
-    if not floating:
-        raise ModelError(
-            f"{folder} has weights of {', '.join(counts) or 'no dtype'}; use a model in one of "
-            + ", ".join(name for name, _ in DTYPES.values())
-        )
-    return floating

@@ -14,7 +14,6 @@ from pathlib import Path
 from llamahome.models.checksums import file_sha256, write_checksums
 from llamahome.models.errors import ModelCorruptError, ModelNotFoundError
 from llamahome.models.folders import build_once
-from llamahome.models.gguf_llama import write_llama_folder
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +49,8 @@ def embedded_gguf() -> Path:
 
 
 def _convert(partial: Path) -> None:
+    from llamahome.models.gguf_llama import write_llama_folder  # imports modelling code
+
     logger.info("converting %s, once: about 10 s and 540 MB in %s", EMBEDDED_MODEL, partial.parent)
     # Start empty, as a killed conversion may have left files, and leave nothing on failure.
     if partial.is_dir():

@@ -17,3 +17,8 @@ class ModelCorruptError(ModelError):
 
 class PolicyFormatError(ModelError):
     """A carried policy, or its weights, that this version cannot read."""
+
+
+def one_line(error: Exception) -> str:
+    """Return an error of another library as one line of at most 300 characters."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

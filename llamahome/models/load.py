@@ -1,34 +1,35 @@
-"""A model and its tokenizer, loaded into memory by name."""
+"""A model, its tokenizer and its policy, by name."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
-from safetensors import SafetensorError
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
 from llamahome.attention import Policy, build_policy
+from llamahome.attention.shape import Configured
 from llamahome.config import ConfigError, ModelConfig, PolicyConfig
 from llamahome.config.policy import CARRIED
-from llamahome.models.adapters import adapter_chain, merge_adapter
-from llamahome.models.describe import carried_policy, read_config, weight_files
-from llamahome.models.errors import ModelCorruptError, ModelError
+from llamahome.models.adapter_chain import adapter_chain
+from llamahome.models.decoder import Decoder, read_decoder
+from llamahome.models.describe import carried_policy, read_config
+from llamahome.models.errors import ModelCorruptError, ModelError, one_line
+from llamahome.models.json_files import read_json
 from llamahome.models.manager import ModelManager
+from llamahome.models.plain_config import read_plain_config
 from llamahome.models.policy_io import load_policy, write_policy
-from llamahome.models.probe import check_layers, check_outputs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 logger = logging.getLogger(__name__)
+
+GENERATION_CONFIG = "generation_config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 @dataclass(frozen=True)
@@ -47,32 +48,125 @@ class LoadedModel:
     policy: Policy | None
 
     def policy_for(self, wanted: PolicyConfig, *, new_weights: bool = False) -> Policy:
-        """Build the wanted policy; `carried` means the checkpoint's own, or the default.
+        """Build the wanted policy for this model, as `choose_policy` does."""
+        return choose_policy(wanted, self.policy, self.model, self.path, new_weights=new_weights)
 
-        Weights come from the checkpoint, even if its numbers (budget, ...) differ from `wanted`'s.
 
-        Args:
-            new_weights: lets a policy start from initial weights if the checkpoint has none for
-                it, as in a training run.
+def choose_policy(
+    wanted: PolicyConfig,
+    carried: Policy | None,
+    model: Configured,
+    folder: Path,
+    *,
+    new_weights: bool = False,
+) -> Policy:
+    """Build the wanted policy; `carried` means the checkpoint's own, or the default.
+
+    Weights come from the checkpoint, even if its numbers (budget, ...) differ from `wanted`'s.
+
+    Args:
+        new_weights: lets a policy start from initial weights if the checkpoint has none for it, as
+            in a training run.
+
+    Raises:
+        ConfigError: for a policy that needs weights which the checkpoint does not have.
+    """
+    if wanted.name == CARRIED:
+        if carried is not None:
+            return carried
+        logger.info("the model carries no policy; serving under %s", PolicyConfig())
+        return build_policy(PolicyConfig(), model)
+    if carried is not None and carried.weights and carried.config.name == wanted.name:
+        return build_policy(wanted, model, carried.weights.state_dict())
+    built = build_policy(wanted, model)
+    if built.weights is not None and not new_weights:
+        raise ConfigError(
+            f"policy.name={wanted.name!r} has weights, and {folder} carries none for it; "
+            "train under it first, or choose another policy"
+        )
+    return built
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundModel:
+    """A model's folders, and its small files; the weights are not read yet.
+
+    Attributes:
+        chain: the folder that the name resolved to, and the bases of adapters, as `adapter_chain`.
+        config: of the base.
+        generation_config: of the base, with the tokens that end an answer.
+    """
+
+    name: str
+    dtype: str
+    chain: list[Path]
+    config: PreTrainedConfig
+    generation_config: GenerationConfig
+
+    @property
+    def folder(self) -> Path:
+        return self.chain[0]
+
+    @property
+    def policy_config(self) -> PolicyConfig | None:
+        """The policy that the checkpoint carries, without its weights."""
+        carried = carried_policy(self.chain)
+        return None if carried is None else carried[0]
+
+    def policy(self, model: Configured) -> Policy | None:
+        """Read the policy that the checkpoint carries, for the model once it is loaded."""
+        carried = carried_policy(self.chain)
+        if carried is None:
+            return None
+        config, place = carried
+        write_policy(model.config, config)
+        return load_policy(place, config, model)
+
+    def decoder(self) -> Decoder | None:
+        """Read the weights for the C++ kernels alone; None where transformers has to."""
+        if len(self.chain) > 1:
+            return None
+        dtype = _dtype(self.dtype, torch.device("cpu"))
+        return read_decoder(self.folder, self.config, dtype, self.generation_config)
+
+    def pretrained(self, device: str | torch.device) -> PreTrainedModel:
+        """Load transformers' model, adapters merged; raises as `load_pretrained` does."""
+        from llamahome.models.pretrained import load_pretrained
+
+        place = torch.device(device)
+        model = load_pretrained(self.chain, _dtype(self.dtype, place), place)
+        model.generation_config = self.generation_config
+        return model
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """Load the tokenizer of the first folder of the chain that has one.
 
         Raises:
-            ConfigError: for a policy that needs weights which the checkpoint does not have.
+            ModelError: when there is none, or it is broken.
         """
-        carried = self.policy
-        if wanted.name == CARRIED:
-            if carried is not None:
-                return carried
-            logger.info("the model carries no policy; serving under %s", PolicyConfig())
-            return build_policy(PolicyConfig(), self.model)
-        if carried is not None and carried.weights and carried.config.name == wanted.name:
-            return build_policy(wanted, self.model, carried.weights.state_dict())
-        built = build_policy(wanted, self.model)
-        if built.weights is not None and not new_weights:
-            raise ConfigError(
-                f"policy.name={wanted.name!r} has weights, and {self.path} carries none for it; "
-                "train under it first, or choose another policy"
-            )
-        return built
+        for folder in self.chain:
+            if (folder / TOKENIZER_CONFIG).is_file():
+                return _load_tokenizer(folder, self.config)
+        raise ModelError(f"{self.folder} has no {TOKENIZER_CONFIG}; save the tokenizer with it")
+
+
+def find_model(model: ModelConfig, manager: ModelManager) -> FoundModel:
+    """Find a model and read its small files.
+
+    Raises:
+        ModelNotFoundError: for a name that leads to no model.
+        ModelError: for files that are broken.
+    """
+    folder = manager.resolve(model.name, model.revision)
+    chain = adapter_chain(folder, manager.resolve)
+    config = read_plain_config(chain[-1]) or read_config(chain[-1])
+    return FoundModel(
+        name=model.name,
+        dtype=model.dtype,
+        chain=chain,
+        config=config,
+        generation_config=read_generation_config(chain[-1], config),
+    )
 
 
 def load_model(
@@ -90,69 +184,32 @@ def load_model(
             no safetensors or no fast tokenizer.
         PolicyFormatError: for a policy that cannot be read.
     """
-    manager = manager or ModelManager()
-    folder = manager.resolve(model.name, model.revision)
-    chain = adapter_chain(folder, manager.resolve)
-    loaded = _load_weights(chain[-1], _dtype(model.dtype, torch.device(device)))
-    for adapter in reversed(chain[:-1]):
-        loaded = merge_adapter(loaded, adapter)
-    loaded.to(device)  # type: ignore[arg-type]  # transformers' decorator hides `self`
-    if not is_deepspeed_zero3_enabled():  # which leaves a worker only a part of each weight
-        check_outputs(loaded.eval(), folder)
-    policy, carried = None, carried_policy(chain)
-    if carried is not None:
-        config, place = carried
-        write_policy(loaded.config, config)
-        policy = load_policy(place, config, loaded)
-    logger.info("loaded %s from %s, policy %s", model.name, folder, policy and policy.config)
-    return LoadedModel(loaded.eval(), _load_tokenizer(chain), folder, policy)
+    found = find_model(model, manager or ModelManager())
+    tokenizer = found.tokenizer()
+    loaded = found.pretrained(device)
+    policy = found.policy(loaded)
+    logger.info("loaded %s from %s, policy %s", model.name, found.folder, policy and policy.config)
+    return LoadedModel(loaded, tokenizer, found.folder, policy)
 
 
-def decoder_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """Return the class of `config`'s model: a decoder whose attention can be replaced.
+def read_generation_config(folder: Path, config: PreTrainedConfig) -> GenerationConfig:
+    """Read `folder`'s generation_config.json; without one, make it from the model's config.
 
     Raises:
-        ModelError: for any other model.
+        ModelError: for one that is broken; without it, answers would not end where they should.
     """
-    model_class = cast(
-        "type[PreTrainedModel] | None", MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    )
-    named = config.architectures or []
-    if model_class is None or (named and model_class.__name__ not in named):
-        raise ModelError(
-            f"model_type={config.model_type!r} ({', '.join(named) or 'no architecture named'}) is "
-            "no decoder-only language model; use one like Llama, SmolLM2, Mistral or Qwen"
-        )
-    if not model_class.is_backend_compatible():
-        raise ModelError(
-            f"{model_class.__name__} does not go through transformers' attention interface, so no "
-            "policy can be applied to it; use a model like Llama, SmolLM2, Mistral or Qwen"
-        )
-    return model_class
-
-
-def _load_weights(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    config = read_config(folder)
-    model_class = decoder_class(config)
-    check_layers(config, folder)
-    weight_files(folder)
+    file = folder / GENERATION_CONFIG
+    if not file.is_file():
+        return GenerationConfig.from_model_config(config)
+    content = read_json(file)
+    eos = content.get("eos_token_id")
+    ids = eos if isinstance(eos, list) else [eos]
+    if not all(token is None or type(token) is int for token in ids):
+        raise ModelCorruptError(f"{file}: eos_token_id={eos!r} holds no token ids; mend it")
     try:
-        loaded: Any = model_class.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except SafetensorError as error:
-        raise ModelCorruptError(f"weights in {folder} are damaged: {error}") from error
-    model, report = loaded
-    # transformers fills missing weights with random numbers and only warns.
-    if report["missing_keys"]:
-        names = ", ".join(sorted(report["missing_keys"])[:3])
-        raise ModelCorruptError(f"weights in {folder} lack {names}; get the model again")
-    return cast(PreTrainedModel, model)
+        return GenerationConfig.from_dict(content)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ModelCorruptError(f"{file} is broken ({one_line(error)}); get it again") from error
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:
@@ -161,16 +218,24 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     return cast(torch.dtype, getattr(torch, name))
 
 
-def _load_tokenizer(chain: list[Path]) -> PreTrainedTokenizerFast:
-    """Load the tokenizer of the first folder of an `adapter_chain` that has one."""
-    for folder in chain:
-        if (folder / "tokenizer_config.json").is_file():
-            tokenizer = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
-            break
-    else:
-        raise ModelError(f"{chain[0]} has no tokenizer_config.json; save the tokenizer with it")
+def _load_tokenizer(folder: Path, config: PreTrainedConfig) -> PreTrainedTokenizerFast:
+    """Load `folder`'s tokenizer; its class follows from its own file, or else from the model's."""
+    named = read_json(folder / TOKENIZER_CONFIG).get("tokenizer_class")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder,
+            config=None if named is None else config,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+    except Exception as error:  # tokenizers raises no class of its own
+        for name in ("tokenizer.json", "special_tokens_map.json"):
+            if (folder / name).is_file():
+                read_json(folder / name)
+        raise ModelError(
+            f"the tokenizer in {folder} cannot be loaded ({one_line(error)}); save it again with "
+            "its tokenizer.json"
+        ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelError(f"{folder} has no fast tokenizer (tokenizer.json)")
     if tokenizer.pad_token is None:

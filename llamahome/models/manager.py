@@ -11,7 +11,7 @@ from pathlib import Path
 import platformdirs
 from huggingface_hub import HfApi
 
-from llamahome.models.adapters import adapter_chain, is_adapter
+from llamahome.models.adapter_chain import adapter_chain, is_adapter
 from llamahome.models.checksums import verify_checksums
 from llamahome.models.describe import Kind, ModelInfo, describe_folder
 from llamahome.models.embedded import EMBEDDED_MODEL, ensure_embedded

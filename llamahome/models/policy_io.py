@@ -12,18 +12,22 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from llamahome.attention import Policy, build_policy
+from llamahome.attention.shape import Configured
 from llamahome.config import ConfigError, PolicyConfig, load_config
 from llamahome.config.policy import CARRIED
 from llamahome.models.errors import PolicyFormatError
+from llamahome.models.json_files import read_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 KEY = "llamahome"
 ADAPTER_POLICY = "llamahome.json"
@@ -36,13 +40,13 @@ def write_policy(config: PreTrainedConfig, policy: PolicyConfig) -> None:
     setattr(config, KEY, _encode(policy))
 
 
-def read_policy(config: PreTrainedConfig) -> PolicyConfig | None:
-    """Return the policy that `config` carries, if any.
+def read_policy(folder: Path) -> PolicyConfig | None:
+    """Return the policy that the config.json of a whole model carries, if any.
 
     Raises:
         PolicyFormatError: for another version's format, or an invalid policy.
     """
-    carried = getattr(config, KEY, None)
+    carried = read_json(folder / "config.json").get(KEY)
     return None if carried is None else _decode(carried, f"config.json: {KEY}")
 
 
@@ -58,13 +62,7 @@ def read_adapter_policy(folder: Path) -> PolicyConfig | None:
         PolicyFormatError: as in `read_policy`.
     """
     file = folder / ADAPTER_POLICY
-    if not file.is_file():
-        return None
-    try:
-        carried = json.loads(file.read_text())
-    except ValueError as error:
-        raise PolicyFormatError(f"{file} is no JSON: {error}") from error
-    return _decode(carried, str(file))
+    return _decode(read_json(file), str(file)) if file.is_file() else None
 
 
 def write_policy_weights(folder: Path, weights: dict[str, Tensor]) -> None:
@@ -73,7 +71,7 @@ def write_policy_weights(folder: Path, weights: dict[str, Tensor]) -> None:
     save_file(tensors, folder / POLICY_WEIGHTS)
 
 
-def load_policy(folder: Path, policy: PolicyConfig, model: PreTrainedModel) -> Policy:
+def load_policy(folder: Path, policy: PolicyConfig, model: Configured) -> Policy:
     """Build the policy that `folder` carries, with its weights.
 
     Raises:

@@ -12,7 +12,7 @@ from llamahome.attention import HybridAttention, build_policy
 from llamahome.attention.hybrid import NAME
 from llamahome.cache import Slots, SlotStep
 from llamahome.config import ConfigError, PolicyConfig
-from llamahome.models.errors import ModelError
+from llamahome.models.errors import ModelError, one_line
 from llamahome.models.head import output_logits
 
 LAYER_TYPES = {"full_attention", "sliding_attention", "attention", "sparse", "dense"}
@@ -65,7 +65,7 @@ def check_outputs(model: PreTrainedModel, folder: Path) -> None:
     except FAILURES as error:
         raise ModelError(
             f"{folder}: model_type={model.config.model_type!r} does not run under a policy "
-            f"({_first_line(error)}); {CURE}"
+            f"({one_line(error)}); {CURE}"
         ) from error
     finally:
         if own != NAME:
@@ -95,7 +95,3 @@ def _in_steps(model: PreTrainedModel, ids: Tensor) -> Tensor:
 
 def _logprobs(logits: Tensor) -> Tensor:
     return logits.float().log_softmax(-1)
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -22,16 +23,17 @@ class Arena:
         self._chunk = torch.empty(0, dtype=torch.uint8)
         self._used = 0
 
-    def place(self, tensor: Tensor) -> Tensor:
-        """Copy `tensor` into the arena, which lives as long as any of its tensors."""
-        size = -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
-        if self._used + size > len(self._chunk):
-            self._chunk = torch.empty(max(size, self.CHUNK), dtype=torch.uint8)
+    def empty(self, *size: int, dtype: torch.dtype) -> Tensor:
+        """Return uninitialised memory, which lives as long as any tensor of the arena."""
+        nbytes = math.prod(size) * dtype.itemsize
+        room = -(-nbytes // ALIGNMENT) * ALIGNMENT
+        if self._used + room > len(self._chunk):
+            self._chunk = torch.empty(max(room, self.CHUNK), dtype=torch.uint8)
             torch.ops.llamahome.advise_huge_pages(self._chunk)
             self._used = 0
-        taken = self._chunk[self._used : self._used + tensor.nbytes]
-        self._used += size
-        return taken.view(tensor.dtype).view(tensor.shape).copy_(tensor)
+        taken = self._chunk[self._used : self._used + nbytes]
+        self._used += room
+        return taken.view(dtype).view(size)
 
 
 def linear(
@@ -51,22 +53,20 @@ def linear(
             rounded to nearest); otherwise float32.
         interleave: rows are a gate's and then as many of an up projection: alternate their panels,
             so that a pair of panels holds the factors of SwiGLU.
-        arena: memory for the weights; None leaves that to torch.
+        arena: memory for the weights; None is one of their own.
     """
     rows = _rows(weight.shape[0], interleave, weight.device)
-    ordered = _take_rows(weight.detach().float(), rows)
-    packed, scales = _quantized(ordered) if int8 else (_panels(ordered), None)
+    arena = arena or Arena()
+    wide = weight.detach().float().contiguous()
+    packed, scales = (_quantized if int8 else _panels)(wide, rows, arena)
     ordered_bias = None if bias is None else _take_rows(bias.detach().float(), rows)
-    if arena is not None:
-        packed = arena.place(packed)
-        scales = None if scales is None else arena.place(scales)
     return torch.classes.llamahome.Linear(packed, scales, ordered_bias, weight.shape[1])
 
 
 def adapter(down: Tensor, up: Tensor, *, interleave: bool = False) -> tuple[Tensor, Tensor]:
     """Pack a low-rank pair, down (r, K) and up (N, r), in the order of `linear`'s panels."""
     rows = _rows(up.shape[0], interleave, up.device)
-    return down.detach().float().contiguous(), _panels(_take_rows(up.detach().float(), rows))
+    return down.detach().float().contiguous(), _arranged(_take_rows(up.detach().float(), rows))
 
 
 def _rows(count: int, interleave: bool, device: torch.device) -> Tensor:
@@ -85,20 +85,23 @@ def _take_rows(tensor: Tensor, rows: Tensor) -> Tensor:
     return taken
 
 
-def _panels(weight: Tensor) -> Tensor:
+def _arranged(weight: Tensor) -> Tensor:
     """Arrange (N, K) as (N / 16, K, 16)."""
     panels: Tensor = weight.unflatten(0, (-1, LANES))
     return panels.transpose(1, 2).contiguous()
 
 
-def _quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantise (N, K) to weight + 128, (N/16, K/64, 16, 16, 4), and scales (N/16, K/64, 16)."""
-    grouped = F.pad(weight, (0, -weight.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
-    scales = (grouped.abs().amax(dim=-1) / 127).bfloat16()
-    # bfloat16 may have rounded a scale down: then the largest weight is clamped.
-    divisor = scales.float().clamp(min=torch.finfo(torch.float32).tiny)[..., None]
-    steps = (grouped / divisor).round().clamp(-127, 127).add(128).to(torch.uint8)
-    panels = steps.unflatten(-1, (-1, 4)).unflatten(0, (-1, LANES))  # (N/16, 16, K/64, 16, 4)
-    return panels.permute(0, 2, 3, 1, 4).contiguous(), scales.unflatten(0, (-1, LANES)).transpose(
-        1, 2
-    ).contiguous()
+def _panels(weight: Tensor, rows: Tensor, arena: Arena) -> tuple[Tensor, None]:
+    """Arrange `rows` of a weight in float32."""
+    panels = _arranged(_take_rows(weight, rows))
+    return arena.empty(*panels.shape, dtype=panels.dtype).copy_(panels), None
+
+
+def _quantized(weight: Tensor, rows: Tensor, arena: Arena) -> tuple[Tensor, Tensor]:
+    """Quantise `rows` of (N, K) to weight + 128, (N/16, K/64, 16, 16, 4), and scales."""
+    panels, groups = len(rows) // LANES, -(-weight.shape[1] // GROUP)
+    packed = arena.empty(panels, groups, GROUP // 4, LANES, 4, dtype=torch.uint8)
+    scales = arena.empty(panels, groups, LANES, dtype=torch.bfloat16)
+    threads = torch.get_num_threads()
+    torch.ops.llamahome.quantize_linear(weight, rows, packed, scales, threads)
+    return packed, scales

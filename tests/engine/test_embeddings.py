@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from llamahome.config import PolicyConfig
 from llamahome.engine import Engine, RequestError, SamplingParams
-from llamahome.models import attach_adapters, merge_adapter
+from llamahome.models.adapters import attach_adapters, merge_adapter
 from tests.engine.engines import build_engine, drain
 from tests.engine.random_models import tokens_of
 

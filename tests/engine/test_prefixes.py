@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from llamahome.config import PolicyConfig
 from llamahome.engine import Engine, SamplingParams, Usage
-from llamahome.models import attach_adapters
+from llamahome.models.adapters import attach_adapters
 from tests.engine.engines import build_engine, drain, tokens_in
 from tests.engine.random_models import tokens_of
 

@@ -16,7 +16,8 @@ from llamahome.models import (
     write_adapter_policy,
     write_policy,
 )
-from llamahome.models.adapters import ADAPTER_WEIGHTS, adapter_chain
+from llamahome.models.adapter_chain import adapter_chain
+from llamahome.models.adapters import ADAPTER_WEIGHTS
 from llamahome.models.policy_io import ADAPTER_POLICY
 from tests.lora import change_lora, save_lora
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llamahome.models import ModelCorruptError, ModelError
+from llamahome.models.adapter_chain import ADAPTER_CONFIG
 from llamahome.models.adapters import (
-    ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     attach_adapters,
     merge_adapter,

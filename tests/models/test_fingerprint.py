@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from llamahome.models import attach_adapters, fingerprint
+from llamahome.models import fingerprint
+from llamahome.models.adapters import attach_adapters
 from tests.lora import change_lora, save_lora
 
 # peft 0.21 asks transformers 5.23 for a property by its old name.

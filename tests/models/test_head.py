@@ -7,7 +7,7 @@ import torch
 from transformers import CohereConfig, GraniteConfig, HyperCLOVAXConfig, NanoChatConfig
 
 from llamahome.models.head import output_logits
-from llamahome.models.load import decoder_class
+from llamahome.models.pretrained import decoder_class
 from tests.models.architectures import tiny_config, tiny_model
 
 IDS = torch.arange(3, 20)[None]

@@ -28,7 +28,7 @@ from llamahome.models import (
     write_policy,
     write_policy_weights,
 )
-from llamahome.models.load import decoder_class
+from llamahome.models.pretrained import decoder_class
 
 IDS = torch.arange(12)[None]
 CARRIED = PolicyConfig(name="carried", budget=None)

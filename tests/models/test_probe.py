@@ -23,7 +23,7 @@ from llamahome.cache import Slots
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
 from llamahome.engine import TextEngine
 from llamahome.models import ModelError, ModelManager
-from llamahome.models.load import decoder_class
+from llamahome.models.pretrained import decoder_class
 from llamahome.models.probe import check_layers, check_outputs
 from tests.conftest import make_byte_tokenizer
 from tests.models.architectures import tiny_config, tiny_model

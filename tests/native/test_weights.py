@@ -21,7 +21,8 @@ def _random(n: int, k: int) -> Tensor:
 def _packed(weight: Tensor, *, interleave: bool = False) -> tuple[Tensor, Tensor]:
     """Pack weights as `pack.linear` hands them to the kernels."""
     rows = pack._rows(len(weight), interleave, weight.device)
-    return pack._quantized(pack._take_rows(weight, rows))
+    load_native()
+    return pack._quantized(weight, rows, pack.Arena())
 
 
 def _unpacked(packed: Tensor, scales: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ def test_rows_are_padded_to_pairs_of_panels(n: int) -> None:
 
 def test_float32_weights_are_packed_in_panels() -> None:
     weight = _random(32, 10)
-    panels = pack._panels(weight)
+    panels = pack._arranged(weight)
     assert panels.shape == (2, 10, LANES)
     assert panels.is_contiguous()
     assert torch.equal(panels[1, 7], weight[16:, 7])

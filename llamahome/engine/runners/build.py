@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 import torch
-from peft import PeftModel
-from transformers import PreTrainedModel
 
 from llamahome.attention import Policy
 from llamahome.config import ConfigError, EngineConfig
-from llamahome.engine.runners.contract import Runner, plain_model
+from llamahome.engine.runners.contract import Runner
 from llamahome.engine.runners.native import NativeRunner
 from llamahome.engine.runners.native_model import unsupported
-from llamahome.engine.runners.torch import TorchRunner
+from llamahome.models.decoder import Decoder
 from llamahome.native import NativeUnavailableError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from llamahome.engine.runners.torch import TorchRunner
 
 logger = logging.getLogger(__name__)
 
@@ -27,16 +32,18 @@ KV_DTYPES = {
 
 
 def build_runner(
-    model: PreTrainedModel | PeftModel, policy: Policy, config: EngineConfig
+    model: PreTrainedModel | PeftModel | Decoder, policy: Policy, config: EngineConfig
 ) -> Runner:
     """Build the runner that `engine.runner` names; for `auto` the fastest that can do it.
 
     Raises:
         ConfigError: when `engine.runner=native` cannot be, or the runner has no such KV dtype.
     """
-    plain = plain_model(model)
+    on_cpu = model.device.type == "cpu"
     if config.runner != "torch":
-        reason = unsupported(plain, policy)
+        reason: str | None = f"the model is on {model.device}"
+        if on_cpu:
+            reason = unsupported(model.config, policy.config, config.max_length)
         if reason is None:
             try:
                 return _native(model, policy, config)
@@ -44,13 +51,14 @@ def build_runner(
                 reason = str(error)
         if config.runner == "native":
             raise ConfigError(f"engine.runner='native': {reason}; use engine.runner=auto")
-        if plain.device.type == "cpu":
+        if on_cpu:
             logger.warning("decoding on the slow path of torch: %s", reason)
+    assert not isinstance(model, Decoder)  # read only where the kernels can compute it
     return _torch(model, policy, config)
 
 
 def _native(
-    model: PreTrainedModel | PeftModel, policy: Policy, config: EngineConfig
+    model: PreTrainedModel | PeftModel | Decoder, policy: Policy, config: EngineConfig
 ) -> NativeRunner:
     # 16 bits are exact enough with 8-bit weights; float32 weights ask for exact results.
     chosen = config.kv_dtype
@@ -70,7 +78,9 @@ def _native(
 
 
 def _torch(model: PreTrainedModel | PeftModel, policy: Policy, config: EngineConfig) -> TorchRunner:
-    on_cpu = plain_model(model).device.type == "cpu"
+    from llamahome.engine.runners.torch import TorchRunner  # transformers' modelling code
+
+    on_cpu = model.device.type == "cpu"
     if config.weights == "int8" and not on_cpu:
         raise ConfigError("engine.weights='int8' is for CPUs; on a GPU use engine.weights=auto")
     if config.kv_dtype == "int8":

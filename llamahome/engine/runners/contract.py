@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, cast, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from llamahome.cache import Slots
 
@@ -85,10 +83,3 @@ class DraftRunner(Runner, Protocol):
             tokens: by slot, how many of the row's tokens stay, at least 1. The slot is then as if
                 each of them had been a step of its own.
         """
-
-
-def plain_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """Return the model that PEFT has put adapters into, or the model itself."""
-    if isinstance(model, PeftModel):
-        return cast(PreTrainedModel, model.get_base_model())
-    return model

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
-from peft import PeftModel
-from transformers import PreTrainedModel
 
 from llamahome.attention import Policy
 from llamahome.cache import Slots, StepPlan
 from llamahome.cache.tiled import TiledPlane
-from llamahome.engine.runners.contract import RowInput, StepOutput, plain_model
+from llamahome.engine.runners.contract import RowInput, StepOutput
 from llamahome.engine.runners.native_model import build_model
+from llamahome.models.decoder import Decoder
 from llamahome.native import load_native
 from llamahome.native.columns import AcceptColumns, RowColumns
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 
 @contextmanager
@@ -48,7 +52,7 @@ class NativeRunner:
 
     def __init__(
         self,
-        model: PreTrainedModel | PeftModel,
+        model: PreTrainedModel | PeftModel | Decoder,
         policy: Policy,
         *,
         num_slots: int,
@@ -59,19 +63,18 @@ class NativeRunner:
         isa: str = "auto",
     ) -> None:
         load_native()
-        plain = plain_model(model)
-        self.adapters = list(model.peft_config) if isinstance(model, PeftModel) else []
-        self.vocab_size: int = plain.config.vocab_size
+        decoder = Decoder.of(model)
+        self.adapters = list(decoder.adapters)
+        self.vocab_size: int = decoder.config.vocab_size
         self._model = build_model(
-            plain,
-            self.adapters,
+            decoder,
             int8=int8,
             max_length=max_length,
             threads=threads or torch.get_num_threads(),
             isa=isa,
         )
         self.slots = Slots(
-            plain,
+            decoder,
             policy,
             num_slots=num_slots,
             max_length=max_length,

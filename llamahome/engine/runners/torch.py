@@ -14,9 +14,10 @@ from transformers import PreTrainedModel
 
 from llamahome.attention import HybridAttention, Policy
 from llamahome.cache import Slots, SlotStep
-from llamahome.engine.runners.contract import RowInput, StepOutput, plain_model
+from llamahome.engine.runners.contract import RowInput, StepOutput
 from llamahome.engine.runners.cuda_graphs import DecodeGraphs
 from llamahome.engine.runners.int8_linear import with_int8_linears
+from llamahome.models.decoder import plain_model
 from llamahome.models.head import output_logits
 
 

@@ -6,15 +6,18 @@ import json
 import re
 from collections.abc import Collection
 from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from llguidance import LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
 from llamahome.requests import EngineError, Grammar, GrammarKind, RequestError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 # Enough to indent JSON. Without a limit, small models write white space without end.
 WHITESPACE = r"[ \n\t]{1,32}"

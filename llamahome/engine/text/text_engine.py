@@ -6,22 +6,28 @@ import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from llamahome.attention import Policy
 from llamahome.attention.shape import context_length, exact_length
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
+from llamahome.config.policy import CARRIED
 from llamahome.engine.engine import Engine
 from llamahome.engine.request import TokenDelta
+from llamahome.engine.runners.native_model import unsupported
 from llamahome.engine.sampling.grammar import Vocabulary
 from llamahome.engine.text.answer import Answer
 from llamahome.engine.text.text_stream import TextError
-from llamahome.models import ModelManager, attach_adapters, load_model
+from llamahome.models import FoundModel, ModelManager, choose_policy, find_model
+from llamahome.models.decoder import Decoder
+from llamahome.native import NativeUnavailableError, load_native
 from llamahome.requests import EngineStats, FinishReason, RequestError, SamplingParams, Token, Usage
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +56,7 @@ class TextEngine:
 
     def __init__(
         self,
-        model: PreTrainedModel | PeftModel,
+        model: PreTrainedModel | PeftModel | Decoder,
         tokenizer: PreTrainedTokenizerFast,
         policy: Policy,
         config: EngineConfig,
@@ -79,19 +85,17 @@ class TextEngine:
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
         manager = manager or ModelManager()
-        loaded = load_model(model, device=torch_device(config.device), manager=manager)
-        chosen = loaded.policy_for(policy)
-        if loaded.policy is not None and chosen.config != loaded.policy.config:
-            trained = loaded.policy.config
+        found = find_model(model, manager)
+        tokenizer = found.tokenizer()
+        wanted = found.policy_config or PolicyConfig() if policy.name == CARRIED else policy
+        config = _within_context(config.for_model(model), found.config, wanted)
+        weights = _load_weights(found, wanted, config, manager)
+        carried = found.policy(weights)
+        chosen = choose_policy(policy, carried, weights, found.folder)
+        if carried is not None and chosen.config != carried.config:
+            trained = carried.config
             logger.warning("serving under %s; the model was trained under %s", policy, trained)
-        folders = {name: manager.resolve(source) for name, source in config.adapters.items()}
-        return cls(
-            attach_adapters(loaded.model, folders) if folders else loaded.model,
-            loaded.tokenizer,
-            chosen,
-            _within_context(config.for_model(model), loaded.model, chosen.config),
-            model_name=model.name,
-        )
+        return cls(weights, tokenizer, chosen, config, model_name=model.name)
 
     @property
     def max_length(self) -> int:
@@ -228,13 +232,43 @@ def torch_device(name: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def _load_weights(
+    found: FoundModel, policy: PolicyConfig, config: EngineConfig, manager: ModelManager
+) -> PreTrainedModel | PeftModel | Decoder:
+    """Load what the engine computes with: the weights alone where the C++ kernels need no more."""
+    device = torch_device(config.device)
+    if _runs_natively(found.config, policy, config) and (decoder := found.decoder()) is not None:
+        return decoder
+    model = found.pretrained(device)
+    if not config.adapters:
+        return model
+    from llamahome.models.adapters import attach_adapters
+
+    return attach_adapters(
+        model, {name: manager.resolve(source) for name, source in config.adapters.items()}
+    )
+
+
+def _runs_natively(model: PreTrainedConfig, policy: PolicyConfig, config: EngineConfig) -> bool:
+    on_cpu = torch_device(config.device) == "cpu"
+    if config.runner == "torch" or config.adapters or not on_cpu:
+        return False
+    if unsupported(model, policy, config.max_length) is not None:
+        return False
+    try:
+        load_native()
+    except NativeUnavailableError:
+        return False
+    return True
+
+
 def _within_context(
-    config: EngineConfig, model: PreTrainedModel, policy: PolicyConfig
+    config: EngineConfig, model: PreTrainedConfig, policy: PolicyConfig
 ) -> EngineConfig:
     """Return `config`, its context cut to the model's unless positions roll."""
-    limit = context_length(model.config)
+    limit = context_length(model)
     endless = policy.positions == "rolling" and None not in policy.pattern.values()
-    endless = endless and policy.budget is not None and exact_length(model.config) is None
+    endless = endless and policy.budget is not None and exact_length(model) is None
     if config.max_length <= limit or endless:
         return config
     logger.info(
@@ -244,8 +278,9 @@ def _within_context(
 
 
 def _eos_token_ids(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerFast
+    model: PreTrainedModel | PeftModel | Decoder, tokenizer: PreTrainedTokenizerFast
 ) -> Collection[int]:
-    eos = model.generation_config.eos_token_id
+    generation: Any = model.generation_config
+    eos = generation.eos_token_id
     ids = eos if isinstance(eos, list) else [eos]
     return {token for token in (*ids, tokenizer.eos_token_id) if token is not None}

@@ -10,6 +10,14 @@
 
 namespace llamahome {
 
+// A layer of a step: its planes and norms, its index, and the stride of step.qkv.
+struct AttentionCall {
+  const LayerPlanes& planes;
+  const HeadNorms& norms;
+  size_t layer;
+  int stride;
+};
+
 class Attention {
  public:
   Attention(const Kernels* kernels, Team& team, const Shape& shape)
@@ -36,8 +44,9 @@ class Attention {
   }
 
   // From step.qkv (M, stride) to step.attended (M, H, D). All threads of the team call it.
-  void run(Step& step, const std::vector<LayerPlanes>& layers, size_t layer, int stride, int id) {
-    const Task task{step, layers[layer], plan_.of(layer), layer, stride, id};
+  void run(Step& step, const AttentionCall& call, int id) {
+    const size_t layer = call.layer;
+    const Task task{step, call.planes, call.norms, plan_.of(layer), layer, call.stride, id};
     const int pairs = static_cast<int>(step.rows.size()) * shape_.kv_heads;
     for (int at = step.take(layer, kAppend, 1); at < pairs; at = step.take(layer, kAppend, 1)) {
       append(task, at / shape_.kv_heads, at % shape_.kv_heads);
@@ -81,6 +90,7 @@ class Attention {
   struct Task {
     const Step& step;
     const LayerPlanes& planes;
+    const HeadNorms& norms;
     const LayerPlan& plan;
     size_t layer;
     int stride, id;
@@ -107,7 +117,7 @@ class Attention {
     float* probs;
   };
 
-  // Rotates a row's queries and keys of one KV head, and writes its keys and values.
+  // Normalises and rotates a row's queries and keys of one KV head, and writes its keys and values.
   void append(const Task& task, int b, int g) const {
     const Step& step = task.step;
     const Row& row = step.rows[b];
@@ -121,16 +131,26 @@ class Attention {
       float* token = step.qkv + static_cast<size_t>(m) * task.stride;
       const float* cos = cos_ + step.positions[m] * half;
       const float* sin = sin_ + step.positions[m] * half;
+      const int adapter = static_cast<int>(step.adapters[m]);
       for (int r = 0; r < shape_.group(); ++r) {
-        kernels_->rotate(token + (g * shape_.group() + r) * dim, cos, sin, dim, shape_.scaling);
+        float* query = token + (g * shape_.group() + r) * dim;
+        normalise(task.norms.query, adapter, query);
+        kernels_->rotate(query, cos, sin, dim, shape_.scaling);
       }
       float* key = token + shape_.attention() + g * dim;
+      normalise(task.norms.key, adapter, key);
       const float* value = token + shape_.attention() + (shape_.kv_heads + g) * dim;
       kernels_->rotate(key, cos, sin, dim, 1.0f);
       kernels_->write(plane.type, kv, place, key, value, dim);
       mass[place] = 0.0f;
       positions[place] = step.positions[m];
     }
+  }
+
+  // Normalises one head in place, where the model does.
+  void normalise(const Norm& norm, int adapter, float* head) const {
+    if (norm.weights.empty()) return;
+    kernels_->rms_norm(head, norm.of(adapter), shape_.eps, shape_.head_dim, head);
   }
 
   // In attention_decode.cpp: an item of the plan, its parts, and the merge of several.

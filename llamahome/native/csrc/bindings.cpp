@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "model.h"
+#include "pack.h"
 
 namespace llamahome {
 namespace {
@@ -105,12 +106,11 @@ class ModelBinding : public torch::CustomClassHolder {
     model_.planes.emplace_back().head.resize(model_.shape().kv_heads);
   }
 
-  // Sets a norm that an adapter trained: one of a layer's, or the final one (layer -1).
-  void set_adapter_norm(int64_t layer, bool mlp, int64_t adapter, Tensor weight) {
-    Norm& norm = layer < 0 ? model_.final_norm
-                 : mlp     ? model_.layers.at(layer).mlp_norm
-                           : model_.layers.at(layer).attention_norm;
-    const size_t index = static_cast<size_t>(adapter) + 1;
+  // Sets a norm of a layer, or the final one (layer -1): an adapter's, or the model's own (adapter
+  // -1), as a layer's norms of queries and keys come.
+  void set_norm(int64_t layer, const std::string& name, int64_t adapter, Tensor weight) {
+    Norm& norm = norm_of(layer, name);
+    const size_t index = static_cast<size_t>(adapter + 1);
     if (norm.weights.size() <= index) norm.weights.resize(index + 1, nullptr);
     norm.weights[index] = floats(weight);
   }
@@ -196,6 +196,16 @@ class ModelBinding : public torch::CustomClassHolder {
   }
 
  private:
+  Norm& norm_of(int64_t layer, const std::string& name) {
+    if (layer < 0) return model_.final_norm;
+    Layer& own = model_.layers.at(layer);
+    if (name == "attention") return own.attention_norm;
+    if (name == "mlp") return own.mlp_norm;
+    if (name == "query") return own.head_norms.query;
+    TORCH_CHECK(name == "key", "no norm is named ", name);
+    return own.head_norms.key;
+  }
+
   // New memory costs page faults at every step, so the last step's is reused unless it is in use.
   Tensor logits_for(int64_t count) {
     if (!logits_.defined() || logits_.size(0) < count || logits_.storage().use_count() > 1) {
@@ -225,6 +235,22 @@ void advise_huge_pages(const Tensor& tensor) {
 #endif
 }
 
+// weight (N, K) float32, rows (N padded,) int64; writes `packed` and `scales` as LinearBinding
+// says.
+void quantize_linear(const Tensor& weight, const Tensor& rows, Tensor packed, Tensor scales,
+                     int64_t threads) {
+  TORCH_CHECK(weight.scalar_type() == at::kFloat && weight.is_contiguous());
+  TORCH_CHECK(packed.is_contiguous() && scales.is_contiguous());
+  pack_int8(*choose_kernels("auto"),
+            {.weight = weight.data_ptr<float>(),
+             .rows = rows.data_ptr<int64_t>(),
+             .panels = static_cast<int>(scales.size(0)),
+             .inputs = static_cast<int>(weight.size(1)),
+             .packed = packed.data_ptr<uint8_t>(),
+             .scales = reinterpret_cast<uint16_t*>(scales.data_ptr())},
+            static_cast<int>(threads));
+}
+
 }  // namespace
 }  // namespace llamahome
 
@@ -240,10 +266,14 @@ TORCH_LIBRARY(llamahome, library) {
       .def("set_ends", &ModelBinding::set_ends)
       .def("set_rotary", &ModelBinding::set_rotary)
       .def("add_layer", &ModelBinding::add_layer)
-      .def("set_adapter_norm", &ModelBinding::set_adapter_norm)
+      .def("set_norm", &ModelBinding::set_norm)
       .def("add_plane", &ModelBinding::add_plane)
       .def("forward", &ModelBinding::forward)
       .def("accept", &ModelBinding::accept)
       .def("compact", &ModelBinding::compact);
+  library.def(
+      "quantize_linear(Tensor weight, Tensor rows, Tensor(a!) packed, Tensor(b!) scales, "
+      "int threads) -> ()",
+      &llamahome::quantize_linear);
   library.def("advise_huge_pages(Tensor tensor) -> ()", &llamahome::advise_huge_pages);
 }

@@ -60,6 +60,8 @@ struct Kernels {
   // One token to int8 in groups of 64; `padded` >= size is a multiple of 64.
   void (*quantize)(const float* x, int size, int padded, int8_t* q, float* scales,
                    int32_t* offsets);
+  // A group of 64 weights to steps of its scale, + 128; returns the scale, bfloat16.
+  uint16_t (*pack_group)(const float* from, uint8_t* steps);
   // Outputs [32 * first_pair, 32 * (first_pair + pairs)) of a linear layer for M tokens. `after` is
   // the memory to fetch for the next call; null stands for the pairs that follow.
   void (*linear)(const LinearData& linear, const Activations& in, int tokens, int first_pair,

@@ -26,17 +26,6 @@ struct Linear {
   }
 };
 
-// Weights of a norm: the model's, then each adapter's, null where it trained none.
-struct Norm {
-  std::vector<const float*> weights;
-
-  const float* of(int adapter) const {
-    const size_t index = static_cast<size_t>(adapter + 1);
-    const bool own = index < weights.size() && weights[index] != nullptr;
-    return weights[own ? index : 0];
-  }
-};
-
 // A linear layer, the counter of its work in the step, and the linear layer that follows.
 struct LinearCall {
   const Linear* linear;

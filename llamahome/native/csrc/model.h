@@ -21,6 +21,7 @@ inline const Kernels* choose_kernels(const std::string& isa) {
 
 struct Layer {
   Norm attention_norm, mlp_norm;
+  HeadNorms head_norms;
   const Linear *qkv, *out, *gate_up, *down;
 };
 
@@ -154,7 +155,7 @@ class Model {
     linear_.run({layer.qkv, index, kQkv, layer.out},
                 input(step_.x, shape_.hidden, &layer.attention_norm),
                 {step_.qkv, stride, Epilogue::kStore}, step_, id);
-    attention_.run(step_, planes, index, stride, id);
+    attention_.run(step_, {planes[index], layer.head_norms, index, stride}, id);
     linear_.run({layer.out, index, kOut, layer.gate_up},
                 input(step_.attended, shape_.attention(), nullptr),
                 {step_.x, shape_.hidden, Epilogue::kAdd}, step_, id);

@@ -26,6 +26,22 @@ struct Shape {
   int attention() const { return heads * head_dim; }
 };
 
+// Weights of a norm: the model's, then each adapter's, null where it trained none.
+struct Norm {
+  std::vector<const float*> weights;
+
+  const float* of(int adapter) const {
+    const size_t index = static_cast<size_t>(adapter + 1);
+    const bool own = index < weights.size() && weights[index] != nullptr;
+    return weights[own ? index : 0];
+  }
+};
+
+// Norms of each head's queries and keys, before they are rotated (Qwen3); empty in other models.
+struct HeadNorms {
+  Norm query, key;
+};
+
 // Columns of the tensors that describe a step, in the order of llamahome/native/columns.py.
 enum RowColumn : int { kSlot, kTokens, kLength, kMaxMass, kDrafted, kRowColumns };
 enum AcceptColumn : int { kRow, kAccepted, kAcceptColumns };

@@ -187,11 +187,15 @@ def test_a_long_row_whose_keys_several_threads_read(threads: int, group: str) ->
             _check_held(runners[1].slots, runners[0].slots)
 
 
+def _reason(model: PreTrainedModel, policy: Policy, max_length: int = 65) -> str | None:
+    return unsupported(model.config, policy.config, max_length)
+
+
 def test_what_the_kernels_cannot_compute_is_named() -> None:
     policy = build_policy(H2O)
-    assert unsupported(_model(), policy) is None
+    assert _reason(_model(), policy) is None
     rolling = build_policy(POLICIES["h2o_rolling"])
-    assert "positions='rolling'" in str(unsupported(_model(), rolling))
+    assert "positions='rolling'" in str(_reason(_model(), rolling))
     for changes, reason in (
         ({"head_dim": 24}, "head_dim=24"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
@@ -202,9 +206,9 @@ def test_what_the_kernels_cannot_compute_is_named() -> None:
             "dynamic",
         ),
     ):
-        assert reason in str(unsupported(random_llama(**changes), policy))
+        assert reason in str(_reason(random_llama(**changes), policy))
     sliding = random_qwen2(use_sliding_window=True, sliding_window=64, max_window_layers=0)
-    assert "sliding_window=64" in str(unsupported(sliding, policy))
+    assert "sliding_window=64" in str(_reason(sliding, policy))
 
 
 def test_an_instruction_set_that_is_not_here_is_refused() -> None:

@@ -20,7 +20,7 @@ from llamahome.engine.runners.build import build_runner
 from llamahome.engine.runners.contract import RowInput, Runner
 from llamahome.engine.runners.native import NativeRunner
 from llamahome.engine.runners.torch import TorchRunner
-from llamahome.models import attach_adapters, merge_adapter
+from llamahome.models.adapters import attach_adapters, merge_adapter
 from tests.engine.random_models import native, random_llama, tokens_of
 
 # peft 0.21 asks transformers 5.23 for a property by its old name.
