@@ -165,8 +165,8 @@ def _hybrid_forward(
     for feature in ("softcap", "s_aux"):
         if features.get(feature) is not None:
             raise ValueError(
-                f"{type(module).__name__} asks for {feature}={features[feature]!r}, which hybrid "
-                "attention does not compute; use a model without it"
+                f"{type(module).__name__} asks for {feature}, which hybrid attention does not "
+                "compute; use a model without it"
             )
     layer_idx: int = module.layer_idx  # type: ignore[assignment]
     if layer_idx == 0:

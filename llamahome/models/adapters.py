@@ -9,12 +9,13 @@ from typing import cast
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from llamahome.models.adapter_chain import ADAPTER_CONFIG, is_adapter
 from llamahome.models.errors import ModelCorruptError, ModelError, one_line
 from llamahome.models.json_files import read_json
+from llamahome.models.weight_files import opened
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # Fields in which adapters of one model may differ; targets are checked once they are loaded.
@@ -78,6 +79,7 @@ def merge_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
             "which no merged weight can; use an adapter without them"
         )
     try:
+        _resize_embeddings(base, folder)
         adapted = _load(base, folder, "default")
         _check_names(adapted, folder, "default")
         merged = cast(PreTrainedModel, adapted.merge_and_unload())
@@ -88,6 +90,18 @@ def merge_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
         ) from error
     # PEFT froze the base; the merged model must be trainable like any other.
     return merged.requires_grad_(True)
+
+
+def _resize_embeddings(base: PreTrainedModel, folder: Path) -> None:
+    """Give the base as many tokens as the adapter's own embeddings have, if it has some."""
+    file = folder / ADAPTER_WEIGHTS
+    if not file.is_file():
+        return
+    with opened(file) as tensors:
+        own = [name for name in tensors.keys() if "embed_tokens" in name and "lora_" not in name]  # noqa: SIM118
+        rows = tensors.get_slice(own[0]).get_shape()[0] if own else None
+    if rows is not None and rows != base.config.vocab_size:
+        base.resize_token_embeddings(rows, mean_resizing=False)
 
 
 def _load(base: PreTrainedModel | PeftModel, folder: Path, name: str) -> PeftModel:
@@ -114,7 +128,7 @@ def _check_names(model: PeftModel, folder: Path, name: str) -> None:
 
     PEFT leaves such weights at their initial values, or passes them over.
     """
-    with safe_open(folder / ADAPTER_WEIGHTS, "pt") as tensors:
+    with opened(folder / ADAPTER_WEIGHTS) as tensors:
         stored = set(tensors.keys())
     own = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     known = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=True)

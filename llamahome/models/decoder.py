@@ -6,16 +6,16 @@ The C++ kernels need no more, and that code takes seconds to import.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from llamahome.attention.shape import ModelShape
+from llamahome.models.weight_files import opened, weight_files
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -97,8 +97,8 @@ def read_decoder(
         return None
     expected = _expected_shapes(config)
     found: dict[str, Tensor] = {}
-    for file in sorted(folder.glob("model*.safetensors")):
-        with safe_open(file, "pt") as tensors:
+    for file in weight_files(folder):
+        with opened(file) as tensors:
             for name in tensors.keys():  # noqa: SIM118  # it has no iterator of its own
                 shape = tensors.get_slice(name).get_shape()
                 stored = tensors.get_slice(name).get_dtype()
@@ -174,15 +174,15 @@ def _of_adapted(model: PeftModel) -> Decoder:
 
     plain: Any = plain_model(model)
     adapters = {name: LowRank() for name in model.peft_config}
-    modules: Iterable[tuple[str, Any]] = plain.named_modules()
-    for path, module in modules:
+    for path, module in plain.named_modules():
+        own: Any = module
         if isinstance(module, LoraLayer):
-            for name, down in module.lora_A.items():
-                up = module.lora_B[name].weight.detach() * module.scaling[name]
+            for name, down in own.lora_A.items():
+                up = own.lora_B[name].weight.detach() * own.scaling[name]
                 adapters[name].pairs[path] = (down.weight.detach(), up)
         elif isinstance(module, ModulesToSaveWrapper):
-            for name, own in module.modules_to_save.items():
-                adapters[name].norms[path] = own.weight.detach()
+            for name, trained in own.modules_to_save.items():
+                adapters[name].norms[path] = trained.weight.detach()
     tensors = {
         name.replace(".base_layer", "").replace(".original_module", ""): parameter
         for name, parameter in _parameters(plain).items()

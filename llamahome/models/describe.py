@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
 from llamahome.attention.shape import ModelShape, context_length
@@ -22,7 +23,7 @@ FAILURES = (
     AttributeError,
     LookupError,
     OSError,
-    RuntimeError,
+    StrictDataclassError,
     TypeError,
     ValueError,
 )
@@ -109,7 +110,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
         )
         ModelShape.of_config(config.get_text_config(decoder=True))
     except FAILURES as error:
-        raise ModelError(f"{file} cannot be used: {one_line(error)}") from error
+        raise ModelError(f"{file}: it cannot be used ({one_line(error)})") from error
     return config
 
 

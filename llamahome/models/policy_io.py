@@ -46,8 +46,9 @@ def read_policy(folder: Path) -> PolicyConfig | None:
     Raises:
         PolicyFormatError: for another version's format, or an invalid policy.
     """
-    carried = read_json(folder / "config.json").get(KEY)
-    return None if carried is None else _decode(carried, f"config.json: {KEY}")
+    file = folder / "config.json"
+    carried = read_json(file).get(KEY)
+    return None if carried is None else _decode(carried, f"{file}: {KEY}")
 
 
 def write_adapter_policy(folder: Path, policy: PolicyConfig) -> None:

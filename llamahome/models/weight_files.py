@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -44,17 +47,24 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
+@contextmanager
+def opened(file: Path) -> Iterator[Any]:
+    """Open a safetensors file; a damaged one is a `ModelCorruptError`."""
+    try:
+        with safe_open(file, "pt") as tensors:
+            yield tensors
+    except SafetensorError as error:
+        raise ModelCorruptError(f"{file} is damaged ({error}); get it again") from error
+
+
 def count_weights(folder: Path) -> Counter[str]:
     """Count floating-point weights by dtype; a few checkpoints also store masks and positions."""
     counts = Counter[str]()
     for file in weight_files(folder):
-        try:
-            with safe_open(file, "numpy") as tensors:
-                for name in tensors.keys():  # noqa: SIM118  # it has no iterator of its own
-                    tensor = tensors.get_slice(name)
-                    counts[tensor.get_dtype()] += prod(tensor.get_shape())
-        except SafetensorError as error:
-            raise ModelCorruptError(f"{file} is damaged ({error}); get it again") from error
+        with opened(file) as tensors:
+            for name in tensors.keys():  # noqa: SIM118  # it has no iterator of its own
+                tensor = tensors.get_slice(name)
+                counts[tensor.get_dtype()] += prod(tensor.get_shape())
     floating = Counter({dtype: count for dtype, count in counts.items() if dtype in DTYPES})
     if not floating:
         raise ModelError(

@@ -14,6 +14,8 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from llamahome.engine.runners.contract import RowInput, Runner
@@ -49,6 +51,16 @@ def random_qwen2(**changes: Any) -> Qwen2ForCausalLM:
     for name, weight in model.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(weight)
+    return model
+
+
+def random_qwen3(**changes: Any) -> Qwen3ForCausalLM:
+    """Return a model whose norms of queries and keys have weights that are not 1."""
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM(Qwen3Config(**{**SHAPE, **changes})).eval()
+    for name, weight in model.named_parameters():
+        if name.endswith(("q_norm.weight", "k_norm.weight")):
+            torch.nn.init.normal_(weight, mean=1.0, std=0.5)
     return model
 
 

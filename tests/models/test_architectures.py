@@ -21,7 +21,7 @@ from llamahome.attention import build_policy
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
 from llamahome.engine import Engine, SamplingParams
 from llamahome.engine.runners.native_model import unsupported
-from llamahome.models import ModelError, ModelManager, load_model
+from llamahome.models import ModelError, ModelManager, find_model, load_model
 from llamahome.models.pretrained import decoder_class
 from llamahome.models.probe import check_layers
 from tests.conftest import make_byte_tokenizer
@@ -72,6 +72,12 @@ def outcome(config_class: type[PreTrainedConfig], parent: Path) -> str:
     for runner in runners:
         sizes = EngineConfig(slots=1, max_length=64, runner=runner, weights="fp32")
         assert _answered(Engine(loaded.model, policy, sizes)) == expected, runner
+    if native:
+        found = find_model(ModelConfig(name=str(folder)), ModelManager(parent))
+        decoder = found.decoder()
+        assert decoder is not None
+        sizes = EngineConfig(slots=1, max_length=64, weights="fp32")
+        assert _answered(Engine(decoder, policy, sizes)) == expected
     return "served: " + ", ".join(runners)
 
 

@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from llamahome.config import PolicyConfig
 from llamahome.models import (
+    ModelError,
     PolicyFormatError,
     read_adapter_policy,
     read_policy,
@@ -30,7 +31,7 @@ def test_a_policy_survives_saving_and_loading(
     tiny_llama.save_pretrained(tmp_path)
     loaded = LlamaForCausalLM.from_pretrained(tmp_path)
     loaded.save_pretrained(tmp_path / "again")
-    assert read_policy(AutoConfig.from_pretrained(tmp_path / "again")) == policy
+    assert read_policy(tmp_path / "again") == policy
 
 
 def test_the_stored_form_is_plain_json_with_a_format_number(tmp_path: Path) -> None:
@@ -42,8 +43,9 @@ def test_the_stored_form_is_plain_json_with_a_format_number(tmp_path: Path) -> N
     assert stored["policy"]["budget"] == 96
 
 
-def test_a_plain_config_carries_no_policy() -> None:
-    assert read_policy(LlamaConfig()) is None
+def test_a_plain_config_carries_no_policy(tmp_path: Path) -> None:
+    LlamaConfig().save_pretrained(tmp_path)
+    assert read_policy(tmp_path) is None
 
 
 def test_the_policy_named_carried_cannot_be_written() -> None:
@@ -67,10 +69,12 @@ GOOD = {"name": "h2o", "budget": 96, "sink": 2, "recent": 32, "interval": 16, "s
         ({"format": 1, "policy": {**GOOD, "name": "${oc.env:HOME}"}}, r"interpolation"),
     ],
 )
-def test_the_error_for_an_unreadable_policy_says_why(stored: object, message: str) -> None:
-    config = LlamaConfig.from_dict({"llamahome": stored})
+def test_the_error_for_an_unreadable_policy_says_why(
+    stored: object, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"llamahome": stored}))
     with pytest.raises(PolicyFormatError, match=message):
-        read_policy(config)
+        read_policy(tmp_path)
 
 
 def test_an_adapters_policy_is_kept_in_its_own_file(tmp_path: Path) -> None:
@@ -84,5 +88,5 @@ def test_the_error_for_an_adapters_unreadable_policy_names_the_file(
     text: str, tmp_path: Path
 ) -> None:
     (tmp_path / "llamahome.json").write_text(text)
-    with pytest.raises(PolicyFormatError, match=r"llamahome\.json"):
+    with pytest.raises(ModelError, match=r"llamahome\.json"):
         read_adapter_policy(tmp_path)

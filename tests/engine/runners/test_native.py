@@ -22,6 +22,7 @@ from tests.engine.random_models import (
     native,
     random_llama,
     random_qwen2,
+    random_qwen3,
     skip_unless_here,
     tokens_of,
 )
@@ -129,6 +130,7 @@ def test_every_size_of_group(kv_heads: int, group: int) -> None:
 def test_biases_and_heads_of_other_models(tied: bool) -> None:
     for model in (
         random_qwen2(tie_word_embeddings=tied),
+        random_qwen3(tie_word_embeddings=tied, attention_bias=True),
         random_llama(tie_word_embeddings=tied, attention_bias=True, mlp_bias=True),
     ):
         for name, weight in model.named_parameters():
@@ -136,6 +138,20 @@ def test_biases_and_heads_of_other_models(tied: bool) -> None:
                 torch.nn.init.normal_(weight)
         steps = list(mixed_steps(_torch(model, build_policy(H2O)), 12))
         _check(native(model, build_policy(H2O)), steps)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", ["h2o", "h2o_tiles", "full"])
+def test_norms_of_queries_and_keys(name: str, isa: str) -> None:
+    skip_unless_here(isa)
+    policy = build_policy(POLICIES[name])
+    reference = _torch(random_qwen3(), policy)
+    steps = list(mixed_steps(reference, STEPS))
+    runner = native(random_qwen3(), policy, threads=2, isa=isa)
+    _check(runner, steps)
+    _check_held(runner.slots, reference.slots)
+    plain = [logits for _, logits in mixed_steps(_torch(random_qwen2(), policy), 2)]
+    assert (plain[0] - steps[0][1]).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("vocab_size", [257, 288, 300])
@@ -209,6 +225,7 @@ def test_what_the_kernels_cannot_compute_is_named() -> None:
         assert reason in str(_reason(random_llama(**changes), policy))
     sliding = random_qwen2(use_sliding_window=True, sliding_window=64, max_window_layers=0)
     assert "sliding_window=64" in str(_reason(sliding, policy))
+    assert _reason(sliding, policy, max_length=64) is None
 
 
 def test_an_instruction_set_that_is_not_here_is_refused() -> None:

@@ -19,6 +19,7 @@ from tests.engine.random_models import (
     native,
     random_llama,
     random_qwen2,
+    random_qwen3,
     skip_unless_here,
     tokens_of,
 )
@@ -53,7 +54,7 @@ def _divergence(expected: Tensor, got: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("build", [random_llama, random_qwen2])
+@pytest.mark.parametrize("build", [random_llama, random_qwen2, random_qwen3])
 def test_int8_weights_are_those_of_a_reference_that_rounds_alike(
     build: Callable[..., PreTrainedModel], isa: str
 ) -> None:
