@@ -108,10 +108,18 @@ def read_config(folder: Path) -> PreTrainedConfig:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-        ModelShape.of_config(config.get_text_config(decoder=True))
+        _check_shape(ModelShape.of_config(config.get_text_config(decoder=True)))
     except FAILURES as error:
         raise ModelError(f"{file}: it cannot be used ({one_line(error)})") from error
     return config
+
+
+def _check_shape(shape: ModelShape) -> None:
+    for name, value in vars(shape).items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value!r} is no number of at least 1")
+    if shape.num_heads % shape.num_kv_heads:
+        raise ValueError(f"{shape.num_heads} heads share {shape.num_kv_heads} KV heads unevenly")
 
 
 def carried_policy(chain: list[Path]) -> tuple[PolicyConfig, Path] | None:

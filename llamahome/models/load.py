@@ -238,6 +238,9 @@ def _load_tokenizer(folder: Path, config: PreTrainedConfig) -> PreTrainedTokeniz
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelError(f"{folder} has no fast tokenizer (tokenizer.json)")
+    longest = tokenizer.model_max_length
+    if not isinstance(longest, int | float):
+        raise ModelError(f"{folder / TOKENIZER_CONFIG}: model_max_length={longest!r} is no number")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

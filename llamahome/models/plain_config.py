@@ -56,6 +56,8 @@ def _is_plain(content: dict[str, Any]) -> bool:
         return False
     if any(content.get(field) is None for field in STATED):
         return False
+    if type(content["rms_norm_eps"]) is not float or type(content["hidden_act"]) is not str:
+        return False
     if any(type(content.get(field, False)) is not bool for field in UNSTATED):
         return False
     if content.get("use_sliding_window", False):

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 # Each class of transformers fails in its own way for numbers that do not fit together.
 FAILURES = (
+    AssertionError,
     AttributeError,
     ImportError,
     LookupError,
