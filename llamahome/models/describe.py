@@ -6,27 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
 from llamahome.attention.shape import ModelShape, context_length
 from llamahome.config import PolicyConfig
-from llamahome.models.errors import ModelError, one_line
+from llamahome.models.errors import CONFIG_FAILURES, ModelError, one_line
 from llamahome.models.json_files import read_json
 from llamahome.models.policy_io import read_adapter_policy, read_policy
 from llamahome.models.weight_files import DTYPES, count_weights
 
 Kind = Literal["embedded", "run", "local", "hub"]
-# Each config class of transformers checks its fields, or not, in its own way.
-FAILURES = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    OSError,
-    StrictDataclassError,
-    TypeError,
-    ValueError,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +98,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
             folder, local_files_only=True, trust_remote_code=False
         )
         _check_shape(ModelShape.of_config(config.get_text_config(decoder=True)))
-    except FAILURES as error:
+    except CONFIG_FAILURES as error:
         raise ModelError(f"{file}: it cannot be used ({one_line(error)})") from error
     return config
 

@@ -2,6 +2,19 @@
 
 from __future__ import annotations
 
+from huggingface_hub.errors import StrictDataclassError
+
+# Each config class of transformers checks its fields, or not, in its own way.
+CONFIG_FAILURES = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    OSError,
+    StrictDataclassError,
+    TypeError,
+    ValueError,
+)
+
 
 class ModelError(Exception):
     """A model that cannot be used as asked."""

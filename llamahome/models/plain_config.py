@@ -11,6 +11,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from llamahome.models.decoder import FAMILIES
+from llamahome.models.errors import CONFIG_FAILURES
 from llamahome.models.json_files import read_json
 
 NUMBERS = (
@@ -43,7 +44,10 @@ def read_plain_config(folder: Path) -> PreTrainedConfig | None:
     stated |= dict.fromkeys(UNSTATED, False) | content | {"rope_parameters": rope}
     for legacy in ("rope_theta", "rope_scaling", "transformers_version"):
         stated.pop(legacy, None)
-    config = PreTrainedConfig(**stated)
+    try:
+        config = PreTrainedConfig(**stated)
+    except CONFIG_FAILURES:
+        return None  # its class says what is wrong
     config.__dict__["model_type"] = content["model_type"]  # an attribute of a class elsewhere
     return config
 
