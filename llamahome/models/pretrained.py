@@ -63,8 +63,8 @@ def decoder_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     if model_class is None or (named and model_class.__name__ not in named):
         raise ModelError(
             f"model_type={config.model_type!r} "
-            f"({', '.join(map(str, named)) or 'no architecture named'}) is no decoder-only language "
-            "model; use one like Llama, SmolLM2, Mistral or Qwen"
+            f"({', '.join(map(str, named)) or 'no architecture named'}) is no decoder-only "
+            "language model; use one like Llama, SmolLM2, Mistral or Qwen"
         )
     if not model_class.is_backend_compatible():
         raise ModelError(

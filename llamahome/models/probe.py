@@ -20,7 +20,15 @@ STEPS = (5, 4, 1)  # tokens; a state that is not in the cache is lost between tw
 # Mean difference of log-probabilities (nats) that rounding alone stays below.
 LIMITS = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
 # Each class of transformers fails in its own way.
-FAILURES = (AttributeError, ConfigError, LookupError, RuntimeError, TypeError, ValueError)
+FAILURES = (
+    ArithmeticError,
+    AttributeError,
+    ConfigError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 CURE = "use a model like Llama, SmolLM2, Mistral, Qwen2 or Qwen3"
 
 
