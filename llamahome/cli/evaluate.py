@@ -55,7 +55,8 @@ def _help(context: typer.Context) -> None:
     for group in map(str, composed):
         choices = sorted(file.stem for file in CONF.glob(f"{group}/*.yaml"))
         typer.echo(f"{group}: {', '.join(choices)}")
-    typer.echo(f"\n{OmegaConf.to_yaml(composed)}\nllamahome/config/evaluation.py explains the keys.")
+    typer.echo(f"\n{OmegaConf.to_yaml(composed)}")
+    typer.echo("llamahome/config/evaluation.py explains the keys.")
 
 
 def _compose(overrides: list[str]) -> EvalRoot:
