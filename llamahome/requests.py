@@ -19,12 +19,13 @@ class EngineError(Exception):
 
 
 class RequestError(EngineError):
-    """A request that cannot run as asked; `field` and `value` name the wrong part."""
+    """A request that cannot run as asked: `field` has `value`, and `reason` says what is wrong."""
 
     def __init__(self, field: str, value: object, message: str) -> None:
         super().__init__(f"{field}={value!r}: {message}")
         self.field = field
         self.value = value
+        self.reason = message
 
 
 class QueueFullError(EngineError):

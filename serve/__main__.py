@@ -14,6 +14,7 @@ import typer
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import DictConfig
+from yaml import YAMLError
 
 from llamahome.config import ConfigError, ServeRoot, explain_override, load_config
 from llamahome.logs import configure_logging
@@ -29,7 +30,15 @@ EXAMPLE = """curl {url}/v1/chat/completions -H 'Content-Type: application/json' 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="serve")
 def serve(config: DictConfig) -> None:
     configure_logging("INFO")
-    root = load_config(config, ServeRoot)
+    try:
+        _serve(load_config(config, ServeRoot))
+    except ConfigError as error:  # here, since Hydra would add a line of its own above ours
+        sys.exit(_fail(str(error), 2))
+    except EndpointError as error:
+        sys.exit(_fail(str(error), 1))
+
+
+def _serve(root: ServeRoot) -> None:
     # Imported after the config is checked: torch and Ray take seconds, and a typo should not.
     from serve.ray.endpoint import running_endpoint
 
@@ -64,12 +73,8 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises its errors here
     try:
         serve()
-    except ConfigError as error:
-        sys.exit(_fail(str(error), 2))
-    except HydraException as error:
+    except (HydraException, YAMLError) as error:
         sys.exit(_fail(explain_override(error, ServeRoot), 2))
-    except EndpointError as error:
-        sys.exit(_fail(str(error), 1))
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
 

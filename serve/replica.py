@@ -9,8 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
 
-from jinja2 import TemplateError
-
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
 from llamahome.engine import EngineError, QueueFullError, RequestError, SamplingParams, TextEngine
 from serve.async_engine import AsyncEngine, EngineStoppedError
@@ -62,24 +60,29 @@ class Replica:
         if request.messages is None:
             prompt, protected = self._tokens(request.prompt or []), 0
         else:
-            prompt, protected = self._chat(request.messages)
+            prompt, protected = self._chat(request, request.messages)
         echo = None
         if request.echo:
             given = request.prompt
             echo = given if isinstance(given, str) else self._engine.decode(prompt)
-        params = replace(request.params, echo=echo, protected=protected)
+        params = self._engine.with_defaults(request.params, request.left_out, len(prompt))
+        params = replace(params, echo=echo, protected=protected)
         self._engine.prepare(params)
         return prompt, params
 
     def _tokens(self, prompt: str | list[int]) -> list[int]:
         return self._engine.encode(prompt) if isinstance(prompt, str) else prompt
 
-    def _chat(self, messages: list[dict[str, str]]) -> tuple[list[int], int]:
+    def _chat(
+        self, request: GenerateRequest, messages: list[dict[str, str]]
+    ) -> tuple[list[int], int]:
         """Return the token ids, and how many of the first ones are never evicted."""
-        try:
-            return self._engine.encode_chat(messages), self._engine.system_length(messages)
-        except TemplateError as error:  # templates refuse orders of roles they do not know
-            raise RequestError("messages", f"{len(messages)} messages", str(error)) from error
+        ids = self._engine.encode_chat(
+            messages,
+            add_generation_prompt=request.add_generation_prompt,
+            continue_final_message=request.continue_final_message,
+        )
+        return ids, self._engine.system_length(messages, ids)
 
     async def stats(self) -> ReplicaStats:
         return ReplicaStats(

@@ -20,6 +20,8 @@ class GenerateRequest:
         params: as the client asked; the replica adds the echoed text and the protected tokens.
         prompt: text or token ids of a completion; None for a chat.
         messages: a chat's, as the chat template takes them.
+        add_generation_prompt, continue_final_message: how a chat's prompt ends.
+        left_out: sampling parameters that the client did not send; the model may have its own.
         echo: whether the answer begins with the prompt.
     """
 
@@ -27,6 +29,9 @@ class GenerateRequest:
     params: SamplingParams
     prompt: str | list[int] | None = None
     messages: list[dict[str, str]] | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    left_out: frozenset[str] = frozenset()
     echo: bool = False
 
 

@@ -10,6 +10,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import DictConfig
+from yaml import YAMLError
 
 from llamahome.config import ConfigError, TrainRoot, checkout, explain_override, load_config
 from llamahome.data import DataError
@@ -28,7 +29,7 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises its errors here
     try:
         train()
-    except HydraException as error:
+    except (HydraException, YAMLError) as error:
         _refuse(explain_override(error, TrainRoot))
 
 

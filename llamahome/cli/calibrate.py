@@ -78,7 +78,9 @@ def _scores(loaded: LoadedModel, text: str, length: int, count: int, seed: int) 
     from llamahome.evaluation.calibrate import probes, retrieval_scores
     from llamahome.evaluation.text import load_text
 
-    asked = probes(loaded.tokenizer, load_text(text), length=length, count=count, seed=seed)
+    asked = probes(
+        loaded.tokenizer, load_text(text, field="--text"), length=length, count=count, seed=seed
+    )
     with Progress(transient=True) as bar:
         task = bar.add_task("looking for heads that retrieve", total=count)
         return retrieval_scores(loaded.model, asked, on_probe=lambda: bar.advance(task))

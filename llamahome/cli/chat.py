@@ -8,7 +8,8 @@ import typer
 
 from llamahome.cli import options
 from llamahome.cli.generate import describe, stream_answer, user
-from llamahome.config import ModelConfig
+from llamahome.cli.texts import CURE, check_typed
+from llamahome.config import ConfigError, ModelConfig
 from llamahome.config.policy import policy_config
 
 if TYPE_CHECKING:
@@ -41,9 +42,24 @@ def chat(
             policy_config(policy, budget, sink, recent, interval),
             options.one_slot(8192),
         )
-    opening = [] if system is None else [{"role": "system", "content": system}]
-    typer.secho(f"{model}, policy {engine.policy.name}. /reset, /exit.", fg="bright_black")
-    _converse(engine, params, opening)
+        opening = _opening(engine, system)
+        typer.secho(f"{model}, policy {engine.policy.name}. /reset, /exit.", fg="bright_black")
+        _converse(engine, params, opening)
+
+
+def _opening(engine: TextEngine, system: str | None) -> list[dict[str, str]]:
+    """Return the messages that come first, once the model's chat template has taken them."""
+    from llamahome.engine import RequestError
+
+    engine.encode_chat([user("Hello!")])
+    if system is None:
+        return []
+    opening = [{"role": "system", "content": check_typed("--system", system)}]
+    try:
+        engine.encode_chat([*opening, user("Hello!")])
+    except RequestError as error:
+        raise ConfigError(f"--system={system!r}: {error.reason}; leave --system out") from error
+    return opening
 
 
 def _converse(engine: TextEngine, params: SamplingParams, opening: list[dict[str, str]]) -> None:
@@ -65,7 +81,9 @@ def _ask() -> str | None:
         line = input("> ").strip()
     except EOFError:
         return None
-    return None if line == "/exit" else line
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the message is no UTF-8 text ({error}); {CURE}") from error
+    return None if line == "/exit" else check_typed("message", line)
 
 
 def _answer(

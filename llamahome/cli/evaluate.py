@@ -11,6 +11,8 @@ import typer
 from llamahome.cli import options
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from llamahome.config import EngineConfig, EvalConfig, EvalRoot, PolicyConfig
     from llamahome.evaluation import Result
     from llamahome.models import LoadedModel
@@ -21,8 +23,15 @@ MEANS = {"perplexity": "perplexity", "needle": "accuracy", "recall": "accuracy"}
 def evaluate(context: typer.Context) -> None:
     """Measure the cost of eviction policies: perplexity, KL to dense, needles, recall.
 
-    Takes Hydra overrides: llamahome eval eval=quick 'eval.policies=[h2o,window]' model.name=my-run
+    Takes Hydra overrides, group=option or key=value:
+
+      llamahome eval eval=quick
+
+      llamahome eval model.name=my-run eval.text=my_book.txt eval.context=4096
     """
+    if {"-h", "--help"} & set(context.args):
+        _help(context)
+        return
     with options.plain_errors():
         root = _compose(context.args)
         results, output = _measure(root)
@@ -35,21 +44,42 @@ def evaluate(context: typer.Context) -> None:
     typer.echo(json.dumps(_summary(results)))
 
 
+def _help(context: typer.Context) -> None:
+    """Print the command's help, then the options of each group, and every key with its default."""
+    from omegaconf import OmegaConf
+
+    from llamahome.config.checkout import CONF
+
+    composed = _composed([])
+    typer.echo(context.get_help())
+    for group in map(str, composed):
+        choices = sorted(file.stem for file in CONF.glob(f"{group}/*.yaml"))
+        typer.echo(f"{group}: {', '.join(choices)}")
+    typer.echo(f"\n{OmegaConf.to_yaml(composed)}")
+    typer.echo("llamahome/config/evaluation.py explains the keys.")
+
+
 def _compose(overrides: list[str]) -> EvalRoot:
+    from llamahome.config import EvalRoot, load_config
+
+    return load_config(_composed(overrides), EvalRoot)
+
+
+def _composed(overrides: list[str]) -> DictConfig:
     from hydra import compose, initialize_config_dir
     from hydra.core.config_store import ConfigStore
     from hydra.errors import HydraException
+    from yaml import YAMLError
 
-    from llamahome.config import ConfigError, EvalRoot, explain_override, load_config
+    from llamahome.config import ConfigError, EvalRoot, explain_override
     from llamahome.config.checkout import CONF
 
     ConfigStore.instance().store(name="eval_root", node=EvalRoot)
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = compose("eval", overrides=overrides)
-    except HydraException as error:
+            return compose("eval", overrides=overrides)
+    except (HydraException, YAMLError) as error:
         raise ConfigError(explain_override(error, EvalRoot)) from error
-    return load_config(composed, EvalRoot)
 
 
 def _measure(root: EvalRoot) -> tuple[list[Result], Path]:

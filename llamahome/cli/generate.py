@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llamahome.cli import options
+from llamahome.cli.texts import check_typed, file_text, stdin_text
 from llamahome.config import ModelConfig
 from llamahome.config.policy import policy_config
 
@@ -20,7 +20,7 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="The prompt; - reads standard input.")],
     model: options.Model = options.EMBEDDED,
     file: Annotated[
-        Path | None, typer.Option(help="Put this text file before the prompt.", exists=True)
+        Path | None, typer.Option(help="Put this text file (UTF-8) before the prompt.")
     ] = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the text; no chat template.")
@@ -48,9 +48,9 @@ def generate(
     with options.plain_errors():
         from llamahome.engine import SamplingParams, TextEngine
 
-        text = sys.stdin.read() if prompt == "-" else prompt
+        text = stdin_text() if prompt == "-" else check_typed("prompt", prompt)
         if file is not None:
-            text = f"{file.read_text(encoding='utf-8')}\n\n{text}"
+            text = f"{file_text('--file', file)}\n\n{text}"
         params = SamplingParams(
             max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed
         )

@@ -49,12 +49,13 @@ def one_slot(max_length: int) -> EngineConfig:
 def plain_errors() -> Iterator[None]:
     """Show an error that a user can fix as one line, without a traceback."""
     with _no_collection():
+        from llamahome.data import DataError
         from llamahome.engine import EngineError
         from llamahome.models import ModelError
 
     try:
         yield
-    except (ConfigError, EngineError, ModelError, FileNotFoundError) as error:
+    except (ConfigError, DataError, EngineError, ModelError, FileNotFoundError) as error:
         typer.secho(f"error: {error}", fg="red", err=True)
         raise typer.Exit(2) from error
 

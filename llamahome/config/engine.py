@@ -19,6 +19,10 @@ class EngineConfig:
         draft_tokens: draft tokens of one step, all requests together, copied from an earlier
             repetition (prompt lookup); needs the native runner; 0 drafts none.
         protect_system: never evict a chat's system prompt, like sinks.
+        split_special_tokens: take control tokens that a chat's messages hold, e.g. `<|im_end|>`, as
+            plain text, so that nobody can forge a turn; those of the chat template stay tokens.
+        generation_config: `auto` (fields that a client leaves out have the values of the model's
+            generation_config.json) or `none`.
         max_queued: requests that may wait for a slot; more are refused.
         max_queued_tokens: prompt tokens that may wait; one longer prompt may wait alone.
         prefill_tokens: prompt tokens of one step, all prompts together; decoding waits for no more.
@@ -43,6 +47,8 @@ class EngineConfig:
     prefill_tokens: int = 256
     draft_tokens: int = 7
     protect_system: bool = False
+    split_special_tokens: bool = True
+    generation_config: str = "auto"
     snapshot_bytes: int = 2**28
     snapshot_dir: str | None = None
     snapshot_disk_bytes: int = 2**32
@@ -60,6 +66,7 @@ class EngineConfig:
         at_least("engine.snapshot_disk_bytes", self.snapshot_disk_bytes, 1)
         for name in ("draft_tokens", "snapshot_bytes", "num_threads"):
             at_least(f"engine.{name}", getattr(self, name), 0)
+        one_of("engine.generation_config", self.generation_config, ("auto", "none"))
         one_of("engine.runner", self.runner, ("auto", "native", "torch"))
         one_of("engine.weights", self.weights, ("auto", "int8", "fp32"))
         one_of("engine.kv_dtype", self.kv_dtype, ("auto", "fp32", "fp16", "bf16", "int8"))

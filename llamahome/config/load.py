@@ -39,10 +39,10 @@ def load_config(composed: DictConfig, root: type[Root]) -> Root:
 
 
 def explain_override(error: Exception, root: type[Any]) -> str:
-    """Say in one line why Hydra refused an override; its own message does not.
+    """Say in one line why Hydra could not compose a config; its own message does not.
 
     Args:
-        error: Hydra's; its cause is OmegaConf's.
+        error: Hydra's, whose cause is OmegaConf's, or YAML's.
         root: the dataclass that was overridden.
     """
     cause = error.__cause__

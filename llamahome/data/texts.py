@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -15,15 +16,19 @@ def read_text(path: Path) -> str:
     """Return the text of a file, `.gz` or plain, in UTF-8.
 
     Raises:
-        DataError: for a file that is no text, or an empty one.
+        DataError: for a file that cannot be read, is no text, or is empty.
     """
     try:
         raw = path.read_bytes()
         text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
-        raise DataError(f"{path}: is no UTF-8 text ({error}); give a .txt or .txt.gz") from error
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{path}: is no UTF-8 text ({error}); save it as UTF-8, as a .txt or .txt.gz"
+        ) from error
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; give a file that can be read") from error
     if not text.strip():
-        raise DataError(f"{path}: holds no text")
+        raise DataError(f"{path}: holds no text; give a file with some")
     return text
 
 

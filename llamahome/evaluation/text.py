@@ -6,14 +6,17 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from llamahome.data import read_text
+from llamahome.data import DataError, read_text
 
 SHIPPED = Path(__file__).parent / "texts"
 PYDOC = "pydoc"
 
 
-def load_text(name: str) -> str:
+def load_text(name: str, *, field: str = "eval.text") -> str:
     """Return a novel of `texts/`, Python's own language reference (`pydoc`), or a file's text.
+
+    Args:
+        field: the user's name for the choice, for error messages.
 
     Raises:
         FileNotFoundError: for a name that is neither; the message lists the texts that ship.
@@ -27,8 +30,11 @@ def load_text(name: str) -> str:
     path = shipped if shipped.is_file() else Path(name).expanduser()
     if not path.is_file():
         known = ", ".join(sorted(p.name.removesuffix(".txt.gz") for p in SHIPPED.glob("*.txt.gz")))
-        raise FileNotFoundError(f"eval.text={name!r}: no such file; or one of {known}, {PYDOC}")
-    return read_text(path)
+        raise FileNotFoundError(f"{field}={name!r}: no such file; or one of {known}, {PYDOC}")
+    try:
+        return read_text(path)
+    except DataError as error:
+        raise DataError(f"{field}={error}") from error
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:

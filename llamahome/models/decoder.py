@@ -43,13 +43,13 @@ class Decoder:
     """A decoder's config and weights, under transformers' names; `lm_head.weight` is always there.
 
     Attributes:
-        generation_config: None where the model's own code has it.
+        generation_config: with the tokens that end an answer, and its authors' sampling.
         adapters: by name.
     """
 
     config: PreTrainedConfig
     tensors: Mapping[str, Tensor]
-    generation_config: GenerationConfig | None = None
+    generation_config: GenerationConfig
     adapters: Mapping[str, LowRank] = field(default_factory=dict)
 
     @property
@@ -67,7 +67,11 @@ class Decoder:
             return model
         if is_adapted(model):
             return _of_adapted(model)
-        return cls(config=model.config, tensors=_parameters(model))
+        return cls(
+            config=model.config,
+            tensors=_parameters(model),
+            generation_config=_generation_config(model),
+        )
 
 
 def is_adapted(model: object) -> TypeGuard[PeftModel]:
@@ -164,6 +168,11 @@ def _has_bias(config: PreTrainedConfig, linear: str) -> bool:
     return part in known.get(config.model_type, ()) and bool(getattr(config, part))
 
 
+def _generation_config(model: Any) -> GenerationConfig:
+    config: GenerationConfig = model.generation_config
+    return config
+
+
 def _parameters(model: Any) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in model.named_parameters(remove_duplicate=False)}
 
@@ -188,4 +197,9 @@ def _of_adapted(model: PeftModel) -> Decoder:
         for name, parameter in _parameters(plain).items()
         if ".lora_" not in name and ".modules_to_save." not in name
     }
-    return Decoder(config=plain.config, tensors=tensors, adapters=adapters)
+    return Decoder(
+        config=plain.config,
+        tensors=tensors,
+        generation_config=_generation_config(plain),
+        adapters=adapters,
+    )

@@ -22,6 +22,7 @@ from llamahome.models.json_files import read_json
 from llamahome.models.manager import ModelManager
 from llamahome.models.plain_config import read_plain_config
 from llamahome.models.policy_io import load_policy, write_policy
+from llamahome.models.tokenizers import check_chat_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -243,4 +244,5 @@ def _load_tokenizer(folder: Path, config: PreTrainedConfig) -> PreTrainedTokeniz
         raise ModelError(f"{folder / TOKENIZER_CONFIG}: model_max_length={longest!r} is no number")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    check_chat_template(tokenizer, folder)
     return tokenizer

@@ -114,6 +114,11 @@ class _Generation(Strict):
     def choices_per_prompt(self) -> int:
         return self.n or 1
 
+    @property
+    def _left_out(self) -> frozenset[str]:
+        names = _SHARED & set(type(self).model_fields)
+        return frozenset(name for name in names if getattr(self, name) is None)
+
     def _params(self, **own: Any) -> SamplingParams:
         """Return the fields that are sampling parameters, by their names, together with `own`."""
         given = {name: getattr(self, name) for name in _SHARED & set(type(self).model_fields)}
@@ -165,6 +170,11 @@ class ChatRequest(_Generation):
 
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = None
+
+    # vLLM's
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
@@ -188,6 +198,18 @@ class ChatRequest(_Generation):
     verbosity: Annotated[Any, only("medium")] = None
     web_search_options: Absent = None
 
+    @field_validator("continue_final_message")
+    @classmethod
+    def _of_an_answer(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("add_generation_prompt"):
+            raise PydanticCustomError("invalid_value", "it excludes add_generation_prompt: true")
+        messages = info.data.get("messages")
+        if value and messages and messages[-1].role != "assistant":
+            raise PydanticCustomError(
+                "invalid_value", "the last message must be the assistant's, which it continues"
+            )
+        return value
+
     @field_validator("top_logprobs")
     @classmethod
     def _of_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
@@ -205,6 +227,13 @@ class ChatRequest(_Generation):
             request_id=request_id,
             params=self._params(adapter=adapter, max_tokens=limit, logprobs=logprobs),
             messages=[message.for_template() for message in self.messages],
+            add_generation_prompt=(
+                not self.continue_final_message
+                if self.add_generation_prompt is None
+                else self.add_generation_prompt
+            ),
+            continue_final_message=self.continue_final_message,
+            left_out=self._left_out | ({"max_tokens"} if limit is None else set()),
         )
         return _fan_out([request], self.choices_per_prompt)
 
@@ -255,7 +284,11 @@ class CompletionRequest(_Generation):
         )
         requests = [
             GenerateRequest(
-                request_id=request_id, params=params, prompt=prompt, echo=bool(self.echo)
+                request_id=request_id,
+                params=params,
+                prompt=prompt,
+                left_out=self._left_out,
+                echo=bool(self.echo),
             )
             for prompt in self.prompt
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,6 +21,10 @@ from serve.ray.application import LOGGING, build_application, served_name
 APPLICATION = "llamahome"
 # The application ends late requests first, with OpenAI's error; the proxy would come later.
 PROXY_TIMEOUT_MARGIN_S = 10.0
+# The last line of a replica's traceback, if it ends in an error of ours that names its cure.
+OURS = re.compile(
+    r"^llamahome\.(?:config\.checks|models\.errors|requests)\.\w+: (.+)\Z", re.MULTILINE
+)
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,13 @@ def _deploy(root: ServeRoot) -> None:
             for deployment in serve.status().applications[APPLICATION].deployments.values()
             if deployment.message
         ]
-        raise EndpointError("\n".join([str(error), *reasons])) from error
+        raise EndpointError(replica_fault("\n".join([str(error), *reasons]))) from error
+
+
+def replica_fault(report: str) -> str:
+    """Return a fault that a user can cure as its one line, and any other report as it is."""
+    cured = OURS.search(report.rstrip())
+    return report if cured is None else cured[1]
 
 
 def _stop(*, alone: bool) -> None:

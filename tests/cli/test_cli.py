@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner, Result
 
+from llamahome.cli import app
 from tests.cli.terminal import PROGRAM, run
 
 
@@ -18,7 +20,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["generate"], ["chat"], ["models"], ["models", "describe"]],
+    [[], ["generate"], ["chat"], ["models"], ["models", "describe"], ["calibrate"], ["eval"]],
     ids=" ".join,
 )
 def test_every_command_explains_itself(command: list[str]) -> None:
@@ -75,6 +77,75 @@ def test_a_mistake_is_one_clear_line(tiny_folder: Path, arguments: list[str], me
     assert "Traceback" not in result.output
 
 
+def _one_line(result: Result) -> str:
+    """Return what a refused command says, once it is known to be a single line."""
+    assert result.exit_code == 2, result.output
+    (line,) = [line for line in result.stderr.splitlines() if line and "Loading" not in line]
+    assert line.startswith("error: ")
+    return line
+
+
+def _with_template(folder: Path, template: str) -> str:
+    (folder / "chat_template.jinja").write_text(template)
+    return str(folder)
+
+
+REFUSES_SYSTEM = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}"
+    "{{ raise_exception('System role not supported') }}{% endif %}{{ m['content'] }}{% endfor %}"
+)
+
+
+def test_a_template_without_system_prompts_says_so_at_the_start(tiny_folder: Path) -> None:
+    model = _with_template(tiny_folder, REFUSES_SYSTEM)
+    said = _one_line(run("chat", "--model", model, "--system", "Be brief.", stdin="hi\n"))
+    assert "--system='Be brief.'" in said
+    assert "System role not supported" in said
+    assert said.endswith("leave --system out")
+    assert run("chat", "--model", model, "--max-tokens", "1", stdin="hi\n").exit_code == 0
+
+
+@pytest.mark.parametrize("command", [["generate", "hi"], ["chat"]], ids=["generate", "chat"])
+def test_a_model_without_a_template_says_so(tiny_folder: Path, command: list[str]) -> None:
+    (tiny_folder / "chat_template.jinja").unlink()
+    said = _one_line(run(*command, "--model", str(tiny_folder), stdin="hi\n"))
+    assert str(tiny_folder) in said
+    assert "it has no chat template" in said
+    assert "generate --raw" in said
+
+
+def test_a_template_that_refuses_any_prompt_is_one_line(tiny_folder: Path) -> None:
+    model = _with_template(tiny_folder, "{{ raise_exception('tools only') }}")
+    for command in (["generate", "hi"], ["chat"]):
+        assert "refuses this conversation: tools only" in _one_line(run(*command, "-m", model))
+
+
+NO_UTF8 = b"abc \xff\xfe"
+
+
+def test_a_file_that_is_no_text_is_named(tiny_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "picture.png"
+    file.write_bytes(NO_UTF8)
+    for path, words in ((file, "is no UTF-8 text"), (tmp_path, "Is a directory")):
+        said = _one_line(run("generate", "hi", "-m", str(tiny_folder), "--file", str(path)))
+        assert f"--file={path}: {words}" in said.replace("[Errno 21] ", "")
+    said = _one_line(run("generate", "hi", "-m", str(tiny_folder), "--file", "no.txt"))
+    assert "--file=no.txt: No such file" in said
+    said = _one_line(run("calibrate", "-m", str(tiny_folder), "--text", str(file)))
+    assert f"--text={file}: is no UTF-8 text" in said
+
+
+def test_standard_input_and_arguments_that_are_no_text_are_named(tiny_folder: Path) -> None:
+    model = ["-m", str(tiny_folder), "--max-tokens", "1"]
+    said = _one_line(CliRunner().invoke(app, ["generate", "-", *model], input=NO_UTF8))
+    assert "prompt='-': standard input is no UTF-8 text" in said
+    assert "prompt='\\udcff': it is no UTF-8 text" in _one_line(run("generate", "\udcff", *model))
+    said = _one_line(run("chat", "--system", "\udcff", *model))
+    assert "--system='\\udcff': it is no UTF-8 text" in said
+    said = _one_line(CliRunner().invoke(app, ["chat", *model], input=NO_UTF8))
+    assert "the message is no UTF-8 text" in said
+
+
 def test_chat_keeps_the_conversation_until_reset(tiny_folder: Path) -> None:
     result = run(
         "chat",
@@ -127,4 +198,5 @@ def test_train_and_serve_hand_over_to_hydra(package: str, tmp_path: Path) -> Non
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"python -m {package} [group=option] [group.key=value]")
     assert "Powered by Hydra" in done.stdout

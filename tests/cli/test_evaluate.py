@@ -70,6 +70,23 @@ def test_figures_of_another_precision_are_measured_apart(tiny_folder: Path) -> N
     assert all(a["perplexity"] != pytest.approx(b["perplexity"], rel=1e-6) for a, b in pairs)
 
 
+def test_help_lists_the_options_and_keys() -> None:
+    for flag in ("--help", "-h"):
+        result = run("eval", flag)
+        assert result.exit_code == 0
+        assert "llamahome eval eval=quick" in result.stdout
+        assert "eval: default, quick\n" in result.stdout
+        assert "\neval:\n  tasks:\n  - perplexity\n" in result.stdout
+
+
+def test_a_text_that_is_no_utf8_is_one_line(tiny_folder: Path) -> None:
+    file = tiny_folder / "model.safetensors"
+    result = evaluate(tiny_folder, f"eval.text={file}")
+    assert result.exit_code == 2
+    assert f"error: eval.text={file}: is no UTF-8 text" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_an_evaluation_that_was_cut_short_goes_on(tiny_folder: Path) -> None:
     first = evaluate(tiny_folder, "eval.tasks=[perplexity]")
     output = tiny_folder.parent / "out" / "results.jsonl"

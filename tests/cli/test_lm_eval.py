@@ -81,7 +81,10 @@ def test_answers_are_those_of_lm_evals_own_model(tiny_folder: Path) -> None:
     until = {"until": ["\n\n", "zz"], "max_gen_toks": 12, "do_sample": False}
     asked = [_instance("generate_until", TEXT[start:], until) for start in (0, 50, 100)]
     own = _ours(tiny_folder, policy="full", batch_size=2).generate_until(asked)
-    assert own == _theirs(tiny_folder).generate_until(asked, disable_tqdm=True)
+    theirs = _theirs(tiny_folder).generate_until(asked, disable_tqdm=True)
+    for ours, reference in zip(own, theirs, strict=True):
+        # Ours leaves out the half of a character with which an answer is cut.
+        assert ours in (reference, reference.removesuffix("\ufffd"))
 
 
 def test_a_small_budget_changes_scores(tiny_folder: Path, scored: list) -> None:

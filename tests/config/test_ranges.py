@@ -93,6 +93,7 @@ RULES: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
     "engine.snapshot_bytes": ([-1], [0], {}),
     "engine.snapshot_dir": ([""], ["x", None], {}),
     "engine.snapshot_disk_bytes": ([0], [1], {}),
+    "engine.generation_config": (["vllm", ""], ["auto", "none"], {}),
     "engine.runner": (["cuda", "NATIVE"], ["auto", "native", "torch"], {}),
     "engine.weights": (["int4"], ["auto", "int8", "fp32"], {}),
     "engine.kv_dtype": (["float16"], ["auto", "fp32", "fp16", "bf16", "int8"], {}),

@@ -24,6 +24,7 @@ def test_text_is_read_plain_and_compressed(tmp_path: Path) -> None:
         ("a.txt", b"\xff\xfe", "is no UTF-8 text"),
         ("a.gz", b"plain", "is no UTF-8 text"),
         ("a.gz", gzip.compress(b"cut short", mtime=0)[:-9], "is no UTF-8 text"),
+        ("a.gz", gzip.compress(b"x", mtime=0)[:10] + b"\xff" * 20, "is no UTF-8 text"),
         ("a.txt", b" \n", "holds no text"),
     ],
 )
@@ -33,6 +34,13 @@ def test_what_is_no_text_is_refused(
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         read_text(tmp_path / name)
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="Is a directory; give a file that can be read"):
+        read_text(tmp_path)
+    with pytest.raises(DataError, match="No such file"):
+        read_text(tmp_path / "none.txt")
 
 
 def test_every_token_of_a_row_is_a_label(byte_tokenizer: PreTrainedTokenizerFast) -> None:

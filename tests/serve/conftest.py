@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from jinja2 import TemplateError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -46,6 +45,8 @@ class FakeEngine:
     cancelled: list[str] = field(default_factory=list)
     prepared: list[SamplingParams] = field(default_factory=list)
     embedding: dict[str, list[int]] = field(default_factory=dict)
+    endings: list[tuple[bool, bool]] = field(default_factory=list)
+    defaults: dict[str, Any] = field(default_factory=dict)
     closed: bool = False
 
     @property
@@ -63,12 +64,24 @@ class FakeEngine:
             raise RequestError("grammar", "(", "no valid regex")
         self.prepared.append(params)
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
-        if messages[-1]["role"] != "user":
-            raise TemplateError("the last message must be the user's")
+    def encode_chat(
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+    ) -> list[int]:
+        self.endings.append((add_generation_prompt, continue_final_message))
+        if messages[-1]["role"] == "system":
+            raise RequestError("messages", "system", "the last message must be the user's")
         return self.encode("".join(message["content"] for message in messages))
 
-    def system_length(self, messages: Sequence[dict[str, Any]]) -> int:
+    def with_defaults(
+        self, params: SamplingParams, left_out: Collection[str], prompt_length: int
+    ) -> SamplingParams:
+        return replace(params, **{k: v for k, v in self.defaults.items() if k in left_out})
+
+    def system_length(self, messages: Sequence[dict[str, Any]], ids: Sequence[int]) -> int:
         return len(messages[0]["content"]) if messages[0]["role"] == "system" else 0
 
     def submit(self, request_id: str, prompt: list[int], params: SamplingParams) -> None:

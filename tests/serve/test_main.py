@@ -70,11 +70,13 @@ def serve(*overrides: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         ("serve.port=0", "serve.port=0 is not allowed"),
         ("serve.host=0.0.0.0", "serve.api_key"),
         ("serve=nowhere", "serve/nowhere"),
+        ("model.name=nobody", "no model 'nobody'"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing_behind(tmp_path, override, words):
     ended = serve(override, cwd=tmp_path)
     assert ended.returncode == 2, ended.stderr
     assert words in ended.stderr
-    assert "Traceback" not in ended.stderr
+    assert ended.stderr.startswith("error: ")
+    assert ended.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import struct
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -37,9 +38,9 @@ def make_replica(make_engine) -> Iterator[Callable[..., Replica]]:
 async def replies(replica: Replica, **fields: Any) -> list[Any]:
     """Collect the replies to a request; fields that are not the request's are its params'."""
     of_request = {"request_id": "a"}
-    for name in ("request_id", "prompt", "messages", "echo"):
-        if name in fields:
-            of_request[name] = fields.pop(name)
+    own = {field.name for field in dataclasses.fields(GenerateRequest)}
+    for name in own & set(fields):
+        of_request[name] = fields.pop(name)
     request = GenerateRequest(params=SamplingParams(**{"max_tokens": 3, **fields}), **of_request)
     return [reply async for reply in replica.process_input(request)]
 
@@ -147,6 +148,30 @@ async def test_a_system_prompt_reaches_the_engine_as_protected(make_engine):
     await replies(replica, messages=[system, {"role": "user", "content": "hi"}])
     replica.close()
     assert engine.requests["a"][1].protected == 5
+
+
+async def test_the_models_defaults_stand_in_for_what_the_client_left_out(make_engine):
+    engine = make_engine(defaults={"temperature": 0.6, "top_p": 0.9})
+    replica = Replica(
+        ModelConfig(), PolicyConfig(), EngineConfig(), engine_factory=lambda *_: engine
+    )
+    await replies(replica, prompt="a", temperature=1.0, left_out=frozenset({"top_p"}))
+    replica.close()
+    params = engine.requests["a"][1]
+    assert (params.temperature, params.top_p) == (1.0, 0.9)
+
+
+async def test_the_end_of_the_prompt_is_as_asked(make_engine):
+    engine = make_engine()
+    replica = Replica(
+        ModelConfig(), PolicyConfig(), EngineConfig(), engine_factory=lambda *_: engine
+    )
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Well"}]
+    await replies(replica, messages=messages)
+    ending = {"add_generation_prompt": False, "continue_final_message": True}
+    await replies(replica, messages=messages, **ending)
+    replica.close()
+    assert engine.endings == [(True, False), (False, True)]
 
 
 async def test_no_max_tokens_takes_what_the_context_has_left(make_replica):

@@ -57,6 +57,16 @@ def test_a_wrong_override_is_named_in_one_line(
     assert expected in said
 
 
+def test_a_yaml_that_does_not_parse_is_named_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "policy" / "mine.yaml"
+    file.parent.mkdir()
+    file.write_text("budget: [\n")
+    said = refused(monkeypatch, capsys, f"--config-dir={tmp_path}", "policy=mine")
+    assert f'in "{file}", line 2' in " ".join(said.split())
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(1800)  # it starts a Ray of its own, which takes minutes on a busy machine
 def test_a_sweep_trains_its_runs_and_writes_nothing_here(

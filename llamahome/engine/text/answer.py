@@ -53,7 +53,9 @@ class Answer:
         if delta.token is not None:
             self._pending.append(delta)
             text += self._stream.push(delta.token)
-        return text if delta.finish_reason is None else text + self._stream.flush()
+        if delta.finish_reason is None:
+            return text
+        return text + self._stream.flush(cut=delta.finish_reason == "length")
 
     def take_tokens(self) -> tuple[Token, ...]:
         """Return the tokens of the text that was returned since the last call."""

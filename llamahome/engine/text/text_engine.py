@@ -6,7 +6,7 @@ import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -19,11 +19,13 @@ from llamahome.engine.request import TokenDelta
 from llamahome.engine.runners.native_model import unsupported
 from llamahome.engine.sampling.grammar import Vocabulary
 from llamahome.engine.text.answer import Answer
+from llamahome.engine.text.chat import ChatEncoder
+from llamahome.engine.text.defaults import sampling_defaults
 from llamahome.engine.text.text_stream import TextError
 from llamahome.models import FoundModel, ModelManager, choose_policy, find_model
 from llamahome.models.decoder import Decoder
 from llamahome.native import NativeUnavailableError, load_native
-from llamahome.requests import EngineStats, FinishReason, RequestError, SamplingParams, Token, Usage
+from llamahome.requests import EngineStats, FinishReason, SamplingParams, Token, Usage
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -67,9 +69,14 @@ class TextEngine:
         self.policy = policy.config
         self.model_name = model_name
         self._protect_system = config.protect_system
+        self._chat = ChatEncoder(
+            tokenizer, model_name, split_special_tokens=config.split_special_tokens
+        )
         eos_token_ids = _eos_token_ids(model, tokenizer)
         self._engine = Engine(model, policy, config, eos_token_ids=eos_token_ids)
         self._vocabulary = Vocabulary(tokenizer, self._engine.vocab_size, eos_token_ids)
+        auto = config.generation_config == "auto"
+        self._defaults = sampling_defaults(cast(Any, model).generation_config) if auto else {}
         self._answers: dict[str, Answer] = {}
 
     @classmethod
@@ -106,33 +113,42 @@ class TextEngine:
         return self._engine.has_work
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of plain text."""
+        """Return the token ids of plain text; one that begins with the BOS text gets no second."""
         ids: list[int] = self.tokenizer.encode(text, verbose=False)
-        return ids
+        bos = self.tokenizer.bos_token_id
+        added = bos is not None and self.tokenizer.encode("")[:1] == [bos]
+        return ids[1:] if added and ids[1:2] == [bos] else ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the plain text of token ids, without special tokens."""
         text: str = self.tokenizer.backend_tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+    def encode_chat(
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+    ) -> list[int]:
         """Return a conversation's token ids by the model's chat template, ready for the answer.
 
-        Raises:
-            RequestError: when the model has no chat template.
-        """
-        if self.tokenizer.chat_template is None:
-            raise RequestError(
-                "model", self.model_name, "it has no chat template; send plain completions"
-            )
-        text = self.tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=True
-        )
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
-        return ids
+        Args:
+            add_generation_prompt: end with the header of an assistant's turn.
+            continue_final_message: end inside the last message, without a header.
 
-    def system_length(self, messages: Sequence[dict[str, Any]]) -> int:
-        """Count the first tokens that `engine.protect_system` keeps: the system prompt.
+        Raises:
+            RequestError: when the model has no chat template, or it refuses the messages.
+        """
+        return self._chat.encode(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
+
+    def system_length(self, messages: Sequence[dict[str, Any]], ids: Sequence[int]) -> int:
+        """Count the first of a conversation's ids that `engine.protect_system` keeps: the system
+        prompt.
 
         It is the part that is shared with another conversation under the same system prompt. So a
         system prompt that the chat template adds by itself counts, too.
@@ -142,10 +158,23 @@ class TextEngine:
         system = [m for m in messages[:1] if m["role"] == "system"]
         first = next((m["content"] for m in messages if m["role"] == "user"), "")
         other = "b" if first.startswith("a") else "a"
-        ids = self.encode_chat(messages)
         others = self.encode_chat([*system, {"role": "user", "content": other}])
         pairs = zip(ids, others, strict=False)
         return next((i for i, (a, b) in enumerate(pairs) if a != b), len(others))
+
+    def with_defaults(
+        self, params: SamplingParams, left_out: Collection[str], prompt_length: int
+    ) -> SamplingParams:
+        """Return params with the model's own values of those that a client left out.
+
+        Raises:
+            RequestError: when `min_tokens` exceeds the context.
+        """
+        own = {name: value for name, value in self._defaults.items() if name in left_out}
+        if "max_tokens" in own:  # nobody asked for it, so it must not make a request too long
+            room = max(1, self.max_length - prompt_length)
+            own["max_tokens"] = min(room, max(own["max_tokens"], params.min_tokens))
+        return replace(params, **own)
 
     def prepare(self, params: SamplingParams) -> None:
         """Do the slow parts of a first `submit` ahead of it, in any thread.
@@ -161,6 +190,7 @@ class TextEngine:
     def submit(self, request_id: str, prompt: list[int], params: SamplingParams) -> None:
         """Queue a request; raises as `Engine.submit` does."""
         grammar = None if params.grammar is None else self._vocabulary.mask(params.grammar)
+        params = self._with_stop_tokens(params)
         self._engine.submit(request_id, prompt, params, grammar)
         self._answers[request_id] = self._answer(prompt, params)
 
@@ -170,6 +200,15 @@ class TextEngine:
         """Queue a text to be embedded; raises as `Engine.submit_embedding` does."""
         self._engine.submit_embedding(request_id, prompt, adapter=adapter)
         self._answers[request_id] = self._answer(prompt, SamplingParams())
+
+    def _with_stop_tokens(self, params: SamplingParams) -> SamplingParams:
+        """Add the ids of control tokens among the stop texts; an answer's text has none of them."""
+        if not params.stop:
+            return params
+        added = self.tokenizer.backend_tokenizer.get_added_tokens_decoder()
+        known = [(i, token) for i, token in added.items() if i < self._engine.vocab_size]
+        ids = [i for i, token in known if token.special and token.content in params.stop]
+        return replace(params, stop_token_ids=(*params.stop_token_ids, *ids))
 
     def _answer(self, prompt: list[int], params: SamplingParams) -> Answer:
         return Answer(self.tokenizer.backend_tokenizer, self._vocabulary, prompt, params)
@@ -280,7 +319,6 @@ def _within_context(
 def _eos_token_ids(
     model: PreTrainedModel | PeftModel | Decoder, tokenizer: PreTrainedTokenizerFast
 ) -> Collection[int]:
-    generation: Any = model.generation_config
-    eos = generation.eos_token_id
+    eos = cast(Any, model).generation_config.eos_token_id
     ids = eos if isinstance(eos, list) else [eos]
     return {token for token in (*ids, tokenizer.eos_token_id) if token is not None}

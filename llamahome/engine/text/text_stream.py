@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections import deque
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from llamahome.requests import EngineError
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-BYTE = re.compile("<0x[0-9A-F]{2}>")  # a token of byte fallback
+BYTE = re.compile("<0x([0-9A-F]{2})>")  # a token of byte fallback
+LETTERS = {letter: byte for byte, letter in bytes_to_unicode().items()}  # byte-level tokens
 
 
 class TextError(EngineError):
@@ -80,11 +83,19 @@ class TextStream:
         self._read = len(self._window)
         return self._release(piece)
 
-    def flush(self) -> str:
-        """Return the text that is still held back at the end of the answer."""
+    def flush(self, *, cut: bool = False) -> str:
+        """Return the text that is still held back at the end of the answer.
+
+        Args:
+            cut: the answer was ended from outside, so a character that it has only begun is left
+                out; `decode` writes U+FFFD for it.
+        """
         if self.stopped:
             return ""
-        tail = self._release(self._next_piece())
+        piece = self._next_piece()
+        if cut and piece.endswith(REPLACEMENT):
+            piece = self._whole_characters()
+        tail = self._release(piece)
         if self.stopped:
             return tail
         held, self._held = self._held, ""
@@ -105,6 +116,30 @@ class TextStream:
         known = self._tokenizer.decode(self._window[: self._read], skip_special_tokens=True)
         text: str = self._tokenizer.decode(self._window, skip_special_tokens=True)
         return text[len(known) :]
+
+    def _whole_characters(self) -> str:
+        """Return the text of the tokens that are not read, without a character that they begin."""
+        data = [self._bytes(token) for token in self._window[self._read :]]
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        decoder.decode(b"".join(data))
+        begun = len(decoder.getstate()[0])
+        # Tokens of byte fallback are dropped: a begun character is one U+FFFD for each byte, and
+        # for those of the whole characters next to it. In byte-level text it is a single U+FFFD.
+        while data and len(data[-1]) <= begun:
+            begun -= len(data.pop())
+            self._window.pop()
+        piece = self._next_piece()
+        return piece[:-1] if begun else piece
+
+    def _bytes(self, token: int) -> bytes:
+        """Return the bytes of a token's text; none for a token that text leaves out."""
+        name = self._tokenizer.id_to_token(token) or ""
+        byte = BYTE.fullmatch(name)
+        if byte:
+            return bytes([int(byte[1], 16)])
+        if not self._tokenizer.decode([token], skip_special_tokens=True):
+            return b""
+        return bytes(LETTERS[letter] for letter in name if letter in LETTERS)
 
     def _release(self, piece: str) -> str:
         self._decoded += len(piece)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import random
 from collections.abc import Sequence
 
 import pytest
-from tokenizers import Tokenizer, decoders, models
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from llamahome.engine.text.text_stream import TextError, TextStream
 
@@ -130,9 +132,11 @@ def llama2_like() -> Tokenizer:
     return tokenizer
 
 
-def streamed(tokenizer: Tokenizer, answer: list[int], before: Sequence[int] = ()) -> str:
+def streamed(
+    tokenizer: Tokenizer, answer: Sequence[int], before: Sequence[int] = (), *, cut: bool = False
+) -> str:
     stream = TextStream(tokenizer, before=before)
-    return "".join(stream.push(token) for token in answer) + stream.flush()
+    return "".join(stream.push(token) for token in answer) + stream.flush(cut=cut)
 
 
 def test_wrong_bytes_beside_a_character_are_those_of_decode(llama2_like: Tokenizer) -> None:
@@ -154,6 +158,58 @@ def test_an_answer_keeps_the_space_that_it_begins_with(llama2_like: Tokenizer) -
     character = list("中".encode())
     assert streamed(llama2_like, answer, [258, *character]) == " b the"
     assert streamed(llama2_like, character[2:], character[:2]) == llama2_like.decode(character[2:])
+
+
+@pytest.fixture(scope="module")
+def merging() -> Tokenizer:
+    """Byte-level BPE with tokens that end, or are, a part of a character."""
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    texts = ["a\N{CJK UNIFIED IDEOGRAPH-4E2D}", "a\N{CJK UNIFIED IDEOGRAPH-4E00}"] * 9
+    trainer = trainers.BpeTrainer(vocab_size=258, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def test_an_answer_cut_inside_a_character_ends_before_it(
+    llama2_like: Tokenizer, merging: Tokenizer, byte_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    for text in (*TEXTS, "a\N{CJK UNIFIED IDEOGRAPH-4E2D}\N{CJK UNIFIED IDEOGRAPH-4E2D}"):
+        data = text.encode()
+        single = byte_tokenizer.encode(text)
+        for length in range(len(data) + 1):
+            expected = data[:length].decode(errors="ignore")
+            assert streamed(llama2_like, list(data[:length]), cut=True) == expected
+            backend = byte_tokenizer.backend_tokenizer
+            assert streamed(backend, single[:length], cut=True) == expected
+        ids = merging.encode(text).ids
+        for length in range(len(ids) + 1):
+            expected = merging.decode(ids[:length]).removesuffix("\ufffd")
+            assert streamed(merging, ids[:length], cut=True) == expected
+    parts = list("\N{CJK UNIFIED IDEOGRAPH-4E2D}".encode())
+    assert streamed(llama2_like, [*parts, *parts[:2]], cut=True) == bytes(parts).decode()
+    first = merging.encode("a\N{CJK UNIFIED IDEOGRAPH-4E2D}").ids
+    assert len(first) == 2  # "a" and the first byte or two are one token
+    assert streamed(merging, first[:1], cut=True) == "a"
+
+
+def test_only_a_character_that_is_begun_is_left_out(
+    byte_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    backend = byte_tokenizer.backend_tokenizer
+    letters = {letter: index for letter, index in backend.get_vocab().items() if len(letter) == 1}
+    ids = {byte: letters[letter] for byte, letter in bytes_to_unicode().items()}
+    drawn = random.Random(0)
+    for _ in range(300):
+        data = bytes(drawn.choice([drawn.randrange(256), 0xE4, 0xB8, 0xF0, 65]) for _ in range(9))
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        answer = [ids[byte] for byte in data]
+        assert streamed(backend, answer, cut=True) == decoder.decode(data)
+        assert streamed(backend, answer) == backend.decode(answer)
+    assert streamed(backend, [ids[65], ids[0xFF]], cut=True) == "A\ufffd"
+    assert streamed(backend, byte_tokenizer.encode("A\ufffd"), cut=True) == "A\ufffd"
 
 
 def test_a_tokenizer_that_fails_is_named() -> None:

@@ -142,6 +142,50 @@ def test_messages_reach_the_template_as_plain_text():
     ]
 
 
+def test_what_the_client_left_out_is_listed():
+    defaulted = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty"}
+    asked = chat(temperature=1.0, top_k=-1).generate_requests("id", None)[0]
+    assert asked.left_out & {*defaulted, "max_tokens"} == defaulted - {"temperature", "top_k"} | {
+        "max_tokens"
+    }
+    for limit in ("max_tokens", "max_completion_tokens"):
+        request = chat(**{limit: 5}).generate_requests("id", None)[0]
+        assert "max_tokens" not in request.left_out
+    plain = completion(min_p=0.0).generate_requests("id", None)[0]
+    assert plain.left_out & {*defaulted, "max_tokens"} == defaulted - {"min_p"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "ending"),
+    [
+        ({}, (True, False)),
+        ({"add_generation_prompt": False}, (False, False)),
+        ({"continue_final_message": True}, (False, True)),
+        ({"continue_final_message": True, "add_generation_prompt": False}, (False, True)),
+        ({"continue_final_message": False, "add_generation_prompt": True}, (True, False)),
+    ],
+)
+def test_the_end_of_a_chats_prompt(fields, ending):
+    answer = {"role": "assistant", "content": "Well,"}
+    request = chat(messages=[USER, answer], **fields).generate_requests("id", None)[0]
+    assert (request.add_generation_prompt, request.continue_final_message) == ending
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"add_generation_prompt": True}, "it excludes add_generation_prompt: true"),
+        ({}, "the last message must be the assistant's"),
+    ],
+)
+def test_a_message_that_cannot_be_continued_is_refused(fields, words):
+    with pytest.raises(ValidationError) as refused:
+        chat(continue_final_message=True, **fields)
+    error = invalid_body(refused.value)
+    assert error.param == "continue_final_message"
+    assert words in error.message
+
+
 def test_sampling_and_limits_become_a_request():
     params = params_of(chat(max_completion_tokens=7, seed=3, stop="x"))
     assert (params.max_tokens, params.seed, params.stop) == (7, 3, ("x",))

@@ -1,36 +1,29 @@
+"""Faults of replicas as the terminal shows them."""
+
 from __future__ import annotations
 
-import socket
+import traceback
 
 import pytest
 
-from llamahome.config import ConfigError, ModelConfig, ServeConfig, ServeRoot
-from serve.ray.endpoint import base_url, running_endpoint
+from llamahome.config import ConfigError
+from llamahome.models import ModelCorruptError
+from serve.ray.endpoint import replica_fault
 
 
-def refusal(root: ServeRoot) -> str:
-    """Return the reason why an endpoint does not start, given before Ray does."""
-    with pytest.raises(ConfigError) as error, running_endpoint(root):
-        pass
-    return str(error.value)
+def report(error: Exception) -> str:
+    """Return what Ray Serve says of a replica whose constructor raised `error`."""
+    try:
+        raise error
+    except type(error):
+        return f"Deploying application llamahome failed.\n{traceback.format_exc()}"
 
 
-def test_a_taken_port_is_said_before_anything_starts():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        assert f"serve.port={port}" in refusal(ServeRoot(serve=ServeConfig(port=port)))
+@pytest.mark.parametrize("error", [ConfigError("a.b=1: set a.b=2"), ModelCorruptError("get it")])
+def test_a_fault_that_a_user_can_cure_is_one_line(error: Exception) -> None:
+    assert replica_fault(report(error)) == str(error)
 
 
-def test_an_unknown_model_is_said_before_anything_starts(tmp_path, monkeypatch):
-    monkeypatch.setenv("LLAMAHOME_CACHE", str(tmp_path))
-    message = refusal(ServeRoot(model=ModelConfig(name="nosuch")))
-    assert "model.name=nosuch" in message
-
-
-@pytest.mark.parametrize(
-    ("host", "url"), [("127.0.0.1", "http://127.0.0.1:80"), ("::1", "http://[::1]:80")]
-)
-def test_the_base_url(host, url):
-    assert base_url(ServeConfig(host=host, port=80)) == url
+def test_a_bug_keeps_its_traceback() -> None:
+    said = report(ValueError("llamahome.config.checks.ConfigError: no"))
+    assert replica_fault(said) == said
