@@ -10,6 +10,7 @@ CONFIG_FAILURES = (
     AttributeError,
     LookupError,
     OSError,
+    RuntimeError,
     StrictDataclassError,
     TypeError,
     ValueError,
