@@ -72,16 +72,49 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "gemma4_text": {"vocab_size_per_layer_input": 260, "num_kv_shared_layers": 0},
     "gemma4_unified_text": {"vocab_size_per_layer_input": 260, "num_kv_shared_layers": 0},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4},
+        "ffn_config": {
+            "hidden_size": 64,
+            "ffn_hidden_size": 32,
+            "moe_num_experts": 4,
+            "moe_top_k": 2,
+        },
+    },
+    "cohere_compass_text": {
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 1e4},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        }
+    },
     "lfm2_moe": {"layer_types": ["full_attention"] * 2},
     "zaya": {"num_experts_per_tok": 1},
 }
 
 
+# What a class cannot be without, where its defaults do not fit together.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "gemma4_assistant": {
+        "text_config": {
+            "hidden_size_per_layer_input": 0,
+            "vocab_size_per_layer_input": 0,
+            "num_hidden_layers": 4,
+            "num_kv_shared_layers": 4,
+        }
+    },
+}
+
+
+def default_config(config_class: type[PreTrainedConfig]) -> PreTrainedConfig:
+    return config_class(**DEFAULTS.get(config_class.model_type, {}))
+
+
 def tiny_config(config_class: type[PreTrainedConfig]) -> PreTrainedConfig:
     """Return a config whose sizes are those of `SIZES`, as far as the class has such fields."""
-    default = config_class()
+    default = default_config(config_class)
     named = {*dir(default), *default.to_dict(), *config_class.attribute_map}
-    wanted = SIZES | OWN.get(config_class.model_type, {})
+    kind = config_class.model_type
+    wanted = SIZES | DEFAULTS.get(kind, {}) | OWN.get(kind, {})
     return config_class(**{name: value for name, value in wanted.items() if name in named})
 
 

@@ -92,6 +92,10 @@ BROKEN: dict[str, tuple[Spoil, str]] = {
     "empty tokenizer": (_text("tokenizer.json", "{}"), r"tokenizer in .* cannot be loaded"),
     "lost tokenizer": (_lose("tokenizer.json"), r"tokenizer in .*its tokenizer\.json"),
     "cut tokenizer config": (_cut("tokenizer_config.json"), r"tokenizer_config\.json is no JSON"),
+    "odd chat template": (
+        _text("chat_template.jinja", "hello\n{% for %}"),
+        r"chat_template\.jinja: line 2 of the chat template",
+    ),
     "no generation config": (_text("generation_config.json", "{"), r"generation_config\.json"),
     "text for eos": (
         _field("eos_token_id", "</s>", "generation_config.json"),
