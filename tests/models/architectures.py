@@ -92,7 +92,7 @@ OWN: dict[str, dict[str, Any]] = {
 }
 
 
-# What a class cannot be without, where its defaults do not fit together.
+# Fields of classes whose own defaults do not fit together.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "gemma4_assistant": {
         "text_config": {
