@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from llamahome.attention import policies
 from llamahome.attention.entries import Entries
 from llamahome.attention.scorer import Scorer
-from llamahome.attention.shape import ModelShape
+from llamahome.attention.shape import Configured, ModelShape
 from llamahome.config import ConfigError, PolicyConfig
 from llamahome.config import policy as policy_config
 
@@ -35,13 +35,13 @@ class LinearFeatures(nn.Module):
         return (both * weight[:, None]).sum(dim=-1)
 
 
-def build(config: PolicyConfig, shape: ModelShape | None) -> Scorer:
-    """Build the scorer for a model of this shape; raise ConfigError without one."""
-    if shape is None:
+def build(config: PolicyConfig, model: Configured | None) -> Scorer:
+    """Build the scorer for a model; raise ConfigError without one."""
+    if model is None:
         raise ConfigError(f"policy.name={config.name!r} needs the model: build_policy(..., model)")
     return Scorer(
         score=_score,
-        features=(weights := LinearFeatures(shape)),
+        features=(weights := LinearFeatures(ModelShape.of(model))),
         surrogate=lambda features, ages: features - features.detach(),
         weights=weights,
     )

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
+from llamahome.attention import Policy, build_policy
+from llamahome.attention.shape import Configured
 from llamahome.config import PolicyConfig
 
 # Differences from plain h2o: no decay, sums over the group, equal layers, absolute positions.
@@ -24,6 +28,9 @@ CASES: dict[str, dict[str, Any]] = {
     "window": {"name": "window"},
     "keydiff": {"name": "keydiff"},
     "random": {"name": "random"},
+    "learned": {"name": "learned"},
+    "learned_pattern": {"name": "learned", "pattern": {"L0H1": None, "L1": 9}},
+    "learned_rolling": {"name": "learned", "positions": "rolling"},
 }
 
 
@@ -31,3 +38,14 @@ def policy_case(case: str, **numbers: Any) -> PolicyConfig:
     """Return a case's policy; `numbers` override the defaults, the case overrides both."""
     small = {"name": "h2o", "budget": 12, "sink": 2, "recent": 6, "interval": 4, "decay": None}
     return PolicyConfig(**{**small, **numbers, **CASES[case]})
+
+
+def built(config: PolicyConfig, model: Configured | None = None, *, seed: int = 0) -> Policy:
+    """Build a policy; where it has weights, they are random, so that all of them matter."""
+    policy = build_policy(config, model)
+    if policy.weights is not None:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for weight in policy.weights.parameters():
+                weight.copy_(torch.randn(weight.shape, generator=generator) / weight.shape[-1])
+    return policy

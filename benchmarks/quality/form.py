@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llamahome.config import EvalConfig, PolicyConfig
 from llamahome.evaluation import measured_policies
-from llamahome.evaluation.calibrate import probes, propose, retrieval_scores
+from llamahome.evaluation.calibration.retrieval import probes, propose, retrieval_scores
 from llamahome.evaluation.text import load_text
 from llamahome.models import LoadedModel
 

@@ -13,7 +13,7 @@ from llamahome.attention.entries import Entries
 from llamahome.attention.mass import Mass
 from llamahome.attention.policies import BUILDERS
 from llamahome.attention.scorer import Scorer
-from llamahome.attention.shape import Configured, ModelShape
+from llamahome.attention.shape import Configured
 from llamahome.config import ConfigError, PolicyConfig
 
 
@@ -172,7 +172,7 @@ def build_policy(
             "checkpoint first"
         )
     else:
-        scorer = BUILDERS[config.name](config, None if model is None else ModelShape.of(model))
+        scorer = BUILDERS[config.name](config, model)
     policy = Policy(config=config, scorer=scorer)
     if weights is not None:
         _load(policy, weights)

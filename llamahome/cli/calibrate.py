@@ -50,7 +50,7 @@ def calibrate(
         require(budget > 0, "--budget", budget, "it must be above 0")
         total = round(budget * context) if budget <= 1 else round(budget)
         require(total < context, "--budget", budget, f"below --context={context}; else be dense")
-        from llamahome.evaluation.calibrate import propose
+        from llamahome.evaluation.calibration.retrieval import propose
 
         scores = _scores(_load(model), text, length, probes, seed)
         policy = propose(
@@ -75,7 +75,7 @@ def _load(name: str) -> LoadedModel:
 def _scores(loaded: LoadedModel, text: str, length: int, count: int, seed: int) -> Tensor:
     from rich.progress import Progress
 
-    from llamahome.evaluation.calibrate import probes, retrieval_scores
+    from llamahome.evaluation.calibration.retrieval import probes, retrieval_scores
     from llamahome.evaluation.text import load_text
 
     asked = probes(

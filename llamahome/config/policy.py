@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 from llamahome.config.checks import at_least, one_of, require
 
-POLICIES = ("h2o", "value_norm", "snapkv", "tova", "window", "keydiff", "random", "full")
+POLICIES = (
+    "h2o", "value_norm", "snapkv", "tova", "window", "keydiff", "random", "learned", "full"
+)  # fmt: skip
 CARRIED = "carried"
 
 _HEADS = re.compile(r"L(\d+)(?:H(\d+))?")

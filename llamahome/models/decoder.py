@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import torch
 from torch import Tensor
 
+from llamahome.attention.rotary import frequencies
 from llamahome.attention.shape import ModelShape
 from llamahome.models.weight_files import opened, weight_files
 
@@ -117,16 +118,10 @@ def read_decoder(
 
 def rotary_angles(config: PreTrainedConfig, length: int) -> tuple[Tensor, Tensor]:
     """Compute cos and sin (length, head_dim / 2) in float32, for angles of the position alone."""
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    rope: dict[str, Any] = config.rope_parameters
-    dim, factor = ModelShape.of_config(config).head_dim, 1.0
-    if rope.get("rope_type", "default") == "default":
-        steps = torch.arange(0, dim, 2, dtype=torch.int64).float() / dim
-        frequencies = 1.0 / rope["rope_theta"] ** steps
-    else:
-        frequencies, factor = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, torch.device("cpu"))
-    angles = torch.arange(length).float()[:, None] * frequencies
+    static = frequencies(config)
+    assert static is not None  # the kernels take no other models
+    inv_freq, factor = static
+    angles = torch.arange(length).float()[:, None] * inv_freq
     return angles.cos() * factor, angles.sin() * factor
 
 

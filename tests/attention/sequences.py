@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llamahome.attention import build_policy
 from llamahome.attention.walk import Walk
 from llamahome.config import PolicyConfig
+from tests.policies import built
 
 LENGTH, DIM = 32, 8
 
@@ -47,10 +47,11 @@ def kept_positions(
 ) -> list[Tensor]:
     """Return the positions (G, K) kept before each chunk but the first; one budget only."""
     walk = Walk(
-        policy=build_policy(config),
+        policy=built(config, one_layer()),
         layer_idx=layer_idx,
         heads=tuple(range(key.shape[1])),
         scaling=DIM**-0.5,
         rotary=None,
     )
-    return [positions[0] for positions in walk.run(query, key, value)[1][1:]]
+    features = walk.features(key, value)
+    return [positions[0] for positions in walk.run(query, key, value, features)[1][1:]]

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from llamahome.attention import Entries, HybridAttention, Rotary, build_policy
+from llamahome.attention import Entries, HybridAttention, Rotary
 from llamahome.attention.policies import BUILDERS
 from llamahome.attention.reference import Head, Score, reference
 from llamahome.config import PolicyConfig
 from llamahome.config.policy import POLICIES
-from tests.attention.sequences import LENGTH, kept_positions, one_layer, qkv, token_ids
-from tests.policies import CASES, policy_case
+from tests.attention.sequences import DIM, LENGTH, kept_positions, one_layer, qkv, token_ids
+from tests.policies import CASES, built, policy_case
 
 EVICTING = [case for case in CASES if case != "h2o_pyramid"]  # one layer makes no pyramid
 
@@ -58,6 +58,19 @@ def score_of(case: str, config: PolicyConfig, key: Tensor, value: Tensor) -> Sco
         )
         return float(BUILDERS["random"](config, None).score(entries))
 
+    def learned(head: Head, s: int) -> float:
+        weights = _weights(config, head.index)
+        turn = -s * 10_000 ** (-torch.arange(0, DIM, 2) / DIM)
+        first, second = key[head.index, s].chunk(2)
+        unrotated = torch.complex(first, second) * torch.polar(torch.ones(DIM // 2), turn)
+        if config.positions == "rolling":
+            unrotated = torch.complex(first, second)
+        x = torch.cat([unrotated.real, unrotated.imag, value[head.index, s]])
+        hidden = weights["hidden"] @ x + weights["hidden_bias"]
+        feature = weights["linear"] @ x + weights["out"] @ (hidden * hidden.sigmoid())
+        age = len(head.received[s])
+        return float(feature + weights["bias"] - weights["discount"] * math.log(age))
+
     scores: dict[str, Callable[[Head, int], float]] = {
         "h2o_decay": lambda head, s: decayed(sums(head, s), 7),
         "h2o_normalize": lambda head, s: sum(sums(head, s)) / len(sums(head, s)),
@@ -72,8 +85,18 @@ def score_of(case: str, config: PolicyConfig, key: Tensor, value: Tensor) -> Sco
         "window": lambda head, s: float(s),
         "keydiff": keydiff,
         "random": random,
+        "learned": learned,
+        "learned_rolling": learned,
+        "learned_pattern": learned,
     }
     return scores.get(case, lambda head, s: sum(sums(head, s)))
+
+
+def _weights(config: PolicyConfig, head: int) -> dict[str, Tensor]:
+    """Return the weights of one head of the policy that `built` makes, in float64."""
+    weights = built(config, one_layer()).weights
+    assert weights is not None
+    return {name: weight[0, head].double() for name, weight in weights.state_dict().items()}
 
 
 def rotate_at(rotary: Rotary, x: Tensor, place: int) -> Tensor:
@@ -89,7 +112,7 @@ def test_attention_equals_the_loop_reference(case: str, length: int, interval: i
     query, key, value = qkv(length)
     model = one_layer().double()
     rotary = Rotary(model) if config.positions == "rolling" else None
-    out = HybridAttention(build_policy(config), model)(query, key, value)
+    out = HybridAttention(built(config, model), model)(query, key, value)
     expected, _ = reference(
         query[0],
         key[0],
@@ -160,7 +183,7 @@ def test_a_budget_equal_to_the_length_is_dense_attention(
     expected = tiny_llama(ids).logits
     config = policy_case(case, budget=length)
     config.pattern = dict.fromkeys(config.pattern, length)
-    attention = HybridAttention(build_policy(config), tiny_llama)
+    attention = HybridAttention(built(config, tiny_llama), tiny_llama)
     attention.attach(tiny_llama)
     logits = tiny_llama(
         ids, position_ids=attention.position_ids(ids), use_cache=False, hybrid=attention
@@ -172,7 +195,8 @@ def test_a_budget_equal_to_the_length_is_dense_attention(
 def test_gradients_are_exact(case: str) -> None:
     config = policy_case(case, budget=6, sink=1, recent=4, interval=3)
     config.pattern = {"L0H1": 7} if config.pattern else {}
-    attention = HybridAttention(build_policy(config), one_layer().double())
+    model = one_layer().double()
+    attention = HybridAttention(built(config, model), model)
     tensors = [x[:, :, :14].clone().requires_grad_() for x in qkv()]
     # The model computes cosines in float32, so rolling positions are inexact.
     assert torch.autograd.gradcheck(attention, tensors, atol=1e-4)

@@ -15,7 +15,7 @@ from llamahome.attention import HybridAttention, Policy, build_policy
 from llamahome.cache import Slots, SlotStep, StepPlan
 from llamahome.cache.decode_step import DecodeStep, counted
 from llamahome.config import PolicyConfig
-from tests.policies import CASES, policy_case
+from tests.policies import CASES, built, policy_case
 
 POLICIES = {
     **{case: policy_case(case) for case in CASES},
@@ -104,7 +104,7 @@ def _compare(
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_static_step_is_a_slot_step(tiny_llama: LlamaForCausalLM, name: str) -> None:
-    policy = build_policy(POLICIES[name])
+    policy = built(POLICIES[name], tiny_llama)
     slots, expected = (_slots(tiny_llama, policy) for _ in range(2))
     for each in (slots, expected):
         _prefill(tiny_llama, each, 2, _ids(21))

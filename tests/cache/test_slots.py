@@ -11,7 +11,7 @@ from llamahome.attention import HybridAttention, Policy, Rotary, build_policy
 from llamahome.cache import Slots, SlotStep
 from llamahome.config import ConfigError, PolicyConfig
 from tests.engine.random_models import random_llama
-from tests.policies import CASES, policy_case
+from tests.policies import CASES, built, policy_case
 
 POLICIES = {
     **{
@@ -28,6 +28,9 @@ POLICIES = {
     ),
     "h2o_every_token": PolicyConfig(name="h2o", budget=33, sink=2, recent=16, interval=1),
     "h2o_uneven": PolicyConfig(name="h2o", budget=37, sink=3, recent=18, interval=7),
+    "learned_pattern": PolicyConfig(
+        name="learned", budget=40, recent=20, interval=16, pattern={"L0H1": None, "L1": 30}
+    ),
     "full": PolicyConfig.dense(interval=16),
 }
 
@@ -85,7 +88,7 @@ def _trained(model: LlamaForCausalLM, policy: Policy, ids: Tensor) -> Tensor:
 def test_training_prefill_and_decode_give_the_same_logits(
     tiny_llama: LlamaForCausalLM, name: str, length: int, widest: int
 ) -> None:
-    policy = build_policy(POLICIES[name])
+    policy = built(POLICIES[name], tiny_llama)
     ids = _ids(length)
     expected = _trained(tiny_llama, policy, ids)
     logits = _walk(tiny_llama, _slots(policy, model=tiny_llama), [1], ids, widest)
@@ -140,9 +143,9 @@ def test_a_slot_is_clean_for_its_next_request(tiny_llama: LlamaForCausalLM) -> N
     torch.testing.assert_close(logits, _trained(tiny_llama, policy, ids), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["h2o", "window", "random"])
+@pytest.mark.parametrize("name", ["h2o", "window", "random", "learned"])
 def test_memory_stays_flat_over_eight_budgets(tiny_llama: LlamaForCausalLM, name: str) -> None:
-    policy = build_policy(POLICIES[name])
+    policy = built(POLICIES[name], tiny_llama)
     slots = _slots(policy, num_slots=1, max_length=1024)
     HybridAttention.attach(tiny_llama)
     before = slots.nbytes

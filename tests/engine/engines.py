@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from llamahome.attention import build_policy
 from llamahome.config import EngineConfig, PolicyConfig
 from llamahome.engine import Engine, TokenDelta
+from tests.policies import built
 
 
 def build_engine(
@@ -17,7 +17,7 @@ def build_engine(
 ) -> Engine:
     """Build an engine in float32, unless `options` ask for something else."""
     config = EngineConfig(**{"weights": "fp32", "max_length": 512, **options})
-    return Engine(model, build_policy(policy), config, eos_token_ids=eos)
+    return Engine(model, built(policy, model), config, eos_token_ids=eos)
 
 
 def drain(engine: Engine) -> dict[str, list[TokenDelta]]:

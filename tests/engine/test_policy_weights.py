@@ -24,10 +24,10 @@ LENGTH = 90
 IDS = tokens_of(LENGTH, seed=3)
 
 
-def _policy(model: LlamaForCausalLM, seed: int) -> Policy:
+def _policy(model: LlamaForCausalLM, seed: int, name: str = "linear") -> Policy:
     """Build the policy with random weights, under budgets that differ."""
     config = PolicyConfig(
-        name="linear",
+        name=name,
         budget=24,
         sink=2,
         recent=8,

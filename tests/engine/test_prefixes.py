@@ -25,6 +25,7 @@ POLICIES = {
     "h2o": H2O,
     "full": PolicyConfig.dense(interval=16),
     "pattern": PolicyConfig(budget=40, recent=20, interval=16, pattern={"L0H1": None, "L1": 30}),
+    "learned": PolicyConfig(name="learned", budget=40, recent=20, interval=16),
 }
 SYSTEM = tokens_of(40, seed=100)
 

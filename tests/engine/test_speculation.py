@@ -20,6 +20,7 @@ from llamahome.engine.scheduler import Batch
 from llamahome.engine.speculation import Speculation
 from tests.engine.engines import build_engine, drain, tokens_in
 from tests.engine.random_models import native, random_llama, skip_unless_here, tokens_of
+from tests.policies import built
 
 H2O = PolicyConfig(budget=40, sink=4, recent=20, interval=16)
 FULL = PolicyConfig.dense(interval=16)
@@ -113,6 +114,7 @@ POLICIES = {
     "snapkv": PolicyConfig(name="snapkv", budget=40, recent=20, interval=16, window=8),
     "tova": PolicyConfig(name="tova", budget=40, recent=20, interval=16),
     "window": PolicyConfig(name="window", budget=40, recent=20, interval=16),
+    "learned": PolicyConfig(name="learned", budget=40, recent=20, interval=16),
 }
 
 
@@ -122,7 +124,7 @@ POLICIES = {
 def test_a_slot_after_accept_is_that_of_single_steps(name: str, int8: bool, isa: str) -> None:
     """Compare bit for bit, for any draft and any number of accepted tokens."""
     skip_unless_here(isa)
-    policy = build_policy(POLICIES[name])
+    policy = built(POLICIES[name], random_llama())
     options: dict[str, Any] = {"int8": int8, "isa": isa}
     if int8:
         options["kv_dtype"] = torch.float16
@@ -194,7 +196,7 @@ REQUESTS = [
 
 
 @pytest.mark.parametrize("weights", ["int8", "fp32"])
-@pytest.mark.parametrize("name", ["full", "h2o", "window"])
+@pytest.mark.parametrize("name", ["full", "h2o", "window", "learned"])
 def test_answers_are_those_without_drafts(name: str, weights: str) -> None:
     drafting = _engine(POLICIES[name], 8, weights=weights)
     plain = _engine(POLICIES[name], 0, weights=weights)

@@ -1,6 +1,6 @@
 """The policies, one file each: `mass(config)`, and `score(entries, config) -> (B, G, S)`.
 
-A policy with weights has `build(config, shape)` instead, which returns its `Scorer`.
+A policy with weights has `build(config, model)` instead, which returns its `Scorer`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,21 @@ from torch import Tensor
 
 from llamahome.attention.entries import Entries
 from llamahome.attention.mass import Mass
-from llamahome.attention.policies import h2o, keydiff, random, snapkv, tova, value_norm, window
+from llamahome.attention.policies import (
+    h2o,
+    keydiff,
+    learned,
+    random,
+    snapkv,
+    tova,
+    value_norm,
+    window,
+)
 from llamahome.attention.scorer import Scorer
-from llamahome.attention.shape import ModelShape
+from llamahome.attention.shape import Configured
 from llamahome.config import PolicyConfig
 
-Build = Callable[[PolicyConfig, ModelShape | None], Scorer]
+Build = Callable[[PolicyConfig, Configured | None], Scorer]
 
 
 class Rule(Protocol):
@@ -32,7 +41,7 @@ class Rule(Protocol):
 def rule(module: Rule) -> Build:
     """Return the builder of a policy without weights."""
 
-    def build(config: PolicyConfig, shape: ModelShape | None) -> Scorer:
+    def build(config: PolicyConfig, model: Configured | None) -> Scorer:
         return Scorer(score=lambda entries: module.score(entries, config), mass=module.mass(config))
 
     return build
@@ -46,6 +55,7 @@ BUILDERS: dict[str, Build] = {
     "window": rule(window),
     "keydiff": rule(keydiff),
     "random": rule(random),
+    "learned": learned.build,
 }
 
 __all__ = ["BUILDERS", "Build", "rule"]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from llamahome.attention.rotary import STATIC_ROPE
 from llamahome.attention.shape import ModelShape, sliding_window
 from llamahome.config import PolicyConfig
 from llamahome.models.decoder import FAMILIES, Decoder, rotary_angles
@@ -17,8 +18,6 @@ from llamahome.native import weights as pack
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-# Rotary embeddings whose angles depend on the position alone.
-STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 MAX_GROUP = 24  # kMaxQueries of csrc/kernels.h
 # A layer's norms, as the kernels and as transformers name them; the latter two are in Qwen3 alone.
 NORMS = {

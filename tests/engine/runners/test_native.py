@@ -26,7 +26,7 @@ from tests.engine.random_models import (
     skip_unless_here,
     tokens_of,
 )
-from tests.policies import CASES, policy_case
+from tests.policies import CASES, built, policy_case
 
 ISAS = ["avx512-vnni", "avx2", "portable"]
 FULL = PolicyConfig.dense(interval=16)
@@ -61,7 +61,7 @@ def _model() -> PreTrainedModel:
 
 @cache
 def _expected(name: str) -> tuple[Steps, TorchRunner]:
-    runner = _torch(_model(), build_policy(POLICIES[name]))
+    runner = _torch(_model(), built(POLICIES[name], _model()))
     return list(mixed_steps(runner, STEPS)), runner
 
 
@@ -94,11 +94,11 @@ def _check_held(slots: Slots, expected: Slots) -> None:
 def test_mixed_steps_are_those_of_torch(name: str, threads: int, isa: str) -> None:
     skip_unless_here(isa)
     steps, reference = _expected(name)
-    runner = native(_model(), build_policy(POLICIES[name]), threads=threads, isa=isa)
+    policy = built(POLICIES[name], _model())
+    runner = native(_model(), policy, threads=threads, isa=isa)
     _check(runner, steps)
     _check_held(runner.slots, reference.slots)
-    evicting = build_policy(POLICIES[name])
-    assert name == "full" or all(evicting.evicts(n) for n in runner.slots.lengths)
+    assert name == "full" or all(policy.evicts(n) for n in runner.slots.lengths)
 
 
 @pytest.mark.parametrize("isa", ISAS)

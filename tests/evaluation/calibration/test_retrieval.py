@@ -8,22 +8,32 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from llamahome.attention import build_policy
 from llamahome.config import ConfigError, PolicyConfig
-from llamahome.evaluation.calibrate import probes, propose, retrieval_scores
+from llamahome.evaluation.calibration.retrieval import (
+    ANIMALS,
+    FIRST,
+    LAST,
+    probes,
+    propose,
+    retrieval_scores,
+)
 from tests.evaluation.cases import TEXT
 
 
-def test_a_code_is_given_once_and_repeated_at_the_end(
+def test_an_answer_is_given_once_and_repeated_at_the_end(
     byte_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    for probe in probes(byte_tokenizer, TEXT, length=400, count=4, seed=3):
+    answers = []
+    for probe in probes(byte_tokenizer, TEXT, length=400, count=6, seed=3):
         assert len(probe.ids) == 400
-        code = str(byte_tokenizer.decode(probe.ids[probe.given]))
-        assert code.isdigit()
-        assert len(code) == 6
-        assert byte_tokenizer.decode(probe.ids).count(code) == 2
+        answer = str(byte_tokenizer.decode(probe.ids[probe.given]))
+        assert byte_tokenizer.decode(probe.ids).count(answer) == 2
         repeated = [int(i) + 1 for i in range(probe.answering.start, probe.answering.stop)]
-        assert byte_tokenizer.decode(probe.ids[repeated]) == code
+        assert byte_tokenizer.decode(probe.ids[repeated]) == answer
         assert repeated[-1] == 399
+        answers.append(answer.strip())
+    assert all(answer.isdigit() and len(answer) == 6 for answer in answers[::3])
+    assert set(answers[1::3]) < set(ANIMALS)
+    assert all(first in FIRST and last in LAST for first, last in map(str.split, answers[2::3]))
 
 
 def test_scores_are_the_models_own_attention(

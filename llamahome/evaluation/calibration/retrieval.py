@@ -19,23 +19,54 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from llamahome.attention import HybridAttention, Policy, build_policy
 from llamahome.config import ConfigError, PolicyConfig
+from llamahome.evaluation.calibration.recording import Reading
 from llamahome.evaluation.text import encode
 
 # Words that the needles of evaluation do not use, so that heads are not chosen for them.
 TEAMS = ("red", "blue", "green", "amber", "violet", "silver", "crimson", "golden", "indigo")
+ANIMALS = (
+    "otter", "badger", "falcon", "walrus", "beaver", "heron", "lynx", "tortoise", "raven",
+    "dolphin", "gazelle", "leopard", "penguin", "squirrel", "antelope", "hedgehog", "cobra",
+    "lobster", "panther", "sparrow",
+)  # fmt: skip
+FIRST = (
+    "Thomas", "Laura", "Victor", "Hannah", "Simon", "Claire", "Walter", "Nadia", "Peter",
+    "Ingrid", "Oscar", "Teresa", "Hugo", "Marta", "Felix", "Rosa",
+)  # fmt: skip
+LAST = (
+    "Baker", "Lindqvist", "Moreau", "Sandoval", "Fischer", "Okafor", "Petrov", "Hughes", "Tanaka",
+    "Carver", "Novak", "Bianchi", "Keller", "Santos", "Wood", "Marsh",
+)  # fmt: skip
+
+# Statement, question, and how an answer is drawn; {} is a team.
+KINDS: tuple[tuple[str, str, Callable[[random.Random], str]], ...] = (
+    (
+        "The access code of the {} team is",
+        "what is the access code of the {} team?",
+        lambda draw: str(draw.randrange(100_000, 1_000_000)),
+    ),
+    (
+        "The {} team has chosen its mascot: a",
+        "which mascot has the {} team chosen?",
+        lambda draw: draw.choice(ANIMALS),
+    ),
+    (
+        "The captain of the {} team is",
+        "who is the captain of the {} team?",
+        lambda draw: f"{draw.choice(FIRST)} {draw.choice(LAST)}",
+    ),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probe:
-    """A text that gives a code and, at its end, repeats it.
+class Probe(Reading):
+    """A text that gives an answer and, at its end, repeats it.
 
     Attributes:
-        ids: (N,).
-        given: positions of the code where it is given.
-        answering: positions at the end whose next token belongs to the code.
+        given: positions of the answer where it is given.
+        answering: positions at the end whose next token belongs to the answer.
     """
 
-    ids: Tensor
     given: slice
     answering: slice
 
@@ -43,9 +74,10 @@ class Probe:
 def probes(
     tokenizer: PreTrainedTokenizerFast, text: str, *, length: int, count: int, seed: int
 ) -> list[Probe]:
-    """Return probes of about `length` tokens, each with its code in a random piece of `text`.
+    """Return probes of `length` tokens, each with its answer in a random piece of `text`.
 
-    The code is in the first half. The same `seed` gives the same probes.
+    Numbers, words and names take turns as answers, which are in the first half of the text. The
+    same `seed` gives the same probes.
 
     Raises:
         ConfigError: for a length that the probe or the text does not fit.
@@ -54,12 +86,11 @@ def probes(
     made = []
     for number in range(count):
         draw = random.Random(f"{seed}:probe:{number}")
-        team, code = draw.choice(TEAMS), str(draw.randrange(100_000, 1_000_000))
-        given = encode(tokenizer, f"\n\nThe access code of the {team} team is {code}")
-        asked = encode(
-            tokenizer, f".\n\nQuestion: what is the access code of the {team} team?\nAnswer: {code}"
-        )
-        digits = len(encode(tokenizer, code))
+        statement, question, answers = KINDS[number % len(KINDS)]
+        team = draw.choice(TEAMS)
+        answer = encode(tokenizer, f" {answers(draw)}")
+        given = encode(tokenizer, f"\n\n{statement.format(team)}") + answer
+        asked = encode(tokenizer, f".\n\nQuestion: {question.format(team)}\nAnswer:") + answer
         room = length - len(given) - len(asked)
         if not 0 < room < len(haystack):
             raise ConfigError(
@@ -73,15 +104,15 @@ def probes(
         made.append(
             Probe(
                 ids=torch.tensor(ids),
-                given=slice(end - digits, end),
-                answering=slice(len(ids) - digits - 1, len(ids) - 1),
+                given=slice(end - len(answer), end),
+                answering=slice(len(ids) - len(answer) - 1, len(ids) - 1),
             )
         )
     return made
 
 
 class _Watch:
-    """Dense attention that notes how much of it goes from the answer to the code."""
+    """Dense attention that notes how much of it goes from the answer to where it was given."""
 
     def __init__(self, probe: Probe, dense: Policy) -> None:
         self.policy = dense
@@ -116,7 +147,7 @@ class _Watch:
 def retrieval_scores(
     model: PreTrainedModel, asked: list[Probe], on_probe: Callable[[], None] = lambda: None
 ) -> Tensor:
-    """Return the share of its attention that each KV head gives to the code it repeats: (L, G)."""
+    """Return the share of its attention that each KV head gives to what it repeats: (L, G)."""
     HybridAttention.attach(model)
     dense = build_policy(PolicyConfig.dense())
     totals = []

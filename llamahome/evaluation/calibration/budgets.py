@@ -1,0 +1,149 @@
+"""Budgets of KV heads from the error that eviction really makes.
+
+A few heads have most of the error. Each head's is measured: its policy walks over recorded dense
+attention at a ladder of budgets, and the change of its output is weighed by the loss's gradient.
+Entries then go to the heads where they save most.
+
+Axes: L layers, H query heads, G KV heads, N tokens, K rungs.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from llamahome.attention import Policy
+from llamahome.attention.walk import Walk
+from llamahome.config import ConfigError, PolicyConfig
+from llamahome.evaluation.calibration.recording import LayerRecord
+
+# Budgets as shares of the context; few, so that heads of a layer share planes.
+SHARES = (0.04, 0.055, 0.08, 0.1, 0.14, 0.2, 0.28, 0.4, 0.55, 0.75)
+MULTIPLE = 16  # entries; tiles of the C++ kernels
+
+
+def ladder(policy: PolicyConfig, context: int) -> list[int]:
+    """Return the budgets to choose from, ascending, for texts of `context` tokens."""
+    least = policy.sink + policy.recent + 1
+    rungs = {max(least, round(share * context)) for share in SHARES}
+    return sorted({-(-rung // MULTIPLE) * MULTIPLE for rung in rungs})
+
+
+@torch.no_grad()
+def head_errors(layers: Sequence[LayerRecord], policy: Policy, budget: int) -> Tensor:
+    """Return the loss that each KV head adds under `budget`, to second order: (L, G), float64.
+
+    In nats per token: half of the mean square of gradient times change of output, summed over the
+    query heads of a KV head.
+    """
+    return torch.stack(
+        [
+            _layer_error(record, policy.within(budget), layer_idx)
+            for layer_idx, record in enumerate(layers)
+        ]
+    )
+
+
+def _layer_error(record: LayerRecord, policy: Policy, layer_idx: int) -> Tensor:
+    walk = Walk(
+        policy=policy,
+        layer_idx=layer_idx,
+        heads=tuple(range(record.key.shape[1])),
+        scaling=record.scaling,
+        rotary=None,
+    )
+    features = walk.features(record.key, record.value)
+    out, _ = walk.run(record.query, record.key, record.value, features)
+    change = (record.grad * (out - record.out)).sum(dim=-1)  # (1, H, N)
+    return record.by_group(change).sum(dim=2)[0].double().square().mean(dim=-1) / 2
+
+
+def allocate(
+    errors: Tensor, rungs: Sequence[int], total: int, floors: Tensor | None = None
+) -> list[list[int]]:
+    """Return the budget of each KV head, (L, G), which add up to `total` for each on average.
+
+    Greedy along each head's lower convex hull, which is exact for budgets on the hulls (Fox 1966,
+    "Discrete Optimization via Marginal Analysis"). What the last steps leave goes to one head.
+
+    Args:
+        errors: (L, G, K), of each head at each budget.
+        rungs: the budgets, K of them, ascending.
+        total: entries per KV head, on average.
+        floors: (L, G), budgets from which heads start; None is the first rung.
+
+    Raises:
+        ConfigError: for a total below the floors, or above the last rung.
+    """
+    flat = errors.flatten(0, 1)
+    heads = len(flat)
+    least = [rungs[0]] * heads if floors is None else [int(floor) for floor in floors.flatten()]
+    left = total * heads - sum(least)
+    if left < 0 or total > rungs[-1]:
+        raise ConfigError(
+            f"--budget: {total} entries a head on average are not between {-(-sum(least) // heads)}"
+            f", which every head needs at least, and {rungs[-1]}; ask for something between"
+        )
+    held = _climb(flat, rungs, least, left)
+    most_loaded = max(range(heads), key=lambda head: (held[head] < rungs[-1], -held[head]))
+    held[most_loaded] += total * heads - sum(held)
+    groups = errors.shape[1]
+    return [held[start : start + groups] for start in range(0, heads, groups)]
+
+
+def _climb(errors: Tensor, rungs: Sequence[int], held: list[int], left: int) -> list[int]:
+    """Spend `left` entries, step by step, where the error falls most per entry."""
+    held = list(held)
+    steps = [
+        (-fall / (to - start), head, start, to)
+        for head, own in enumerate(errors.tolist())
+        for start, to, fall in _hull(own, rungs, held[head])
+    ]
+    heapq.heapify(steps)
+    while steps:
+        _, head, start, to = heapq.heappop(steps)
+        # A step that did not fit ends its head's climb.
+        if held[head] == start and to - start <= left:
+            held[head] = to
+            left -= to - start
+    return held
+
+
+def _hull(
+    errors: Sequence[float], rungs: Sequence[int], start: int
+) -> list[tuple[int, int, float]]:
+    """Return the steps of the lower convex hull from `start` up: from, to, and the error's fall."""
+    points = [(rung, error) for rung, error in zip(rungs, errors, strict=True) if rung > start]
+    at = max((i for i, rung in enumerate(rungs) if rung <= start), default=0)
+    x, y = start, errors[at]
+    steps = []
+    while points:
+        slopes = [((y - error) / (rung - x), rung, error) for rung, error in points]
+        slope, rung, error = max(slopes)
+        if slope <= 0:
+            break
+        steps.append((x, rung, y - error))
+        x, y = rung, error
+        points = [point for point in points if point[0] > rung]
+    return steps
+
+
+def to_policy(base: PolicyConfig, budgets: Sequence[Sequence[int]]) -> PolicyConfig:
+    """Return `base` with these budgets (L, G): the most common as `budget`, others as pattern."""
+    flat = [budget for layer in budgets for budget in layer]
+    common = max(sorted(set(flat)), key=flat.count)
+    pattern: dict[str, int | None] = {}
+    for index, layer in enumerate(budgets):
+        if set(layer) == {common}:
+            continue
+        if len(set(layer)) == 1:
+            pattern[f"L{index}"] = layer[0]
+            continue
+        for head, budget in enumerate(layer):
+            if budget != common:
+                pattern[f"L{index}H{head}"] = budget
+    return replace(base, budget=common, pattern=pattern)

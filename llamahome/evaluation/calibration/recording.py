@@ -1,0 +1,161 @@
+"""Dense attention of every layer on a text, and how much the loss depends on each output.
+
+Axes: L layers, H query heads, G KV heads, R query heads of a KV head, N tokens, D head_dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from llamahome.attention import HybridAttention, build_policy
+from llamahome.config import PolicyConfig
+from llamahome.models.head import output_logits
+
+PIECE = 256  # tokens whose logits are held at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """A text to read.
+
+    Attributes:
+        ids: (N,).
+        answering: positions whose next token is all that matters; None for every token.
+    """
+
+    ids: Tensor
+    answering: slice | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRecord:
+    """One layer's attention over a text.
+
+    Attributes:
+        query, out, grad: (1, H, N, D); `grad` is of the loss with respect to `out`.
+        key, value: (1, G, N, D).
+        scaling: factor on the logits.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    out: Tensor
+    grad: Tensor
+    scaling: float
+
+    def by_group(self, x: Tensor) -> Tensor:
+        """Split query heads by their KV head: (1, H, N, ...) to (1, G, R, N, ...)."""
+        return x.unflatten(1, (self.key.shape[1], -1))
+
+
+class _Recorder:
+    """Dense attention that keeps what it reads and returns."""
+
+    def __init__(self) -> None:
+        self.policy = build_policy(PolicyConfig.dense())
+        self.layers: list[tuple[Tensor, Tensor, Tensor, Tensor, float]] = []
+
+    def attend(
+        self, layer_idx: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> Tensor:
+        out = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            is_causal=True,
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        if out.requires_grad:
+            out.retain_grad()
+        else:  # the first layer: nothing before it has a gradient
+            out.requires_grad_()
+        self.layers.append((query.detach(), key.detach(), value.detach(), out, scaling))
+        return out
+
+    def records(self) -> list[LayerRecord]:
+        records = []
+        for query, key, value, out, scaling in self.layers:
+            assert out.grad is not None
+            records.append(
+                LayerRecord(
+                    query=query,
+                    key=key,
+                    value=value,
+                    out=out.detach(),
+                    grad=out.grad,
+                    scaling=scaling,
+                )
+            )
+        return records
+
+
+def record(model: PreTrainedModel, reading: Reading, *, seed: int) -> list[LayerRecord]:
+    """Read a text densely; return each layer's attention, with gradients of the loss.
+
+    The loss is the negative log likelihood, summed over the text, of targets that are drawn from
+    the model's own predictions. So the mean square of a gradient along a change is the Fisher
+    information of that change: twice the KL that it costs, to second order (Martens 2020, "New
+    Insights and Perspectives on the Natural Gradient Method", arXiv 1412.1193, section 5).
+
+    Of an answer, the loss is minus the log-odds of its tokens: where the model is sure of them, the
+    likelihood has no gradient left.
+
+    Args:
+        seed: of the targets.
+    """
+    HybridAttention.attach(model)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.requires_grad_(False)
+    recorder = _Recorder()
+    ids = reading.ids[None].to(model.device)
+    try:
+        with torch.enable_grad():
+            hidden = model.base_model(
+                input_ids=ids, use_cache=False, hybrid=recorder
+            ).last_hidden_state
+        last = hidden.detach()
+        gradient = (
+            _of_samples(model, last, seed)
+            if reading.answering is None
+            else _of_answers(model, last, ids, reading.answering)
+        )
+        hidden.backward(gradient)
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+    return recorder.records()
+
+
+def _of_samples(model: PreTrainedModel, hidden: Tensor, seed: int) -> Tensor:
+    """Compute the gradient by the last hidden states, piece by piece, since logits are large."""
+    draw = torch.Generator(hidden.device).manual_seed(seed)
+    gradients = []
+    for part in hidden.split(PIECE, dim=1):
+        logits = _logits(model, part.requires_grad_())
+        targets = torch.multinomial(logits.detach().softmax(dim=-1), 1, generator=draw)[:, 0]
+        loss = F.cross_entropy(logits, targets, reduction="sum")
+        gradients.append(torch.autograd.grad(loss, part)[0])
+    return torch.cat(gradients, dim=1)
+
+
+def _of_answers(model: PreTrainedModel, hidden: Tensor, ids: Tensor, answering: slice) -> Tensor:
+    gradient = torch.zeros_like(hidden)
+    part = hidden[:, answering].requires_grad_()
+    logits = _logits(model, part)
+    targets = ids[0, answering.start + 1 : answering.stop + 1, None]
+    others = logits.scatter(1, targets, float("-inf")).logsumexp(dim=1)
+    loss = (others - logits.gather(1, targets)[:, 0]).sum()
+    gradient[:, answering] = torch.autograd.grad(loss, part)[0]
+    return gradient
+
+
+@torch.enable_grad()
+def _logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    return output_logits(model, hidden)[0]

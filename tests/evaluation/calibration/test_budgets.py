@@ -1,0 +1,104 @@
+"""Budgets from measured error: the error against plain loops, the allocation against all others."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from llamahome.attention import build_policy
+from llamahome.attention.reference import Head, reference
+from llamahome.config import ConfigError, PolicyConfig
+from llamahome.evaluation.calibration.budgets import allocate, head_errors, ladder, to_policy
+from llamahome.evaluation.calibration.recording import Reading, record
+from tests.attention.sequences import token_ids
+
+RUNGS = (8, 16, 32, 48)
+H2O = PolicyConfig(budget=12, sink=2, recent=6, interval=4, decay=None)
+
+
+def _mass(head: Head, position: int) -> float:
+    return sum(sum(probs) for probs in head.received[position])
+
+
+def test_the_error_is_half_the_mean_square_of_gradient_times_change(
+    tiny_llama: LlamaForCausalLM,
+) -> None:
+    layers = record(tiny_llama, Reading(ids=token_ids(40)[0]), seed=1)
+    errors = head_errors(layers, build_policy(H2O), 12)
+    assert errors.shape == (2, 2)
+    for layer, own in zip(layers, errors, strict=True):
+        out, _ = reference(layer.query[0], layer.key[0], layer.value[0], H2O, _mass)
+        change = (layer.grad[0] * (out - layer.out[0])).sum(dim=-1)
+        for group in range(2):
+            both = change[2 * group] + change[2 * group + 1]
+            assert float(own[group]) == pytest.approx(float((both**2).mean() / 2), rel=1e-4)
+
+
+def test_a_budget_of_the_whole_text_has_no_error(tiny_llama: LlamaForCausalLM) -> None:
+    layers = record(tiny_llama, Reading(ids=token_ids(40)[0]), seed=1)
+    assert head_errors(layers, build_policy(H2O), 40).max() < 1e-9
+
+
+def _convex(heads: int, seed: int) -> torch.Tensor:
+    """Return errors (heads, 1, K) that fall, each step less per entry than the one before."""
+    draw = torch.Generator().manual_seed(seed)
+    slopes = torch.rand(heads, len(RUNGS) - 1, generator=draw).sort(dim=1, descending=True).values
+    falls = slopes * torch.tensor([b - a for a, b in itertools.pairwise(RUNGS)])
+    return torch.cat([torch.zeros(heads, 1), -falls.cumsum(dim=1)], dim=1).unsqueeze(1) + 100
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_spent_could_not_be_spent_better(seed: int) -> None:
+    errors = _convex(4, seed)
+    held = [layer[0] for layer in allocate(errors, RUNGS, total=20)]
+    assert sum(held) == 80
+    # One head has what no whole step could use; with what the others have, none does better.
+    rungs = [max(rung for rung in RUNGS if rung <= budget) for budget in held]
+    error = sum(float(errors[i, 0, RUNGS.index(rung)]) for i, rung in enumerate(rungs))
+    spent = sum(rungs)
+    best = min(
+        sum(float(errors[i, 0, k]) for i, k in enumerate(choice))
+        for choice in itertools.product(range(len(RUNGS)), repeat=4)
+        if sum(RUNGS[k] for k in choice) <= spent
+    )
+    assert error == pytest.approx(best)
+
+
+def test_a_step_that_pays_only_together_with_the_next_is_taken() -> None:
+    """One head's error falls at the last rung alone; a step-by-step climb would never start."""
+    errors = torch.tensor([[[9.0, 9.0, 9.0, 1.0]], [[2.0, 1.9, 1.8, 1.7]]])
+    assert allocate(errors, RUNGS, total=28) == [[48], [8]]
+
+
+def test_heads_begin_at_their_floors() -> None:
+    errors = torch.zeros(2, 2, 4)
+    floors = torch.tensor([[8, 48], [8, 8]])
+    budgets = allocate(errors, RUNGS, total=20, floors=floors)
+    assert sum(map(sum, budgets)) == 80
+    assert budgets[0][1] >= 48
+
+
+@pytest.mark.parametrize("total", [7, 49])
+def test_a_total_that_cannot_be_is_refused(total: int) -> None:
+    with pytest.raises(ConfigError, match=f"--budget: {total} entries a head .* between 8, .* 48"):
+        allocate(torch.rand(2, 2, 4), RUNGS, total=total)
+
+
+def test_rungs_are_few_round_and_hold_what_is_protected() -> None:
+    rungs = ladder(PolicyConfig(recent=64), 2048)
+    assert rungs == sorted(set(rungs))
+    assert all(rung % 16 == 0 for rung in rungs)
+    assert 69 <= rungs[0] < 100
+    assert 1024 < rungs[-1] < 2048
+    assert len(rungs) <= 10
+    assert ladder(PolicyConfig(recent=128), 512)[0] >= 133
+
+
+def test_the_pattern_says_what_was_allocated() -> None:
+    budgets = [[16, 16], [32, 32], [16, 48], [8, 16]]
+    policy = to_policy(PolicyConfig(budget=64, sink=2, recent=6, interval=4), budgets)
+    assert policy.pattern == {"L1": 32, "L2H1": 48, "L3H0": 8}
+    assert [[policy.budget_of(i, h, 4) for h in range(2)] for i in range(4)] == budgets
