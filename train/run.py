@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from llamahome.config import ConfigError, PolicyConfig, TrainRoot
 from llamahome.config.fixed import changed_keys
-from llamahome.config.policy import CARRIED
+from llamahome.config.policy import CARRIED, rescaled
 from llamahome.models import ModelInfo, ModelManager
 from llamahome.models.adapter_chain import adapter_chain
 from train.data import batches, build_datasets, eval_batches, resolve_files
@@ -88,7 +88,9 @@ def _policy(policy: PolicyConfig, model: ModelInfo) -> PolicyConfig:
         return policy
     if model.policy is None:
         raise ConfigError(f"policy.name=carried: {model.name} carries none; name one, like h2o")
-    return model.policy
+    if policy.budget is None:
+        return model.policy
+    return rescaled(model.policy, policy.budget, model.layers, model.kv_heads)
 
 
 def _check_data(root: TrainRoot, model: ModelInfo, manager: ModelManager) -> None:

@@ -1,68 +1,145 @@
-"""`llamahome calibrate`: a pattern of budgets for the heads that retrieve."""
+"""`llamahome calibrate`: a policy that is made for a model."""
 
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
 from llamahome.cli import options
-from llamahome.config import ModelConfig, PolicyConfig
+from llamahome.config import ConfigError, ModelConfig, PolicyConfig
 from llamahome.config.checks import require
+from llamahome.config.policy import entries, with_budgets
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
     from torch import Tensor
 
+    from llamahome.attention import Policy
+    from llamahome.evaluation.calibration.recording import Reading
+    from llamahome.evaluation.calibration.retrieval import Probe
     from llamahome.models import LoadedModel
 
 SHOWN = 10
+TEXTS = ("northanger_abbey", "pydoc")
+
+
+class Method(StrEnum):
+    """Ways to calibrate."""
+
+    ERROR = "error"
+    LEARNED = "learned"
+    RETRIEVAL = "retrieval"
+
+
+class Made(NamedTuple):
+    """A policy, and by what each head was judged: (L, G)."""
+
+    policy: PolicyConfig
+    judged: Tensor
+    weights: Policy | None = None
 
 
 def calibrate(
     model: options.Model = options.EMBEDDED,
+    method: Annotated[
+        Method,
+        typer.Option(
+            help="error: a budget for each KV head, from the error that eviction makes there. "
+            "learned: the same, and a score that is trained for the model. "
+            "retrieval: heads that look things up keep everything."
+        ),
+    ] = Method.ERROR,
+    policy: Annotated[str, typer.Option(help="For error: the policy that the heads have.")] = "h2o",
     budget: Annotated[
         float, typer.Option(help="Entries per KV head on average; up to 1, a share of --context.")
-    ] = 0.2,
+    ] = 0.1,
     context: Annotated[int, typer.Option(help="Tokens the budget is meant for.", min=64)] = 2048,
-    full_heads: Annotated[
-        int | None,
-        typer.Option(help="Heads that keep everything [default: leave the others a quarter]."),
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="persuasion, northanger_abbey, pydoc, or a file; may come again. "
+            f"[default: {', '.join(TEXTS)}]"
+        ),
     ] = None,
-    probes: Annotated[int, typer.Option(help="Synthetic prompts.", min=1)] = 5,
-    length: Annotated[int, typer.Option(help="Tokens of a synthetic prompt.", min=64)] = 1024,
-    text: Annotated[str, typer.Option(help="persuasion, northanger_abbey, pydoc, or a file.")] = (
-        "pydoc"
-    ),
+    windows: Annotated[int, typer.Option(help="Windows of each text.", min=1)] = 2,
+    lookup_heads: Annotated[
+        int | None,
+        typer.Option(
+            help="Heads that look things up: they keep at least 40 % of the context, or for "
+            "retrieval everything [default: 6; for retrieval as many as leave the others a "
+            "quarter].",
+            min=0,
+        ),
+    ] = None,
+    probes: Annotated[int, typer.Option(help="Prompts that find these heads.", min=1)] = 6,
+    recent: Annotated[int, typer.Option(help="Newest tokens that always stay.", min=1)] = 64,
     seed: Annotated[int, typer.Option(help="Seed of the prompts.", min=0)] = 0,
     output: Annotated[
-        Path | None, typer.Option(help="Write the policy there, as YAML for conf/policy.")
+        Path | None,
+        typer.Option(
+            help="Write the policy there: as YAML for conf/policy if it ends in .yaml, else as a "
+            "model's folder that carries it."
+        ),
     ] = None,
 ) -> None:
-    """Find the KV heads that look things up, and propose a policy that lets them keep everything.
+    """Make a policy for a model: how much each KV head keeps, and by which score.
 
-    Example:
+    Examples:
 
       llamahome calibrate --budget 0.2 --output conf/policy/mine.yaml
+
+      llamahome calibrate --method learned --windows 8 --output my-model
     """
     with options.plain_errors():
         require(budget > 0, "--budget", budget, "it must be above 0")
-        total = round(budget * context) if budget <= 1 else round(budget)
+        total = entries(budget, context)
         require(total < context, "--budget", budget, f"below --context={context}; else be dense")
-        from llamahome.evaluation.calibration.retrieval import propose
-
-        scores = _scores(_load(model), text, length, probes, seed)
-        policy = propose(
-            scores, PolicyConfig(), total=total, context=context, full_heads=full_heads
-        )
-    _show(scores, policy, total, context)
-    if output is not None:
-        _write(policy, output)
-    typer.echo(_overrides(policy))
+        _check_output(output, method)
+        wanted = Wanted(method, policy, total, context, lookup_heads, recent)
+        loaded = _load(model)
+        made = _make(loaded, wanted, text or list(TEXTS), windows, probes, seed)
+        _show(made, total, context)
+        if output is not None:
+            _write(loaded, made, output)
+    chosen = made.policy
+    if made.weights is None:
+        typer.echo(_overrides(chosen))
     typer.echo(
-        json.dumps({"budget": policy.budget, "pattern": policy.pattern, "scores": scores.tolist()})
+        json.dumps(
+            {
+                "policy": chosen.name,
+                "budget": chosen.budget,
+                "pattern": chosen.pattern,
+                "judged": made.judged.tolist(),
+            }
+        )
     )
+
+
+class Wanted(NamedTuple):
+    """Options that say what the policy should be."""
+
+    method: Method
+    policy: str
+    total: int
+    context: int
+    lookup_heads: int | None
+    recent: int
+
+
+def _check_output(output: Path | None, method: Method) -> None:
+    if method is not Method.LEARNED:
+        return
+    if output is None:
+        raise ConfigError("--method=learned: say where its weights go, with --output FOLDER")
+    if output.suffix == ".yaml":
+        raise ConfigError(f"--output={output}: a learned policy has weights; name a new folder")
+    if output.exists():
+        raise ConfigError(f"--output={output} exists; name a new folder, or remove it")
 
 
 def _load(name: str) -> LoadedModel:
@@ -72,50 +149,136 @@ def _load(name: str) -> LoadedModel:
     return load_model(ModelConfig(name=name), device=torch_device("auto"))
 
 
-def _scores(loaded: LoadedModel, text: str, length: int, count: int, seed: int) -> Tensor:
-    from rich.progress import Progress
+def _make(
+    loaded: LoadedModel, wanted: Wanted, texts: list[str], count: int, probes: int, seed: int
+) -> Made:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    from llamahome.evaluation.calibration.retrieval import probes, retrieval_scores
+    from llamahome.evaluation.calibration.readings import windows
+    from llamahome.evaluation.calibration.retrieval import probes as draw
     from llamahome.evaluation.text import load_text
 
-    asked = probes(
-        loaded.tokenizer, load_text(text, field="--text"), length=length, count=count, seed=seed
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    asked = draw(
+        loaded.tokenizer,
+        load_text(texts[0], field="--text"),
+        length=wanted.context,
+        count=probes,
+        seed=seed,
     )
-    with Progress(transient=True) as bar:
-        task = bar.add_task("looking for heads that retrieve", total=count)
-        return retrieval_scores(loaded.model, asked, on_probe=lambda: bar.advance(task))
+    with Progress(*columns, transient=True) as bar:
+        scores = _lookup_scores(loaded, asked, bar)
+        if wanted.method is Method.RETRIEVAL:
+            return _retrieving(scores, wanted)
+        readings = [
+            reading
+            for text in texts
+            for reading in windows(loaded.tokenizer, text, length=wanted.context, count=count)
+        ]
+        return _measured(loaded, wanted, readings, asked, scores, bar)
 
 
-def _show(scores: Tensor, policy: PolicyConfig, total: int, context: int) -> None:
+def _lookup_scores(loaded: LoadedModel, asked: list[Probe], bar: Progress) -> Tensor:
+    from llamahome.evaluation.calibration.retrieval import retrieval_scores
+
+    task = bar.add_task("looking for heads that look things up", total=len(asked))
+    return retrieval_scores(loaded.model, asked, on_probe=lambda: bar.advance(task))
+
+
+def _retrieving(scores: Tensor, wanted: Wanted) -> Made:
+    from llamahome.evaluation.calibration.retrieval import propose
+
+    policy = propose(
+        scores,
+        PolicyConfig(),
+        total=wanted.total,
+        context=wanted.context,
+        full_heads=wanted.lookup_heads,
+    )
+    return Made(policy, scores)
+
+
+def _measured(
+    loaded: LoadedModel,
+    wanted: Wanted,
+    readings: list[Reading],
+    asked: list[Probe],
+    scores: Tensor,
+    bar: Progress,
+) -> Made:
+    import torch
+
+    from llamahome.attention import build_policy
+    from llamahome.evaluation.calibration import budgets
+    from llamahome.evaluation.calibration.readings import measure, train
+
+    learned = wanted.method is Method.LEARNED
+    base = PolicyConfig(
+        name="learned" if learned else wanted.policy,
+        budget=wanted.context,
+        recent=wanted.recent,
+        interval=min(64, wanted.recent),
+    )
+    built = build_policy(base, loaded.model)
+    rungs = budgets.ladder(base, wanted.context)
+    lookup = 6 if wanted.lookup_heads is None else wanted.lookup_heads
+    floors = budgets.floors(scores, rungs, heads=lookup, entries=round(0.4 * wanted.context))
+    # Refuse a total that cannot be before minutes of reading.
+    budgets.allocate(torch.zeros(*scores.shape, len(rungs)), rungs, wanted.total, floors)
+    if learned:
+        task = bar.add_task("reading to learn from", total=len(readings) + len(asked))
+        train(loaded.model, built, [*readings, *asked], tick=lambda: bar.advance(task))
+    task = bar.add_task("measuring the error of eviction", total=len(readings))
+    errors = measure(loaded.model, built, readings, rungs, tick=lambda: bar.advance(task))
+    held = budgets.allocate(errors, rungs, wanted.total, floors)
+    policy = with_budgets(base, held)
+    return Made(
+        policy,
+        budgets.remaining(errors, rungs, wanted.total),
+        built.with_config(policy) if learned else None,
+    )
+
+
+def _show(made: Made, total: int, context: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    full = sum(budget is None for budget in policy.pattern.values())
-    table = Table(title=f"{full} of {scores.numel()} KV heads keep everything")
-    for column in ("KV head", "attention to what it repeats", "keeps"):
+    layers, groups = made.judged.shape
+    table = Table(title=f"{made.policy.name}: {total} entries a head on average, at {context}")
+    for column in ("KV head", "error or look-up", "keeps"):
         table.add_column(column, justify="right")
-    groups = scores.shape[1]
-    for head in scores.flatten().argsort(descending=True)[:SHOWN].tolist():
-        name = f"L{head // groups}H{head % groups}"
-        keeps = policy.pattern.get(name, policy.budget)
+    for head in made.judged.flatten().argsort(descending=True)[:SHOWN].tolist():
+        layer, index = divmod(head, groups)
+        keeps = made.policy.budget_of(layer, index, layers)
         table.add_row(
-            name, f"{float(scores.flatten()[head]):.3f}", "all" if keeps is None else str(keeps)
+            f"L{layer}H{index}",
+            f"{float(made.judged[layer, index]):.5f}",
+            "all" if keeps is None else str(keeps),
         )
     Console().print(table)
-    typer.echo(
-        f"{policy.budget} entries for the others: {total} a head on average, at {context} tokens"
-    )
+    typer.echo(f"most heads keep {made.policy.budget} entries")
 
 
-def _write(policy: PolicyConfig, file: Path) -> None:
+def _write(loaded: LoadedModel, made: Made, output: Path) -> None:
+    from llamahome.models import copy_with_policy
+
+    if output.suffix == ".yaml":
+        _write_yaml(made.policy, output)
+        typer.echo(f"policy in {output}")
+        return
+    policy = made.weights or loaded.policy_for(made.policy)
+    copy_with_policy(loaded.path, output, policy)
+    typer.echo(f"model in {output}; try: llamahome generate --model {output} 'Why is it blue?'")
+
+
+def _write_yaml(policy: PolicyConfig, file: Path) -> None:
     pattern = "\n".join(f"  {line}" for line in _entries(policy, ": ")) or "  {}"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(
-        "# KV heads that keep everything; proposed by llamahome calibrate.\n"
+        "# Budgets that differ by KV head, made by llamahome calibrate.\n"
         f"name: {policy.name}\nbudget: {policy.budget}\nsink: {policy.sink}\n"
         f"recent: {policy.recent}\ninterval: {policy.interval}\npattern:\n{pattern}\n"
     )
-    typer.echo(f"policy in {file}")
 
 
 def _entries(policy: PolicyConfig, colon: str) -> list[str]:
@@ -130,4 +293,4 @@ def _overrides(policy: PolicyConfig) -> str:
     numbers = " ".join(
         f"policy.{key}={getattr(policy, key)}" for key in ("budget", "recent", "interval")
     )
-    return f"{numbers} '+policy.pattern={{{heads}}}'"
+    return f"policy={policy.name} {numbers} '+policy.pattern={{{heads}}}'"

@@ -21,13 +21,14 @@ def chat(
     system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
     policy: options.Policy = "carried",
     budget: options.Budget = None,
-    sink: options.Sink = 4,
+    sink: options.Sink = None,
     recent: options.Recent = None,
     interval: options.Interval = None,
     max_tokens: options.MaxTokens = 512,
     temperature: options.Temperature = 0.2,
     top_p: options.TopP = 0.9,
     seed: options.Seed = None,
+    max_length: options.MaxLength = 8192,
     dtype: options.Dtype = "auto",
 ) -> None:
     """Talk to a model. /reset forgets the conversation, Ctrl-C interrupts, /exit leaves."""
@@ -39,8 +40,8 @@ def chat(
         )
         engine = TextEngine.load(
             ModelConfig(name=model, dtype=dtype),
-            policy_config(policy, budget, sink, recent, interval),
-            options.one_slot(8192),
+            policy_config(policy, budget, sink, recent, interval, max_length),
+            options.one_slot(max_length),
         )
         opening = _opening(engine, system)
         typer.secho(f"{model}, policy {engine.policy.name}. /reset, /exit.", fg="bright_black")

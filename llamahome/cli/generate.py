@@ -27,7 +27,7 @@ def generate(
     ] = False,
     policy: options.Policy = "carried",
     budget: options.Budget = None,
-    sink: options.Sink = 4,
+    sink: options.Sink = None,
     recent: options.Recent = None,
     interval: options.Interval = None,
     max_tokens: options.MaxTokens = 256,
@@ -35,7 +35,7 @@ def generate(
     top_p: options.TopP = 1.0,
     seed: options.Seed = None,
     dtype: options.Dtype = "auto",
-    max_length: Annotated[int, typer.Option(help="Prompt and answer together.")] = 8192,
+    max_length: options.MaxLength = 8192,
 ) -> None:
     """Answer one prompt, streaming, from a KV cache of fixed size.
 
@@ -56,7 +56,7 @@ def generate(
         )
         engine = TextEngine.load(
             ModelConfig(name=model, dtype=dtype),
-            policy_config(policy, budget, sink, recent, interval),
+            policy_config(policy, budget, sink, recent, interval, max_length),
             options.one_slot(max_length),
         )
         ids = engine.encode(text) if raw else engine.encode_chat([user(text)])

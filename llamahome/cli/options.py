@@ -23,9 +23,13 @@ Policy = Annotated[
     ),
 ]
 Budget = Annotated[
-    int | None, typer.Option(help="KV entries kept per head [default: 256, or the model's own].")
+    float | None,
+    typer.Option(
+        help="KV entries kept per head, on average; up to 1, a share of the longest text "
+        "(--max-length) [default: 256, or the model's own]."
+    ),
 ]
-Sink = Annotated[int, typer.Option(help="First tokens that always stay.")]
+Sink = Annotated[int | None, typer.Option(help="First tokens that always stay [default: 4].")]
 Recent = Annotated[
     int | None, typer.Option(help="Newest tokens that always stay [default: half the budget].")
 ]
@@ -34,6 +38,7 @@ Interval = Annotated[
 ]
 Dtype = Annotated[str, typer.Option(help="auto (8 bits on a CPU), float32, bfloat16 or float16.")]
 MaxTokens = Annotated[int, typer.Option(help="Tokens generated at most.")]
+MaxLength = Annotated[int, typer.Option(help="Tokens at most, prompts and answers together.")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
 TopP = Annotated[float, typer.Option(help="Nucleus sampling.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of the sampling.")]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
-from llamahome.config.checks import at_least, one_of, require
+from llamahome.config.checks import above, at_least, one_of, require
 
 POLICIES = (
     "h2o", "value_norm", "snapkv", "tova", "window", "keydiff", "random", "learned", "full"
@@ -21,7 +22,8 @@ class PolicyConfig:
 
     Attributes:
         name: how keys are scored, or `carried`: whatever the checkpoint says it was trained under.
-        budget: entries kept per KV head after compaction; None never evicts (`full`).
+        budget: entries kept per KV head after compaction; None never evicts (`full`). Of a carried
+            policy: what its budgets become on average; None leaves them.
         sink: first tokens that always stay.
         recent: newest tokens that always stay. What is left of the budget goes to heavy hitters.
         interval: tokens in a chunk, between two compactions. 1 is the paper's H2O.
@@ -71,19 +73,25 @@ class PolicyConfig:
         if self.decay is not None:
             at_least("policy.decay", self.decay, 1)
         if self.name in ("full", CARRIED):
-            self._check_without_budget()
+            self._check_without_pattern()
         else:
             self._check_budgets()
 
-    def _check_without_budget(self) -> None:
-        for key, value in (("budget", self.budget), ("pattern", self.pattern or None)):
+    def _check_without_pattern(self) -> None:
+        require(
+            not self.pattern,
+            "policy.pattern",
+            self.pattern,
+            f"policy.name={self.name} takes no pattern; leave it out",
+        )
+        if self.budget is not None:
             require(
-                value is None,
-                f"policy.{key}",
-                value,
-                f"policy.name={self.name} takes no {key}; leave it out"
-                + ("" if key == "pattern" else ", or set policy.budget=null"),
+                self.name == CARRIED,
+                "policy.budget",
+                self.budget,
+                f"policy.name={self.name} takes no budget; leave it out, or set policy.budget=null",
             )
+            at_least("policy.budget", self.budget, 1)
 
     def _check_budgets(self) -> None:
         require(
@@ -147,15 +155,98 @@ class PolicyConfig:
             )
 
 
+MULTIPLE = 16  # entries; tiles of the C++ kernels
+
+
+def entries(budget: float, context: int) -> int:
+    """Return a budget in entries per KV head; up to 1 it is a share of `context` tokens."""
+    return round(budget * context) if budget <= 1 else round(budget)
+
+
+def with_budgets(policy: PolicyConfig, budgets: Sequence[Sequence[int | None]]) -> PolicyConfig:
+    """Return `policy` with a budget for each layer and KV head, the most common one as `budget`."""
+    flat = [budget for layer in budgets for budget in layer]
+    limited = sorted({budget for budget in flat if budget is not None})
+    common = max(limited, key=flat.count)
+    pattern: dict[str, int | None] = {}
+    for index, layer in enumerate(budgets):
+        if len(set(layer)) == 1:
+            named = {f"L{index}": layer[0]}
+        else:
+            named = {f"L{index}H{head}": budget for head, budget in enumerate(layer)}
+        pattern |= {name: budget for name, budget in named.items() if budget != common}
+    return replace(policy, budget=common, pattern=pattern, layers="flat")
+
+
+def rescaled(policy: PolicyConfig, total: int, num_layers: int, num_kv_heads: int) -> PolicyConfig:
+    """Return `policy` with budgets of `total` entries per KV head on average, in proportion.
+
+    Heads that never evict go on so, and do not count. Recent entries become fewer with the budgets,
+    but not more.
+
+    Raises:
+        ConfigError: for a total that has no room for sinks and recent entries.
+    """
+    if policy.budget is None:
+        return policy
+    budgets = [
+        [policy.budget_of(layer, head, num_layers) for head in range(num_kv_heads)]
+        for layer in range(num_layers)
+    ]
+    limited = [budget for layer in budgets for budget in layer if budget is not None]
+    share = total * len(limited) / sum(limited)
+    recent = max(policy.interval, round(policy.recent * min(1.0, share)))
+    scaled = replace(policy, recent=recent, budget=total, pattern={}, layers="flat")
+    sizes = _in_proportion(limited, total, scaled.sink + recent)
+    return with_budgets(
+        scaled,
+        [[None if budget is None else next(sizes) for budget in layer] for layer in budgets],
+    )
+
+
+def _in_proportion(budgets: list[int], total: int, least: int) -> Iterator[int]:
+    """Yield `budgets` scaled to `total` on average: round numbers but one, none below `least`."""
+    if len(set(budgets)) == 1:
+        yield from [total] * len(budgets)
+        return
+
+    def at(factor: float) -> list[int]:
+        return [max(least, int(b * factor / MULTIPLE) * MULTIPLE) for b in budgets]
+
+    low, high = 0.0, float(total * len(budgets))
+    for _ in range(64):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(at(middle)) <= total * len(budgets) else (low, middle)
+    sizes = at(low)
+    sizes[budgets.index(max(budgets))] += total * len(budgets) - sum(sizes)
+    yield from sizes
+
+
 def policy_config(
-    name: str, budget: int | None, sink: int, recent: int | None, interval: int | None
+    name: str,
+    budget: float | None,
+    sink: int | None,
+    recent: int | None,
+    interval: int | None,
+    context: int,
 ) -> PolicyConfig:
-    """Build the policy that a command's options spell; a budget alone means h2o."""
-    if name == CARRIED and budget is not None:
+    """Build the policy that a command's options spell.
+
+    A carried policy is rescaled to a budget that comes alone; if other numbers come too, the policy
+    is h2o.
+
+    Args:
+        context: tokens that a budget of up to 1 is a share of.
+    """
+    if budget is not None:
+        above("--budget", budget, 0)
+    held = None if budget is None else entries(budget, context)
+    if name == CARRIED and any(number is not None for number in (sink, recent, interval)):
         name = "h2o"
     if name in ("full", CARRIED):
-        return PolicyConfig(name=name, budget=budget)
-    budget = 256 if budget is None else budget
-    recent = max(1, budget // 2) if recent is None else recent
+        return PolicyConfig(name=name, budget=held)
+    held = 256 if held is None else held
+    recent = max(1, held // 2) if recent is None else recent
     interval = min(64, recent) if interval is None else interval
-    return PolicyConfig(name=name, budget=budget, sink=sink, recent=recent, interval=interval)
+    sink = 4 if sink is None else sink
+    return PolicyConfig(name=name, budget=held, sink=sink, recent=recent, interval=interval)

@@ -43,8 +43,8 @@ class LlamaHomeLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         self,
         pretrained: str = ModelConfig().name,
         policy: str = CARRIED,
-        budget: int | None = None,
-        sink: int = 4,
+        budget: float | None = None,
+        sink: int | None = None,
         recent: int | None = None,
         interval: int | None = None,
         dtype: str = "auto",
@@ -61,13 +61,13 @@ class LlamaHomeLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         slots = 1 if batch_size == "auto" else int(batch_size)
         named = ModelConfig(name=pretrained, dtype=dtype)
         engine = EngineConfig(slots=slots, weights=weights).for_model(named)
-        wanted = policy_config(policy, budget, sink, recent, interval)
         # lm_eval asks for cuda even where there is none, unless --device says otherwise.
         place = (device or "cuda") if torch.cuda.is_available() else "cpu"
         loaded = load_model(named, device=place)
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
         context = context_length(self.model.config)
         self.max_length = min(max_length or context, context)
+        wanted = policy_config(policy, budget, sink, recent, interval, self.max_length)
         self._name = pretrained
         self._policy = loaded.policy_for(wanted)
         self._config = sized(engine, self.max_length)

@@ -15,6 +15,7 @@ from llamahome.models.errors import (
 from llamahome.models.fingerprint import fingerprint
 from llamahome.models.load import FoundModel, LoadedModel, choose_policy, find_model, load_model
 from llamahome.models.manager import ModelManager
+from llamahome.models.policy_copy import copy_with_policy
 from llamahome.models.policy_io import (
     read_adapter_policy,
     read_policy,
@@ -34,6 +35,7 @@ __all__ = [
     "ModelNotFoundError",
     "PolicyFormatError",
     "choose_policy",
+    "copy_with_policy",
     "find_model",
     "fingerprint",
     "load_model",

@@ -11,9 +11,9 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
 from llamahome.attention import Policy, build_policy
-from llamahome.attention.shape import Configured
+from llamahome.attention.shape import Configured, ModelShape
 from llamahome.config import ConfigError, ModelConfig, PolicyConfig
-from llamahome.config.policy import CARRIED
+from llamahome.config.policy import CARRIED, policy_config, rescaled
 from llamahome.models.adapter_chain import adapter_chain
 from llamahome.models.decoder import Decoder, read_decoder
 from llamahome.models.describe import carried_policy, read_config
@@ -63,6 +63,8 @@ def choose_policy(
 ) -> Policy:
     """Build the wanted policy; `carried` means the checkpoint's own, or the default.
 
+    A budget that comes with `carried` rescales its budgets.
+
     Weights come from the checkpoint, even if its numbers (budget, ...) differ from `wanted`'s.
 
     Args:
@@ -73,10 +75,15 @@ def choose_policy(
         ConfigError: for a policy that needs weights which the checkpoint does not have.
     """
     if wanted.name == CARRIED:
-        if carried is not None:
-            return carried
-        logger.info("the model carries no policy; serving under %s", PolicyConfig())
-        return build_policy(PolicyConfig(), model)
+        if carried is None:
+            carried = build_policy(policy_config("h2o", wanted.budget, None, None, None, 0), model)
+            logger.info("the model carries no policy; serving under %s", carried.config)
+        elif wanted.budget is not None:
+            shape = ModelShape.of(model)
+            return carried.with_config(
+                rescaled(carried.config, wanted.budget, shape.num_layers, shape.num_kv_heads)
+            )
+        return carried
     if carried is not None and carried.weights and carried.config.name == wanted.name:
         return build_policy(wanted, model, carried.weights.state_dict())
     built = build_policy(wanted, model)

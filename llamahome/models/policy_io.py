@@ -37,7 +37,7 @@ FORMAT = 1
 
 def write_policy(config: PreTrainedConfig, policy: PolicyConfig) -> None:
     """Put `policy` into `config`; `config.save_pretrained` then writes it."""
-    setattr(config, KEY, _encode(policy))
+    setattr(config, KEY, encode_policy(policy))
 
 
 def read_policy(folder: Path) -> PolicyConfig | None:
@@ -53,7 +53,7 @@ def read_policy(folder: Path) -> PolicyConfig | None:
 
 def write_adapter_policy(folder: Path, policy: PolicyConfig) -> None:
     """Write `policy` into the folder of an adapter."""
-    (folder / ADAPTER_POLICY).write_text(json.dumps(_encode(policy), indent=2) + "\n")
+    (folder / ADAPTER_POLICY).write_text(json.dumps(encode_policy(policy), indent=2) + "\n")
 
 
 def read_adapter_policy(folder: Path) -> PolicyConfig | None:
@@ -94,7 +94,8 @@ def load_policy(folder: Path, policy: PolicyConfig, model: Configured) -> Policy
     return built
 
 
-def _encode(policy: PolicyConfig) -> dict[str, Any]:
+def encode_policy(policy: PolicyConfig) -> dict[str, Any]:
+    """Return the value that config.json holds; raises ValueError for `carried`, which is none."""
     if policy.name == CARRIED:
         raise ValueError(
             "policy.name='carried' says where to look for a policy and is none itself; "

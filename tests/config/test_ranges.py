@@ -141,11 +141,18 @@ def test_just_inside_the_range_is_allowed(key, value):
     assert loaded == value
 
 
-@pytest.mark.parametrize("name", ["full", "carried"])
-def test_policies_that_never_evict_take_no_budget(name):
+def test_a_policy_that_never_evicts_takes_no_budget():
     with pytest.raises(ConfigError, match=r"policy\.budget=256 .* set policy\.budget=null"):
-        config.PolicyConfig(name=name, budget=256)
-    assert config.PolicyConfig(name=name, budget=None).budget is None
+        config.PolicyConfig(name="full", budget=256)
+    assert config.PolicyConfig(name="full", budget=None).budget is None
+
+
+def test_a_carried_policy_takes_a_budget_but_no_pattern():
+    assert config.PolicyConfig(name="carried", budget=100).budget == 100
+    with pytest.raises(ConfigError, match=r"policy\.budget=0 is not allowed"):
+        config.PolicyConfig(name="carried", budget=0)
+    with pytest.raises(ConfigError, match=r"policy\.pattern=.* takes no pattern; leave it out"):
+        config.PolicyConfig(name="carried", budget=None, pattern={"L1": 200})
 
 
 @pytest.mark.parametrize(

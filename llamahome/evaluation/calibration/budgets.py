@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,11 +18,11 @@ from torch import Tensor
 from llamahome.attention import Policy
 from llamahome.attention.walk import Walk
 from llamahome.config import ConfigError, PolicyConfig
+from llamahome.config.policy import MULTIPLE
 from llamahome.evaluation.calibration.recording import LayerRecord
 
 # Budgets as shares of the context; few, so that heads of a layer share planes.
 SHARES = (0.04, 0.055, 0.08, 0.1, 0.14, 0.2, 0.28, 0.4, 0.55, 0.75)
-MULTIPLE = 16  # entries; tiles of the C++ kernels
 
 
 def ladder(policy: PolicyConfig, context: int) -> list[int]:
@@ -132,18 +131,16 @@ def _hull(
     return steps
 
 
-def to_policy(base: PolicyConfig, budgets: Sequence[Sequence[int]]) -> PolicyConfig:
-    """Return `base` with these budgets (L, G): the most common as `budget`, others as pattern."""
-    flat = [budget for layer in budgets for budget in layer]
-    common = max(sorted(set(flat)), key=flat.count)
-    pattern: dict[str, int | None] = {}
-    for index, layer in enumerate(budgets):
-        if set(layer) == {common}:
-            continue
-        if len(set(layer)) == 1:
-            pattern[f"L{index}"] = layer[0]
-            continue
-        for head, budget in enumerate(layer):
-            if budget != common:
-                pattern[f"L{index}H{head}"] = budget
-    return replace(base, budget=common, pattern=pattern)
+def floors(scores: Tensor, rungs: Sequence[int], *, heads: int, entries: int) -> Tensor:
+    """Return where heads start: the best `heads` of `scores` (L, G) with at least `entries`."""
+    start = torch.full(scores.shape, rungs[0])
+    floor = min((rung for rung in rungs if rung >= entries), default=rungs[-1])
+    best = scores.flatten().argsort(descending=True)[:heads]
+    start.view(-1)[best.cpu()] = floor
+    return start
+
+
+def remaining(errors: Tensor, rungs: Sequence[int], total: int) -> Tensor:
+    """Return the error of each head (L, G) at the largest budget up to `total`."""
+    at = max((i for i, rung in enumerate(rungs) if rung <= total), default=0)
+    return errors[..., at]

@@ -51,7 +51,8 @@ class LayerRecord:
 
     def by_group(self, x: Tensor) -> Tensor:
         """Split query heads by their KV head: (1, H, N, ...) to (1, G, R, N, ...)."""
-        return x.unflatten(1, (self.key.shape[1], -1))
+        grouped: Tensor = x.unflatten(1, (self.key.shape[1], -1))
+        return grouped
 
 
 class _Recorder:

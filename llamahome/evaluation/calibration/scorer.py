@@ -149,19 +149,21 @@ def _expected(scorer: LearnedScorer, inputs: Tensor, log_ages: Tensor) -> Tensor
     features = x @ scorer.linear.flatten(0, 1).unsqueeze(-1)
     features = features + silu(hidden) @ scorer.out.flatten(0, 1).unsqueeze(-1)
     features = features.squeeze(-1).unflatten(0, size) + scorer.bias.unsqueeze(-1)
-    return features.unsqueeze(2) - scorer.discount[..., None, None] * log_ages
+    expected: Tensor = features.unsqueeze(2) - scorer.discount[..., None, None] * log_ages
+    return expected
 
 
 def _deviance(log_mean: Tensor, target: Tensor, old: Tensor) -> Tensor:
     """Return the mean Tweedie deviance of power 1.5, less what depends on the target alone."""
     half = (log_mean / 2).exp()
-    return (2 * (target / half + half) * old).sum() / (old.sum() * target.shape[:2].numel())
+    total: Tensor = (2 * (target / half + half) * old).sum()
+    return total / (int(old.sum()) * target.shape[:2].numel())
 
 
 @torch.no_grad()
 def _unstandardise(scorer: LearnedScorer, centre: Tensor, spread: Tensor) -> None:
     """Make the weights read inputs as they are: (x - centre) / spread becomes part of them."""
-    scorer.hidden /= spread
-    scorer.hidden_bias -= (scorer.hidden * centre).sum(dim=-1)
-    scorer.linear /= spread.squeeze(2)
-    scorer.bias -= (scorer.linear * centre.squeeze(2)).sum(dim=-1)
+    scorer.hidden.div_(spread)
+    scorer.hidden_bias.sub_((scorer.hidden * centre).sum(dim=-1))
+    scorer.linear.div_(spread.squeeze(2))
+    scorer.bias.sub_((scorer.linear * centre.squeeze(2)).sum(dim=-1))

@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 from llamahome.attention import build_policy
 from llamahome.attention.reference import Head, reference
 from llamahome.config import ConfigError, PolicyConfig
-from llamahome.evaluation.calibration.budgets import allocate, head_errors, ladder, to_policy
+from llamahome.evaluation.calibration.budgets import allocate, head_errors, ladder
 from llamahome.evaluation.calibration.recording import Reading, record
 from tests.attention.sequences import token_ids
 
@@ -95,10 +95,3 @@ def test_rungs_are_few_round_and_hold_what_is_protected() -> None:
     assert 1024 < rungs[-1] < 2048
     assert len(rungs) <= 10
     assert ladder(PolicyConfig(recent=128), 512)[0] >= 133
-
-
-def test_the_pattern_says_what_was_allocated() -> None:
-    budgets = [[16, 16], [32, 32], [16, 48], [8, 16]]
-    policy = to_policy(PolicyConfig(budget=64, sink=2, recent=6, interval=4), budgets)
-    assert policy.pattern == {"L1": 32, "L2H1": 48, "L3H0": 8}
-    assert [[policy.budget_of(i, h, 4) for h in range(2)] for i in range(4)] == budgets
