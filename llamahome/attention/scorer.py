@@ -13,6 +13,25 @@ from llamahome.attention.entries import Entries
 from llamahome.attention.mass import Mass
 
 
+@dataclass(frozen=True, kw_only=True)
+class FeatureNetwork:
+    """A network per KV head: linear(x) + out . silu(hidden x + hidden_bias) + bias.
+
+    x is an entry's key before it is rotated, and its value. W is the width.
+
+    Attributes:
+        keys, values: (G, W + 1, D): the rows of `hidden`, then `linear`, for either part of x.
+        hidden_bias, out: (G, W).
+        bias: (G,).
+    """
+
+    keys: Tensor
+    values: Tensor
+    hidden_bias: Tensor
+    out: Tensor
+    bias: Tensor
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scorer:
     """One object that ranks entries for every budget of a policy.
@@ -26,6 +45,8 @@ class Scorer:
         mass: how the mass that `score` reads adds up; None when it reads none.
         features: from new entries to their features, float32 (B, G, T), which `score` finds in
             `Entries.features`; None when it reads none. Entries have no mass yet.
+        network: from a layer and KV heads of it to the network that `features` computes there, for
+            kernels that compute it as entries are written; None where it is none.
         surrogate: from features and ages in tokens, both (B, G, S), to what the backward pass adds
             to the logits of kept entries, so that the loss reaches the weights although selection
             has no gradient. The forward pass never adds it. A value of 0 (`x - x.detach()`, the
@@ -38,6 +59,7 @@ class Scorer:
     score: Callable[[Entries], Tensor]
     mass: Mass | None = None
     features: Callable[[Entries], Tensor] | None = None
+    network: Callable[[int, tuple[int, ...]], FeatureNetwork] | None = None
     surrogate: Callable[[Tensor, Tensor], Tensor] | None = None
     weights: nn.Module | None = None
 

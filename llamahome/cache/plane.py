@@ -77,6 +77,11 @@ class PlaneMemory(ABC):
     kv: KVRecord
 
     @property
+    @abstractmethod
+    def writes_features(self) -> bool:
+        """Whether features are written with their entries, not at the end of a chunk."""
+
+    @property
     def heads(self) -> tuple[int, ...]:
         return self.shape.heads
 
@@ -124,6 +129,10 @@ class TorchPlane(PlaneMemory):
             ),
         )
 
+    @property
+    def writes_features(self) -> bool:
+        return False
+
     def entries(self, slots: Tensor, part: slice) -> Entries:
         kv = self.kv
         return Entries(
@@ -157,10 +166,10 @@ def end_chunk(
     """
     if policy.scorer is None:
         return
-    features = plane.kv.features
-    if policy.scorer.features is not None and features is not None:
+    features, compute = plane.kv.features, policy.scorer.features
+    if features is not None and compute is not None and not plane.writes_features:
         chunk = slice(count - policy.interval, count)
-        features[slots, :, chunk] = policy.scorer.features(plane.entries(slots, chunk)).float()
+        features[slots, :, chunk] = compute(plane.entries(slots, chunk)).float()
     kept = policy.kept(count)
     if kept < count:
         plane.compact(slots, count, policy, lengths, sinks)

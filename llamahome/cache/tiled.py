@@ -5,6 +5,7 @@ Keys are in tiles of 16, so that 16 of them are the lanes of one vector: (slots,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from llamahome.attention import Entries, Policy
 from llamahome.attention.kernels import KVRecord
+from llamahome.attention.scorer import FeatureNetwork
 from llamahome.cache.plane import PlaneMemory, PlaneShape
 
 TILE = 16
@@ -57,7 +59,22 @@ class TiledPlane(PlaneMemory):
             kv.value_scales,
             kv.features,
         )
-        return cls(shape=shape, kv=kv, model=model)
+        plane = cls(shape=shape, kv=kv, model=model)
+        network = plane._network
+        if network is not None:
+            own = network(shape.layer_idx, shape.heads)
+            weights = (own.keys, own.values, own.hidden_bias, own.out, own.bias)
+            model.set_features(shape.layer_idx, shape.index, *weights)
+        return plane
+
+    @property
+    def writes_features(self) -> bool:
+        return self._network is not None
+
+    @property
+    def _network(self) -> Callable[[int, tuple[int, ...]], FeatureNetwork] | None:
+        scorer = self.shape.policy.scorer
+        return None if scorer is None else scorer.network
 
     def entries(self, slots: Tensor, part: slice) -> Entries:
         return _TiledEntries(self, slots, part)

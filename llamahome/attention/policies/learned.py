@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from llamahome.attention.entries import Entries
 from llamahome.attention.rotary import frequencies, turned
-from llamahome.attention.scorer import Scorer
+from llamahome.attention.scorer import FeatureNetwork, Scorer
 from llamahome.attention.shape import Configured, ModelShape
 from llamahome.config import ConfigError, PolicyConfig
 
@@ -30,11 +30,11 @@ class LearnedScorer(nn.Module):
     New ones rank by age alone, as `window` does.
 
     Args:
-        inv_freq: (D / 2,) of the model's rotary embedding, which is taken off the keys; None where
-            keys are read as they are.
+        rotation: of the model's keys, which is taken off them: angles per position (D / 2,), and
+            the factor that comes with it. None where keys are read as they are.
     """
 
-    def __init__(self, shape: ModelShape, inv_freq: Tensor | None) -> None:
+    def __init__(self, shape: ModelShape, rotation: tuple[Tensor, float] | None) -> None:
         super().__init__()
         heads = (shape.num_layers, shape.num_kv_heads)
         size = 2 * shape.head_dim
@@ -47,7 +47,7 @@ class LearnedScorer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(heads))
         self.discount = nn.Parameter(torch.ones(heads))
         # No buffer: it follows from the model, and 16 bits would be too few.
-        self._inv_freq = inv_freq
+        self._rotation = rotation
 
     def forward(self, entries: Entries) -> Tensor:
         """Compute features (B, G, T), each sequence of the batch apart: bitwise as if alone."""
@@ -58,10 +58,11 @@ class LearnedScorer(nn.Module):
 
     def unrotated(self, keys: Tensor, positions: Tensor) -> Tensor:
         """Return keys (..., D) as they were before they were rotated for `positions` (...)."""
-        if self._inv_freq is None:
+        if self._rotation is None:
             return keys
-        inv_freq = self._inv_freq.to(keys.device, keys.dtype)
-        return turned(keys, -positions.unsqueeze(-1) * inv_freq)
+        inv_freq, factor = self._rotation
+        angles = positions.unsqueeze(-1) * inv_freq.to(keys.device, keys.dtype)
+        return turned(keys, -angles) / factor
 
     def of(self, inputs: Tensor, layer_idx: int, heads: tuple[int, ...]) -> Tensor:
         """Compute features (G, T) of unrotated keys with their values (G, T, 2 D)."""
@@ -71,6 +72,20 @@ class LearnedScorer(nn.Module):
         both = torch.cat([inputs, nn.functional.silu(hidden)], dim=-1)
         weights = torch.cat([own["linear"], own["out"]], dim=-1)
         return torch.baddbmm(own["bias"].view(-1, 1, 1), both, weights.unsqueeze(-1)).squeeze(-1)
+
+    @torch.no_grad()
+    def network(self, layer_idx: int, heads: tuple[int, ...]) -> FeatureNetwork:
+        """Return the weights of some heads in the form that kernels take."""
+        own = {n: w[layer_idx, list(heads)].float().cpu() for n, w in self.named_parameters()}
+        rows = torch.cat([own["hidden"], own["linear"].unsqueeze(1)], dim=1)
+        keys, values = (part.contiguous() for part in rows.chunk(2, dim=-1))
+        return FeatureNetwork(
+            keys=keys,
+            values=values,
+            hidden_bias=own["hidden_bias"],
+            out=own["out"],
+            bias=own["bias"],
+        )
 
     def score(self, entries: Entries) -> Tensor:
         """Discount features (B, G, S) by age, in float64."""
@@ -88,11 +103,13 @@ def build(config: PolicyConfig, model: Configured | None) -> Scorer:
     """
     if model is None:
         raise ConfigError("policy.name='learned' needs its model: build_policy(config, model)")
-    static = None if config.positions == "rolling" else frequencies(model.config)
-    weights = LearnedScorer(ModelShape.of(model), None if static is None else static[0])
+    rotation = None if config.positions == "rolling" else frequencies(model.config)
+    weights = LearnedScorer(ModelShape.of(model), rotation)
     return Scorer(
         score=weights.score,
         features=weights,
+        # The kernels know keys before they are rotated; with other rotations they must not.
+        network=None if rotation is None else weights.network,
         surrogate=lambda features, ages: features - features.detach(),
         weights=weights,
     )

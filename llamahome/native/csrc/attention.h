@@ -140,6 +140,7 @@ class Attention {
       float* key = token + shape_.attention() + g * dim;
       normalise(task.norms.key, adapter, key);
       const float* value = token + shape_.attention() + (shape_.kv_heads + g) * dim;
+      plane.write_feature(*kernels_, row.slot, task.planes.index_of(g), place, key, value);
       kernels_->rotate(key, cos, sin, dim, 1.0f);
       kernels_->write(plane.type, kv, place, key, value, dim);
       mass[place] = 0.0f;

@@ -145,6 +145,20 @@ class ModelBinding : public torch::CustomClassHolder {
     to.planes.push_back(plane);
   }
 
+  // Gives a plane the network that writes its features: keys and values (G, W + 1, D), hidden_bias
+  // and out (G, W), bias (G,), as FeatureNetwork says.
+  void set_features(int64_t layer, int64_t plane_index, Tensor keys, Tensor values,
+                    Tensor hidden_bias, Tensor out, Tensor bias) {
+    Plane& plane = model_.planes.at(layer).planes.at(plane_index);
+    TORCH_CHECK(plane.features != nullptr && out.size(1) <= FeatureNetwork::kMaxWidth);
+    plane.network = {.keys = floats(keys),
+                     .values = floats(values),
+                     .hidden_bias = floats(hidden_bias),
+                     .out = floats(out),
+                     .bias = floats(bias),
+                     .width = static_cast<int>(out.size(1))};
+  }
+
   // Runs a step. ids (M,); rows (B, kRowColumns); held (budgets, B): entries in the slot before the
   // step; weights (M,) float32: of each token's probabilities in the mass; adapters (M,), -1 for
   // none; wanted (L,): tokens that need an output; all int64 but weights. Returns the final hidden
@@ -268,6 +282,7 @@ TORCH_LIBRARY(llamahome, library) {
       .def("add_layer", &ModelBinding::add_layer)
       .def("set_norm", &ModelBinding::set_norm)
       .def("add_plane", &ModelBinding::add_plane)
+      .def("set_features", &ModelBinding::set_features)
       .def("forward", &ModelBinding::forward)
       .def("accept", &ModelBinding::accept)
       .def("compact", &ModelBinding::compact);

@@ -27,6 +27,31 @@ void move_entry(const KvView& kv, int dim, int from, int to) {
               sizeof(T) * dim);
 }
 
+// A policy's network for each head of a plane: from an entry's unrotated key and its value to its
+// feature, linear(x) + out . silu(hidden(x) + hidden_bias) + bias.
+struct FeatureNetwork {
+  static constexpr int kMaxWidth = 256;
+
+  const float *keys = nullptr, *values = nullptr;  // (G, W + 1, D): hidden, the last row linear
+  const float *hidden_bias, *out;                  // (G, W)
+  const float* bias;                               // (G,)
+  int width;
+
+  float feature(const Kernels& kernels, int head, const float* key, const float* value,
+                int dim) const {
+    float from_key[kMaxWidth + 1], from_value[kMaxWidth + 1];
+    const size_t rows = static_cast<size_t>(head) * (width + 1) * dim;
+    kernels.dots(keys + rows, key, width + 1, dim, from_key);
+    kernels.dots(values + rows, value, width + 1, dim, from_value);
+    float total = bias[head] + from_key[width] + from_value[width];
+    for (int j = 0; j < width; ++j) {
+      const float x = hidden_bias[head * width + j] + from_key[j] + from_value[j];
+      total += out[head * width + j] * x / (1.0f + std::exp(-x));
+    }
+    return total;
+  }
+};
+
 // keys (slots, G, C / 16, D, 16), values (slots, G, C, D), the other columns (slots, G, C).
 struct Plane {
   KvType type;
@@ -38,6 +63,7 @@ struct Plane {
   float* mass;
   int64_t* positions;
   float* features = nullptr;  // one per entry, by a policy that writes them; else null
+  FeatureNetwork network;     // writes them, where the policy has one; without keys it has none
 
   KvView view(int slot, int head) const {
     const int64_t at = first(slot, head), scale = type == KvType::kInt8 ? at : 0;
@@ -46,6 +72,13 @@ struct Plane {
   }
   float* mass_of(int slot, int head) const { return mass + first(slot, head); }
   int64_t* positions_of(int slot, int head) const { return positions + first(slot, head); }
+
+  // Writes the feature of a new entry, from its key before it is rotated.
+  void write_feature(const Kernels& kernels, int slot, int head, int place, const float* key,
+                     const float* value) const {
+    if (network.keys == nullptr) return;
+    features[first(slot, head) + place] = network.feature(kernels, head, key, value, dim);
+  }
 
   // Which of the first `count` entries of each slot to keep: `budget` of them, sinks and recent
   // ones first, then by score, NaN last; of equal scores the older.
