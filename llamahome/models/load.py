@@ -90,7 +90,7 @@ def choose_policy(
     if built.weights is not None and not new_weights:
         raise ConfigError(
             f"policy.name={wanted.name!r} has weights, and {folder} carries none for it; "
-            "train under it first, or choose another policy"
+            "run llamahome calibrate --method learned, train under it first, or choose another"
         )
     return built
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from llamahome.attention import Policy
 from llamahome.attention.walk import Walk
 from llamahome.config import PolicyConfig
 from tests.policies import built
@@ -43,11 +46,17 @@ def one_layer() -> LlamaForCausalLM:
 
 
 def kept_positions(
-    config: PolicyConfig, query: Tensor, key: Tensor, value: Tensor, *, layer_idx: int = 0
+    config: PolicyConfig,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    layer_idx: int = 0,
+    build: Callable[[PolicyConfig, LlamaForCausalLM], Policy] = built,
 ) -> list[Tensor]:
     """Return the positions (G, K) kept before each chunk but the first; one budget only."""
     walk = Walk(
-        policy=built(config, one_layer()),
+        policy=build(config, one_layer()),
         layer_idx=layer_idx,
         heads=tuple(range(key.shape[1])),
         scaling=DIM**-0.5,

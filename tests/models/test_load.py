@@ -108,6 +108,26 @@ def test_a_policys_weights_are_loaded_from_its_checkpoint(linear_folder: Path, l
     assert loaded.policy_for(LINEAR).weights is None
 
 
+def test_a_budget_rescales_the_carried_policy(
+    linear_folder: Path, tiny_llama: LlamaForCausalLM, load: Load
+) -> None:
+    pattern: dict[str, int | None] = {"L0H1": 72, "L1H0": None}
+    _write_policy(linear_folder, tiny_llama, replace(LINEAR, name="linear", pattern=pattern))
+    loaded = load(linear_folder)
+    policy = loaded.policy_for(replace(CARRIED, budget=60))
+    budgets = [policy.config.budget_of(layer, head, 2) for layer in range(2) for head in range(2)]
+    assert budgets == [32, 116, None, 32]  # 3 heads of 60, in proportion of 24, 72 and 24
+    assert policy.weights is not None
+    torch.testing.assert_close(policy.weights.state_dict(), {"weight": WEIGHT}, rtol=0, atol=0)
+    with pytest.raises(ConfigError, match=r"policy\.budget=9 is not allowed"):
+        loaded.policy_for(replace(CARRIED, budget=9))
+
+
+def test_a_budget_is_the_defaults_where_nothing_is_carried(tiny_folder: Path, load: Load) -> None:
+    policy = load(tiny_folder).policy_for(replace(CARRIED, budget=60)).config
+    assert (policy.name, policy.budget, policy.recent, policy.interval) == ("h2o", 60, 30, 30)
+
+
 def test_a_policy_with_weights_needs_a_checkpoint_that_has_them(
     linear_policy: None, tiny_folder: Path, load: Load
 ) -> None:
