@@ -13,20 +13,27 @@ PARTIAL = ".partial"
 LOCK = ".lock"
 
 
-def build_once(target: Path, build: Callable[[Path], None]) -> None:
-    """Make the folder `target` unless it exists.
+def build_once(
+    target: Path,
+    build: Callable[[Path], None],
+    *,
+    stale: Callable[[Path], bool] = lambda folder: False,
+) -> None:
+    """Make the folder `target` unless it exists and is not `stale`.
 
     `build` makes and fills a folder next to it, which is renamed to `target` once `build` has
     returned. One process builds; others wait for it. `build` finds what an earlier, killed process
     left in that folder.
     """
-    if target.is_dir():
+    if target.is_dir() and not stale(target):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     with _lock(target):
-        if target.is_dir():
+        if target.is_dir() and not stale(target):
             return
         partial = _sibling(target, PARTIAL)
+        if target.is_dir():
+            _remove(target, partial)
         build(partial)
         os.replace(partial, target)
 
@@ -40,12 +47,16 @@ def remove_folder(target: Path) -> bool:
     if not target.is_dir() and not partial.is_dir():
         return False
     with _lock(target):
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        if target.is_dir():
-            os.replace(target, partial)
-            shutil.rmtree(partial)
+        _remove(target, partial)
     return True
+
+
+def _remove(target: Path, partial: Path) -> None:
+    if partial.is_dir():
+        shutil.rmtree(partial)
+    if target.is_dir():
+        os.replace(target, partial)
+        shutil.rmtree(partial)
 
 
 def finished_folders(parent: Path) -> list[Path]:

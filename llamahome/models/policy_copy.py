@@ -1,4 +1,4 @@
-"""A model's folder once more, carrying another policy."""
+"""Folders of models that are made to carry a policy."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from llamahome.attention import Policy
+from llamahome.config import PolicyConfig
 from llamahome.models.checksums import CHECKSUMS, write_checksums
 from llamahome.models.folders import build_once
 from llamahome.models.json_files import read_json
@@ -16,6 +18,7 @@ from llamahome.models.policy_io import (
     KEY,
     POLICY_WEIGHTS,
     encode_policy,
+    read_adapter_policy,
     write_adapter_policy,
     write_policy_weights,
 )
@@ -36,7 +39,13 @@ def copy_with_policy(source: Path, target: Path, policy: Policy) -> None:
         for file in sorted(source.rglob("*")):
             if file.is_file() and file.name not in WRITTEN:
                 _link(file, folder / file.relative_to(source))
-        _write(source, folder, policy)
+        config = source / CONFIG
+        if config.is_file():
+            _write_config(read_json(config), policy.config, folder)
+        else:
+            write_adapter_policy(folder, policy.config)
+        if policy.weights is not None:
+            write_policy_weights(folder, policy.weights.state_dict())
         write_checksums(folder)
 
     build_once(target.absolute(), build)
@@ -50,12 +59,14 @@ def _link(file: Path, target: Path) -> None:
         shutil.copyfile(file, target)
 
 
-def _write(source: Path, folder: Path, policy: Policy) -> None:
-    config = source / CONFIG
-    if config.is_file():
-        content = {**read_json(config), KEY: encode_policy(policy.config)}
-        (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
-    else:
-        write_adapter_policy(folder, policy.config)
-    if policy.weights is not None:
-        write_policy_weights(folder, policy.weights.state_dict())
+def add_policy(folder: Path, policy: Path) -> None:
+    """Make the model in `folder` carry the policy in the folder `policy`, as adapters have one."""
+    config = read_adapter_policy(policy)
+    assert config is not None
+    _write_config(read_json(folder / CONFIG), config, folder)
+    shutil.copyfile(policy / POLICY_WEIGHTS, folder / POLICY_WEIGHTS)
+
+
+def _write_config(content: dict[str, Any], policy: PolicyConfig, folder: Path) -> None:
+    content = {**content, KEY: encode_policy(policy)}
+    (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n")

@@ -41,6 +41,20 @@ def test_a_folder_that_exists_is_not_built_again(tmp_path: Path) -> None:
     build_once(tmp_path / "model", build)
 
 
+def test_a_stale_folder_is_built_anew(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    for version in ("1", "2", "2"):
+
+        def build(partial: Path, version: str = version) -> None:
+            partial.mkdir()
+            (partial / f"version-{version}").touch()
+
+        build_once(
+            model, build, stale=lambda folder, v=version: not (folder / f"version-{v}").exists()
+        )
+        assert [path.name for path in model.iterdir()] == [f"version-{version}"]
+
+
 def test_removal_includes_the_partial_folder(tmp_path: Path) -> None:
     for name in ("model", "model.partial"):
         (tmp_path / name).mkdir()
