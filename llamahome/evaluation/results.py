@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +51,15 @@ class Result:
 
 
 def read_results(file: Path) -> list[Result]:
-    """Return the results of a file without a last line that was cut short."""
+    """Return the results of a file, without a last line that was cut short.
+
+    Lines of a version with other fields are left out, so their figures are measured again.
+    """
     if not file.is_file():
         return []
     whole = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    return [Result(**json.loads(line)) for line in whole]
+    names = {field.name for field in fields(Result)}
+    return [Result(**found) for line in whole if (found := json.loads(line)).keys() == names]
 
 
 def drop_cut_line(file: Path) -> None:
