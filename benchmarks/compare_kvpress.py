@@ -24,8 +24,8 @@ from benchmarks.process import SCRIPTS
 from benchmarks.record import write_result
 from benchmarks.workload import DENSE, novel_ids
 from llamahome.attention import build_policy
-from llamahome.config import EngineConfig, EvalConfig, ModelConfig, PolicyConfig
-from llamahome.evaluation import continuation_score, measured_policies, open_runner
+from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
+from llamahome.evaluation import at_budget, continuation_score, open_runner
 from llamahome.models import LoadedModel, load_model
 
 POLICIES = ["h2o", "snapkv", "tova", "keydiff", "window", "random"]
@@ -71,8 +71,8 @@ def main() -> None:
     length = PROMPT + SCORED
     ids = novel_ids()
     windows = [ids[n * length : (n + 1) * length] for n in range(options.windows)]
-    config = EvalConfig(policies=POLICIES, budgets=list(SHARES), context=PROMPT)
-    policies = measured_policies(PolicyConfig(), config, None)
+    entries = [round(share * PROMPT) for share in SHARES]
+    policies = [at_budget(PolicyConfig(), name, count) for name in POLICIES for count in entries]
     dense = ours(loaded, DENSE, windows)
     own = {
         (policy.name, policy.budget): ours(loaded, policy, windows)
@@ -81,7 +81,7 @@ def main() -> None:
     with console.status("kvpress"):
         peer = {
             (row["press"], row["entries"]): row["nll"]
-            for row in theirs(python, loaded.path, windows, [config.entries(s) for s in SHARES])
+            for row in theirs(python, loaded.path, windows, entries)
         }
     show(own, peer, dense, console)
     result = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llamahome.config import EvalConfig, PolicyConfig
-from llamahome.evaluation import measured_policies
+from llamahome.config import PolicyConfig
+from llamahome.evaluation import at_budget
 from llamahome.evaluation.calibration.retrieval import probes, propose, retrieval_scores
 from llamahome.evaluation.text import load_text
 from llamahome.models import LoadedModel
@@ -58,5 +58,5 @@ def patterns(loaded: LoadedModel, form: Form) -> dict[float, PolicyConfig]:
 
 def at_equal_budgets(names: Sequence[str], budgets: Sequence[float], form: Form) -> Policies:
     """Return each policy at each budget, the same for every KV head."""
-    config = EvalConfig(policies=list(names), budgets=list(budgets), context=form.context)
-    return measured_policies(PolicyConfig(), config, None)
+    entries = [round(budget * form.context) for budget in budgets]
+    return [at_budget(PolicyConfig(), name, count) for name in names for count in entries]

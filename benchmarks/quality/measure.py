@@ -95,12 +95,19 @@ def evaluate(
     for task, policies in (("perplexity", texts), ("needle", asked)):
         config = EvalConfig(
             tasks=[task],
-            context=form.context,
+            contexts=[form.context],
             windows=form.windows,
             depths=6,
             samples=form.samples,
         )
-        evaluation = Evaluation(loaded, name, policies, config, ENGINE, work / f"{form.name}.jsonl")
+        evaluation = Evaluation(
+            loaded,
+            name,
+            {form.context: policies},
+            config,
+            ENGINE,
+            work / f"{form.name}.jsonl",
+        )
         with Progress(transient=True) as bar:
             shown = bar.add_task(f"{name} {task}", total=None)
             results += evaluation.run(

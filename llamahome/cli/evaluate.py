@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -14,10 +14,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from llamahome.config import EngineConfig, EvalConfig, EvalRoot, PolicyConfig
-    from llamahome.evaluation import Result
+    from llamahome.evaluation import Evaluation, Result
     from llamahome.models import LoadedModel
-
-MEANS = {"perplexity": "perplexity", "needle": "accuracy", "recall": "accuracy"}
 
 
 def evaluate(context: typer.Context) -> None:
@@ -27,7 +25,7 @@ def evaluate(context: typer.Context) -> None:
 
       llamahome eval eval=quick
 
-      llamahome eval model.name=my-run eval.text=my_book.txt eval.context=4096
+      llamahome eval model.name=my-run 'eval.texts=[my_book.txt]' 'eval.contexts=[2048,4096]'
     """
     if {"-h", "--help"} & set(context.args):
         _help(context)
@@ -35,13 +33,15 @@ def evaluate(context: typer.Context) -> None:
     with options.plain_errors():
         root = _compose(context.args)
         results, output = _measure(root)
-    _show(root, results)
+    from llamahome.cli.figures import show, summary
     from llamahome.evaluation.plots import plot_results
+
+    show(Path(root.model.name).name, results)
 
     for picture in plot_results(results, output.with_suffix("")):
         typer.echo(f"plot in {picture}")
     typer.echo(f"figures in {output}")
-    typer.echo(json.dumps(_summary(results)))
+    typer.echo(json.dumps(summary(results)))
 
 
 def _help(context: typer.Context) -> None:
@@ -84,8 +84,6 @@ def _composed(overrides: list[str]) -> DictConfig:
 
 def _measure(root: EvalRoot) -> tuple[list[Result], Path]:
     """Measure what `root` asks for, with a progress bar; return the figures and their file."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
     from llamahome.engine.text.text_engine import torch_device
     from llamahome.evaluation import Evaluation, measured_policies
     from llamahome.models import ModelManager, load_model
@@ -98,20 +96,30 @@ def _measure(root: EvalRoot) -> tuple[list[Result], Path]:
         if root.eval.output is None
         else Path(root.eval.output).expanduser()
     )
-    policies = measured_policies(
-        root.policy, root.eval, None if loaded.policy is None else loaded.policy.config
-    )
+    carried = None if loaded.policy is None else loaded.policy.config
+    contexts = root.eval.contexts
+    policies = {c: measured_policies(root.policy, root.eval, carried, c) for c in contexts}
     engine = root.engine.for_model(root.model)
-    evaluation = Evaluation(loaded, name, policies, root.eval, engine, output)
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True) as bar:
-        tasks = {task: bar.add_task(task, total=None) for task in root.eval.tasks}
-        results = evaluation.run(
-            lambda task, done, total: bar.update(tasks[task], completed=done, total=total)
-        )
-    if policies:
-        _plot_kept(loaded, policies[0], root.eval, engine, output)
+    results = _run(Evaluation(loaded, name, policies, root.eval, engine, output))
+    if policies[contexts[0]]:
+        _plot_kept(loaded, policies[contexts[0]][0], root.eval, engine, output)
     return results, output
+
+
+def _run(evaluation: Evaluation) -> list[Result]:
+    """Run an evaluation with a progress bar for each task, text and context."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeRemainingColumn
+
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bars: dict[str, TaskID] = {}
+    with Progress(*columns, transient=True) as progress:
+
+        def on_progress(cell: str, done: int, total: int) -> None:
+            if cell not in bars:
+                bars[cell] = progress.add_task(cell)
+            progress.update(bars[cell], completed=done, total=total)
+
+        return evaluation.run(on_progress)
 
 
 def _plot_kept(
@@ -121,75 +129,17 @@ def _plot_kept(
     engine: EngineConfig,
     output: Path,
 ) -> None:
-    """Plot the tokens of the text's first window that the middle layer's first KV head keeps."""
+    """Plot the tokens of the first window that the middle layer's first KV head keeps."""
     from llamahome.evaluation.plots import plot_kept
     from llamahome.evaluation.reading import kept_positions
     from llamahome.evaluation.text import load_text
 
     file = output.with_name(f"{output.stem}-kept.png")
     layer_idx = loaded.model.config.num_hidden_layers // 2
-    ids = loaded.tokenizer.encode(load_text(config.text), verbose=False)[: config.context]
+    ids = loaded.tokenizer.encode(load_text(config.texts[0]), verbose=False)[: config.contexts[0]]
     kept = kept_positions(
         loaded.model, ids, loaded.policy_for(policy), engine, layer_idx=layer_idx, head=0
     )
     title = f"what layer {layer_idx}, KV head 0 keeps under {policy.name}, budget {policy.budget}"
     plot_kept(kept, len(ids), title, file)
     typer.echo(f"plot in {file}")
-
-
-def _show(root: EvalRoot, results: list[Result]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    config = root.eval
-    runners = dict.fromkeys(result.settings["runner"] for result in results)
-    name = Path(root.model.name).name
-    table = Table(title=f"{name}, {config.context} tokens of {config.text}; {'; '.join(runners)}")
-    columns = [column for task in config.tasks for column in _columns(task)]
-    for column in ("policy", "budget", *columns, "KV MiB at most", "at the end"):
-        table.add_column(column, justify="right")
-    grouped: dict[str, dict[str, Result]] = {}
-    for result in results:
-        grouped.setdefault(json.dumps(result.policy), {})[result.task] = result
-    for by_task in grouped.values():
-        table.add_row(*_row(by_task, results, config.tasks))
-    Console().print(table)
-
-
-def _columns(task: str) -> list[str]:
-    return ["perplexity", "over dense", "KL to dense"] if task == "perplexity" else [task]
-
-
-def _row(by_task: dict[str, Result], results: list[Result], tasks: list[str]) -> list[str]:
-    some = next(iter(by_task.values()))
-    budget = some.policy["budget"]
-    row = [some.policy["name"], "all" if budget is None else str(budget)]
-    for task in tasks:
-        values = by_task[task].values
-        if task == "perplexity":
-            dense = next(r for r in results if r.task == task).values["perplexity"]
-            kl = sum(values["kl"]) / len(values["kl"])
-            row += [
-                f"{values['perplexity']:.3f}",
-                f"{values['perplexity'] / dense - 1:+.1%}",
-                f"{kl:.4f}",
-            ]
-        else:
-            row.append(f"{values['right']}/{values['asked']}")
-    kv: dict[str, Any] = some.values["kv"]
-    return [*row, f"{kv['peak'] / 2**20:.1f}", f"{kv['final'] / 2**20:.1f}"]
-
-
-def _summary(results: list[Result]) -> list[dict[str, Any]]:
-    return [
-        {
-            "task": result.task,
-            "policy": result.policy["name"],
-            "budget": result.policy["budget"],
-            "runner": result.settings["runner"],
-            MEANS[result.task]: result.values[MEANS[result.task]],
-            "kv_bytes": result.values["kv"]["peak"],
-            "kv_bytes_final": result.values["kv"]["final"],
-        }
-        for result in results
-    ]

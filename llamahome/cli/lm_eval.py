@@ -18,16 +18,35 @@ def lm_eval(context: typer.Context) -> None:
     Takes lm_eval's own arguments; --model llamahome is added to its models and the default:
 
       llamahome lm_eval --model_args pretrained=my-run,policy=h2o,budget=512 --tasks hellaswag
+
+      llamahome lm_eval --tasks niah_single_1,ruler_vt --metadata 'max_seq_lengths=[4096]'
     """
     arguments = list(context.args)
     if "--model" not in arguments and arguments[:1] != ["ls"]:
         arguments += ["--model", NAME]
     with options.plain_errors():
         register()
-        from lm_eval.__main__ import cli_evaluate
+        from lm_eval._cli import HarnessCLI
+        from lm_eval.utils import setup_logging
 
         sys.argv = ["lm_eval", *arguments]
-        cli_evaluate()
+        setup_logging()
+        harness = HarnessCLI()
+        parsed = harness.parse_args()
+        # A file of --config may name another model, so it names its tokenizer, too.
+        if getattr(parsed, "model", None) == NAME and parsed.config is None:
+            parsed.metadata = {"tokenizer": _folder(parsed.model_args)} | (parsed.metadata or {})
+        harness.execute(parsed)
+
+
+def _folder(model_args: dict[str, str] | None) -> str:
+    """Return the folder of the model, whose tokenizer tasks of a given length measure with.
+
+    RULER loads it by name with transformers, which does not know embedded names and runs.
+    """
+    from llamahome.models import ModelManager
+
+    return str(ModelManager().resolve((model_args or {}).get("pretrained", options.EMBEDDED)))
 
 
 def register() -> None:

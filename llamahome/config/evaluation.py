@@ -12,33 +12,38 @@ TASKS = ("perplexity", "needle", "recall")
 
 @dataclass(kw_only=True)
 class EvalConfig:
-    """Tasks x policies x budgets; dense attention is always measured as well.
+    """Tasks x texts x contexts x policies x budgets.
+
+    Dense attention is always measured as well, and so are `window` and `random` at each budget: a
+    policy is worth no more than what it adds to them.
 
     Attributes:
-        tasks: `perplexity` (and KL to dense) of a text, `needle` (a number hidden in a long text),
-            `recall` (the value of a key in a long list).
+        tasks: `perplexity` (and KL to dense) of a text, `needle` (a number, word, name or reworded
+            sentence hidden in a long text), `recall` (the value of a key in a long list).
         policies: names, or `carried`; everything else about them is in the `policy` section.
-        budgets: entries kept per KV head, or, up to 1, the share of `context`.
+        budgets: entries kept per KV head, or, up to 1, the share of a context.
         recent_share: share of the budget that is for the newest tokens.
-        text: `persuasion`, `northanger_abbey`, `pydoc`, or a file.
-        context: tokens of a window of the text, and of a needle's or list's prompt.
-        windows: windows of the text, counted from its start.
+        texts: each `persuasion`, `northanger_abbey`, `pydoc`, or a file; needles are hidden in the
+            first.
+        contexts: tokens of a window of the text, and of a needle's or list's prompt with its
+            answer; each is measured, and none exceeds the model's.
+        windows: windows of each text, counted from its start.
         depths: places in the prompt at which needles are hidden, evenly from its start to its end.
-        samples: prompts per depth, for needles and for lists.
+        samples: prompts per depth, for needles and for lists; the four kinds of needles take turns.
         seed: seed of needles and lists.
-        output: JSON lines, one per task, policy, budget and runner; figures that it holds are not
-            measured again. None is `evaluations` in the cache directory.
+        output: JSON lines, one per task, text, context, policy, budget and runner; figures that it
+            holds are not measured again. None is `evaluations` in the cache directory.
     """
 
     tasks: list[str] = field(default_factory=lambda: list(TASKS))
-    policies: list[str] = field(default_factory=lambda: ["h2o", "window", "random"])
+    policies: list[str] = field(default_factory=lambda: ["h2o"])
     budgets: list[float] = field(default_factory=lambda: [0.1, 0.2])
     recent_share: float = 0.5
-    text: str = "persuasion"
-    context: int = 2048
+    texts: list[str] = field(default_factory=lambda: ["persuasion"])
+    contexts: list[int] = field(default_factory=lambda: [2048])
     windows: int = 4
     depths: int = 6
-    samples: int = 2
+    samples: int = 4
     seed: int = 0
     output: str | None = None
 
@@ -55,12 +60,14 @@ class EvalConfig:
             above("eval.budgets", budget, 0)
         above("eval.recent_share", self.recent_share, 0)
         require(self.recent_share <= 1, "eval.recent_share", self.recent_share, "at most 1")
-        require(bool(self.text), "eval.text", self.text, "name a text or a file")
-        at_least("eval.context", self.context, 16)
+        named = bool(self.texts) and all(self.texts)
+        require(named, "eval.texts", self.texts, "name texts or files")
+        long = bool(self.contexts) and min(self.contexts) >= 16
+        require(long, "eval.contexts", self.contexts, "name lengths of at least 16 tokens")
         for name in ("windows", "depths", "samples"):
             at_least(f"eval.{name}", getattr(self, name), 1)
         at_least("eval.seed", self.seed, 0)
 
-    def entries(self, budget: float) -> int:
+    def entries(self, budget: float, context: int) -> int:
         """Return a budget in entries per KV head."""
-        return round(budget * self.context) if budget <= 1 else round(budget)
+        return round(budget * context) if budget <= 1 else round(budget)

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llamahome.evaluation.evaluation import Result
+from llamahome.evaluation.intervals import paired_ratio
+from llamahome.evaluation.results import Cell, Result
 
-LABELS = {"perplexity": "perplexity over dense", "needle": "needle", "recall": "recall"}
+LABELS = {"perplexity": "perplexity over dense", "needle": "needles", "recall": "recall"}
 
 
 def plot_results(results: Sequence[Result], stem: Path) -> list[Path]:
-    """Plot quality against budget for every task, and answers by depth; return the files.
+    """Plot quality against budget for every cell, and answers by depth and kind; return the files.
 
     Args:
         results: figures of one model, dense among them.
         stem: path of the files, without the end that names what they show.
     """
-    files = [_quality(results, stem)]
-    if any(result.task != "perplexity" for result in results):
-        files.append(_depths(results, stem))
+    files = [_quality(results, stem.with_name(f"{stem.name}-quality.png"))]
+    for part in ("depth", "kind"):
+        asked = [result for result in results if len(result.values.get(f"by_{part}", ())) > 1]
+        if asked:
+            files.append(_shares(asked, f"by_{part}", stem.with_name(f"{stem.name}-{part}s.png")))
     return files
 
 
@@ -34,32 +38,45 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _axes(results: Sequence[Result], height: float) -> tuple[Any, dict[str, Any]]:
-    """Return a figure with axes for each task, side by side, and the axes by task."""
-    tasks = list(dict.fromkeys(result.task for result in results))
+def _panels(results: Sequence[Result], height: float) -> tuple[Any, list[tuple[Any, list[Result]]]]:
+    """Return a figure, and for each cell its axes and results: contexts down, tasks across."""
+    rows = list(dict.fromkeys(result.context for result in results))
+    columns = list(dict.fromkeys((result.task, result.text) for result in results))
+    size = (4.5 * len(columns), height * len(rows))
     figure, axes = _pyplot().subplots(
-        1, len(tasks), figsize=(4.5 * len(tasks), height), layout="constrained", squeeze=False
+        len(rows), len(columns), figsize=size, layout="constrained", squeeze=False
     )
-    return figure, dict(zip(tasks, axes[0], strict=True))
+    panels = []
+    for (row, context), (column, (task, text)) in itertools.product(
+        enumerate(rows), enumerate(columns)
+    ):
+        own = [r for r in results if r.cell == Cell(task, text, context)]
+        axis = axes[row][column]
+        axis.set_title(f"{context} tokens of {Path(text).stem}", fontsize="medium")
+        panels.append((axis, own))
+    return figure, panels
 
 
-def _quality(results: Sequence[Result], stem: Path) -> Path:
-    figure, axes = _axes(results, 3.6)
-    for task, axis in axes.items():
-        own = [result for result in results if result.task == task]
-        dense = next(result for result in own if result.policy["budget"] is None)
-        for name in dict.fromkeys(r.policy["name"] for r in own if r is not dense):
-            line = sorted((r for r in own if r.policy["name"] == name), key=_share)
-            heights = [_height(r, dense) for r in line]
-            axis.plot([_share(r) for r in line], heights, marker="o", label=name)
-        axis.axhline(_height(dense, dense), color="grey", linestyle="--", label="dense")
+def _quality(results: Sequence[Result], file: Path) -> Path:
+    figure, panels = _panels(results, 3.6)
+    for axis, own in panels:
+        dense, *evicting = own
+        for name in dict.fromkeys(result.policy["name"] for result in evicting):
+            line = sorted((r for r in evicting if r.policy["name"] == name), key=_share)
+            heights, errors = zip(*(_height(result, dense) for result in line), strict=True)
+            below, above = zip(*errors, strict=True)
+            shares = [_share(result) for result in line]
+            axis.errorbar(shares, heights, yerr=(below, above), marker="o", capsize=3, label=name)
+        axis.axhline(_height(dense, dense)[0], color="grey", linestyle="--", label="dense")
         axis.set(
-            xlabel="keys and values held, as a share of dense", ylabel=LABELS[task], xscale="log"
+            xlabel="keys and values held, as a share of dense",
+            ylabel=LABELS[dense.task],
+            xscale="log",
         )
-        if task != "perplexity":
+        if dense.task != "perplexity":
             axis.set_ylim(-0.05, 1.05)
     figure.axes[0].legend()
-    return _save(figure, stem.with_name(f"{stem.name}-quality.png"))
+    return _save(figure, file)
 
 
 def _share(result: Result) -> float:
@@ -67,27 +84,34 @@ def _share(result: Result) -> float:
     return float(kv["final"] / kv["dense"])
 
 
-def _height(result: Result, dense: Result) -> float:
+def _height(result: Result, dense: Result) -> tuple[float, tuple[float, float]]:
+    """Return a figure, and how far its interval reaches below and above it."""
+    values = result.values
     if result.task == "perplexity":
-        return float(result.values["perplexity"] / dense.values["perplexity"])
-    return float(result.values["accuracy"])
+        over, interval = paired_ratio(values["blocks"], dense.values["blocks"], values["tokens"])
+        low, high = interval or (over, over)
+        return 1 + over, (over - low, high - over)
+    share, (low, high) = values["accuracy"], values["interval"]
+    return share, (share - low, high - share)
 
 
-def _depths(results: Sequence[Result], stem: Path) -> Path:
-    """Plot the share of right answers at each depth, one row for each policy and budget."""
-    asked = [result for result in results if result.task != "perplexity"]
-    figure, axes = _axes(asked, 4)
-    for task, axis in axes.items():
-        own = [result for result in asked if result.task == task]
-        # Depths are keys of a JSON object, so they come back as strings.
-        depths = [float(depth) for depth in own[0].values["by_depth"]]
-        shares = [list(result.values["by_depth"].values()) for result in own]
+def _shares(results: Sequence[Result], part: str, file: Path) -> Path:
+    """Plot the share of right answers in each part, one row for each policy and budget."""
+    figure, panels = _panels(results, 4)
+    for axis, own in panels:
+        names = [_part_name(name) for name in own[0].values[part]]
+        shares = [[right / asked for right, asked in r.values[part].values()] for r in own]
         image = axis.imshow(shares, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
-        axis.set(title=task, xlabel="depth in the prompt")
-        axis.set_xticks(range(len(depths)), [f"{depth:.0%}" for depth in depths])
+        axis.set(xlabel=f"{own[0].task} {part.replace('_', ' ')}")
+        axis.set_xticks(range(len(names)), names)
         axis.set_yticks(range(len(own)), [_name(result) for result in own])
-    figure.colorbar(image, ax=list(axes.values()), label="found")
-    return _save(figure, stem.with_name(f"{stem.name}-depths.png"))
+    figure.colorbar(image, ax=figure.axes, label="found")
+    return _save(figure, file)
+
+
+def _part_name(name: str) -> str:
+    """Return a depth in percent, or a kind; depths come back from JSON as strings."""
+    return name if name.isalpha() else f"{float(name):.0%}"
 
 
 def _name(result: Result) -> str:

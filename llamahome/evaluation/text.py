@@ -12,7 +12,7 @@ SHIPPED = Path(__file__).parent / "texts"
 PYDOC = "pydoc"
 
 
-def load_text(name: str, *, field: str = "eval.text") -> str:
+def load_text(name: str, *, field: str = "eval.texts") -> str:
     """Return a novel of `texts/`, Python's own language reference (`pydoc`), or a file's text.
 
     Args:

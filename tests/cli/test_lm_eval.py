@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -138,3 +139,36 @@ def test_the_command_runs_a_task_of_a_local_file(tiny_folder: Path, tmp_path: Pa
     assert result["results"]["local_choice"]["acc,none"] in (0.0, 0.5, 1.0)
     assert result["n-samples"]["local_choice"]["effective"] == 2
     assert "local_choice" in done.stdout
+
+
+def test_rulers_tasks_measure_with_the_models_own_tokenizer(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    """Run tasks whose prompts are made to a length, for a run that transformers cannot name."""
+    cache = tmp_path / "cache"
+    run = cache / "runs" / "mine"
+    run.mkdir(parents=True)
+    (run / "model").symlink_to(tiny_folder)
+    # RULER asks the network for sentences' ends unless this folder is there; few tasks read it.
+    (tmp_path / "nltk" / "tokenizers" / "punkt_tab").mkdir(parents=True)
+    tasks = ["niah_single_1", "niah_multikey_2", "niah_multikey_3"]
+    command = [terminal.PROGRAM, "lm_eval", "--tasks", ",".join(tasks), "--limit", "1"]
+    command += ["--model_args", "pretrained=mine,policy=h2o,budget=64,recent=32,interval=16"]
+    command += ["--metadata", "max_seq_lengths=[1024]", "--log_samples"]
+    command += ["--output_path", str(tmp_path / "out")]
+    places = {"LLAMAHOME_CACHE": str(cache), "NLTK_DATA": str(tmp_path / "nltk")}
+    done = subprocess.run(
+        command, env={**os.environ, **places}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (written,) = (tmp_path / "out").rglob("results*.json")
+    results = json.loads(written.read_text())["results"]
+    assert all(results[task]["1024,none"] in (0.0, 1.0) for task in tasks)
+    samples = list((tmp_path / "out").rglob("samples*.jsonl"))
+    assert len(samples) == len(tasks)
+    for file in samples:
+        doc = json.loads(file.read_text())["doc"]
+        assert doc["max_length"] == 1024
+        # One token is one byte, and 128 are left for the answer.
+        assert 400 < len(doc["input"]) <= 1024 - 128
+        assert doc["outputs"][0] in doc["input"]

@@ -66,14 +66,19 @@ def test_eval_runs_from_a_wheel(site: Path, tiny_folder: Path, tmp_path: Path) -
         "eval=quick",
         "policy=window",
         f"model.name={tiny_folder}",
-        f"eval.text={text}",
+        f"eval.texts=[{text}]",
         "eval.tasks=[perplexity]",
-        "eval.context=256",
+        "eval.contexts=[256]",
         f"eval.output={tmp_path / 'results.jsonl'}",
     )
     assert done.returncode == 0, done.stderr
     rows = summary(done.stdout)
-    assert [(row["policy"], row["budget"]) for row in rows] == [("full", None), ("h2o", 51)]
+    expected = [("full", None), ("h2o", 51), ("window", 51), ("random", 51)]
+    assert [(row["policy"], row["budget"]) for row in rows] == expected
+
+
+def test_a_wheel_holds_the_words_of_needles(site: Path) -> None:
+    assert (site / "llamahome" / "evaluation" / "tasks" / "words.json").is_file()
 
 
 def test_a_wheel_says_that_training_is_part_of_the_repository(site: Path, tmp_path: Path) -> None:

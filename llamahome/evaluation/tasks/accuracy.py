@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from llamahome.attention import Policy
 from llamahome.config import EngineConfig
 from llamahome.engine import SamplingParams, TextEngine
+from llamahome.evaluation.intervals import Interval, wilson
 from llamahome.evaluation.memory import KVBytes, answered_bytes
 from llamahome.evaluation.reading import answers, sized
-from llamahome.evaluation.tasks.retrieval import Question
+from llamahome.evaluation.tasks.question import Question
+
+Group = TypeVar("Group", float, str)
 
 MAX_TOKENS = 24
 GREEDY = SamplingParams(max_tokens=MAX_TOKENS, temperature=0.0)
@@ -26,18 +28,24 @@ class Accuracy:
 
     Attributes:
         right: right answers to `asked` questions.
-        by_depth: share of right answers at each depth.
+        by_depth: right and asked at each depth.
+        by_kind: right and asked of each kind of question.
         kv: bytes of the longest question with its answer.
     """
 
     right: int
     asked: int
-    by_depth: dict[float, float]
+    by_depth: dict[float, tuple[int, int]]
+    by_kind: dict[str, tuple[int, int]]
     kv: KVBytes
 
     @property
     def accuracy(self) -> float:
         return self.right / self.asked
+
+    @property
+    def interval(self) -> Interval:
+        return wilson(self.right, self.asked)
 
 
 def accuracy(
@@ -49,7 +57,7 @@ def accuracy(
     *,
     on_answer: Callable[[], None] = lambda: None,
 ) -> Accuracy:
-    """Ask every question once, greedily; an answer is right if it holds the number, whole.
+    """Ask every question once, greedily; an answer is right if it holds what is expected, whole.
 
     Args:
         engine: the engine that answers.
@@ -59,15 +67,21 @@ def accuracy(
     answering = TextEngine(model, tokenizer, policy, sized(engine, longest))
     given = answers(answering, [(question.prompt, GREEDY) for question in questions], on_answer)
     marks = [
-        (question.depth, question.expected in re.findall(r"\d+", text))
-        for question, (text, _) in zip(questions, given, strict=True)
+        question.is_answered_by(text) for question, (text, _) in zip(questions, given, strict=True)
     ]
-    of_depth = defaultdict(list)
-    for depth, right in sorted(marks):
-        of_depth[depth].append(right)
     return Accuracy(
-        right=sum(right for _, right in marks),
+        right=sum(marks),
         asked=len(marks),
-        by_depth={depth: sum(own) / len(own) for depth, own in of_depth.items()},
+        by_depth=_counts([question.depth for question in questions], marks),
+        by_kind=_counts([question.kind for question in questions], marks),
         kv=max((answered_bytes(usage) for _, usage in given), key=lambda kv: kv.dense),
     )
+
+
+def _counts(groups: list[Group], marks: list[bool]) -> dict[Group, tuple[int, int]]:
+    """Return right and asked of each group, in the order in which the groups appear."""
+    counts: dict[Group, tuple[int, int]] = {}
+    for group, right in zip(groups, marks, strict=True):
+        before = counts.get(group, (0, 0))
+        counts[group] = (before[0] + right, before[1] + 1)
+    return counts

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from llamahome.attention import Policy, build_policy
@@ -19,27 +20,34 @@ from llamahome.engine.runners.contract import Runner
 from llamahome.evaluation.memory import KVBytes, read_bytes
 from llamahome.evaluation.reading import BLOCK, log_probs, open_runner
 
+PAIRED = 64  # tokens whose sum is compared between policies
+
 
 @dataclass(frozen=True, kw_only=True)
 class Perplexity:
     """Figures of a text under one policy.
 
     Attributes:
-        nll: per window, mean negative log likelihood of its tokens in nats.
+        blocks: per window, sums of the negative log likelihood in nats over each 64 tokens.
         kl: per window, mean KL(dense || policy) of the next-token distributions in nats.
         tokens: predicted tokens in all windows.
         kv: bytes of one window.
     """
 
-    nll: list[float]
+    blocks: list[list[float]]
     kl: list[float]
     tokens: int
     kv: KVBytes
 
     @property
+    def nll(self) -> list[float]:
+        """Mean negative log likelihood per token of each window, in nats."""
+        return [sum(window) * len(self.blocks) / self.tokens for window in self.blocks]
+
+    @property
     def perplexity(self) -> float:
         """exp of the mean negative log likelihood per token."""
-        return math.exp(sum(self.nll) / len(self.nll))
+        return math.exp(sum(map(sum, self.blocks)) / self.tokens)
 
 
 def perplexity(
@@ -79,7 +87,7 @@ def perplexity(
         on_window()
     return [
         Perplexity(
-            nll=[measured[i][0] for measured in windows],
+            blocks=[measured[i][0] for measured in windows],
             kl=[measured[i][1] for measured in windows],
             tokens=count * (window - 1),
             kv=read_bytes(runner.slots),
@@ -88,19 +96,26 @@ def perplexity(
     ]
 
 
-def _measure(ids: Sequence[int], runners: list[Runner]) -> list[tuple[float, float]]:
-    """Return mean NLL and KL of one window for each of `runners[1:]`; `runners[0]` is dense."""
+def _measure(ids: Sequence[int], runners: list[Runner]) -> list[tuple[list[float], float]]:
+    """Return the NLL of each block and the mean KL of one window, for each of `runners[1:]`.
+
+    `runners[0]` is dense.
+    """
     dense, *others = runners
     for runner in runners:
         runner.slots.reset(0)
-    sums = torch.zeros(len(others), 2, dtype=torch.float64)
+    nll: list[list[Tensor]] = [[] for _ in others]
+    kl = [0.0] * len(others)
     # All runners read a block before the next, so that no more logits are held than two blocks'.
     for start in range(0, len(ids) - 1, BLOCK):
         block = ids[start : min(start + BLOCK, len(ids) - 1)]
         reference = log_probs(dense, block)
         targets = torch.tensor(ids[start + 1 : start + len(block) + 1], device=reference.device)
-        for total, runner in zip(sums, others, strict=True):
+        for i, runner in enumerate(others):
             own = log_probs(runner, block)
-            total[0] += F.nll_loss(own, targets, reduction="sum").double().cpu()
-            total[1] += F.kl_div(own, reference, reduction="sum", log_target=True).double().cpu()
-    return [(float(nll), float(kl)) for nll, kl in sums / (len(ids) - 1)]
+            nll[i].append(F.nll_loss(own, targets, reduction="none").double().cpu())
+            kl[i] += float(F.kl_div(own, reference, reduction="sum", log_target=True))
+    return [
+        ([float(part.sum()) for part in torch.cat(parts).split(PAIRED)], total / (len(ids) - 1))
+        for parts, total in zip(nll, kl, strict=True)
+    ]

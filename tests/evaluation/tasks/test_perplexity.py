@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import LlamaForCausalLM
 
 from llamahome.attention import HybridAttention, build_policy
@@ -54,6 +55,19 @@ def test_nll_and_kl_are_those_of_the_training_forward(
     # 299 tokens are read: 37 chunks and 3 more.
     assert result.kv.final == result.kv.dense // 299 * (24 + 3)
     assert result.kv.peak < result.kv.dense
+
+
+def test_blocks_are_sums_over_64_tokens(tiny_llama: LlamaForCausalLM) -> None:
+    [ids] = random_ids(2 * 400)
+    [result] = perplexity(tiny_llama, ids, [FULL], EXACT, window=400)
+    for start, blocks, mean in zip((0, 400), result.blocks, result.nll, strict=True):
+        text = torch.tensor(ids[start : start + 400])
+        with torch.no_grad():
+            logits = tiny_llama(text[None]).logits[0, :-1].double()
+        nll = F.cross_entropy(logits, text[1:], reduction="none")  # 399 predicted tokens
+        assert blocks == pytest.approx([float(part.sum()) for part in nll.split(64)], rel=1e-5)
+        assert len(blocks) == 7
+        assert mean == pytest.approx(float(nll.mean()), rel=1e-5)
 
 
 def test_by_default_nll_is_that_of_the_engine_that_serves(tiny_llama: LlamaForCausalLM) -> None:
