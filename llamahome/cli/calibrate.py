@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from llamahome.models import LoadedModel
 
 SHOWN = 10
+MEASURED = 4  # windows
 TEXTS = ("northanger_abbey", "pydoc")
 
 
@@ -65,17 +66,19 @@ def calibrate(
             f"[default: {', '.join(TEXTS)}]"
         ),
     ] = None,
-    windows: Annotated[int, typer.Option(help="Windows of each text.", min=1)] = 2,
-    lookup_heads: Annotated[
+    windows: Annotated[
+        int, typer.Option(help="Windows of each text; a score learns from all of them.", min=1)
+    ] = 2,
+    full_heads: Annotated[
         int | None,
         typer.Option(
-            help="Heads that look things up: they keep at least 40 % of the context, or for "
-            "retrieval everything [default: 6; for retrieval as many as leave the others a "
-            "quarter].",
+            help="For retrieval: heads that keep everything [default: leave the others a quarter].",
             min=0,
         ),
     ] = None,
-    probes: Annotated[int, typer.Option(help="Prompts that find these heads.", min=1)] = 6,
+    probes: Annotated[
+        int, typer.Option(help="Prompts that ask for something they gave.", min=1)
+    ] = 6,
     recent: Annotated[int, typer.Option(help="Newest tokens that always stay.", min=1)] = 64,
     seed: Annotated[int, typer.Option(help="Seed of the prompts.", min=0)] = 0,
     output: Annotated[
@@ -99,7 +102,7 @@ def calibrate(
         total = entries(budget, context)
         require(total < context, "--budget", budget, f"below --context={context}; else be dense")
         _check_output(output, method)
-        wanted = Wanted(method, policy, total, context, lookup_heads, recent)
+        wanted = Wanted(method, policy, total, context, full_heads, recent)
         loaded = _load(model)
         made = _make(loaded, wanted, text or list(TEXTS), windows, probes, seed)
         _show(made, total, context)
@@ -127,7 +130,7 @@ class Wanted(NamedTuple):
     policy: str
     total: int
     context: int
-    lookup_heads: int | None
+    full_heads: int | None
     recent: int
 
 
@@ -167,33 +170,27 @@ def _make(
         seed=seed,
     )
     with Progress(*columns, transient=True) as bar:
-        scores = _lookup_scores(loaded, asked, bar)
         if wanted.method is Method.RETRIEVAL:
-            return _retrieving(scores, wanted)
+            return _retrieving(loaded, wanted, asked, bar)
         readings = [
             reading
             for text in texts
             for reading in windows(loaded.tokenizer, text, length=wanted.context, count=count)
         ]
-        return _measured(loaded, wanted, readings, asked, scores, bar)
+        return _measured(loaded, wanted, readings, asked, bar)
 
 
-def _lookup_scores(loaded: LoadedModel, asked: list[Probe], bar: Progress) -> Tensor:
-    from llamahome.evaluation.calibration.retrieval import retrieval_scores
+def _retrieving(loaded: LoadedModel, wanted: Wanted, asked: list[Probe], bar: Progress) -> Made:
+    from llamahome.evaluation.calibration.retrieval import propose, retrieval_scores
 
     task = bar.add_task("looking for heads that look things up", total=len(asked))
-    return retrieval_scores(loaded.model, asked, on_probe=lambda: bar.advance(task))
-
-
-def _retrieving(scores: Tensor, wanted: Wanted) -> Made:
-    from llamahome.evaluation.calibration.retrieval import propose
-
+    scores = retrieval_scores(loaded.model, asked, on_probe=lambda: bar.advance(task))
     policy = propose(
         scores,
         PolicyConfig(),
         total=wanted.total,
         context=wanted.context,
-        full_heads=wanted.lookup_heads,
+        full_heads=wanted.full_heads,
     )
     return Made(policy, scores)
 
@@ -203,11 +200,8 @@ def _measured(
     wanted: Wanted,
     readings: list[Reading],
     asked: list[Probe],
-    scores: Tensor,
     bar: Progress,
 ) -> Made:
-    import torch
-
     from llamahome.attention import build_policy
     from llamahome.evaluation.calibration import budgets
     from llamahome.evaluation.calibration.readings import measure, train
@@ -221,17 +215,15 @@ def _measured(
     )
     built = build_policy(base, loaded.model)
     rungs = budgets.ladder(base, wanted.context)
-    lookup = 6 if wanted.lookup_heads is None else wanted.lookup_heads
-    floors = budgets.floors(scores, rungs, heads=lookup, entries=round(0.4 * wanted.context))
-    # Refuse a total that cannot be before minutes of reading.
-    budgets.allocate(torch.zeros(*scores.shape, len(rungs)), rungs, wanted.total, floors)
+    budgets.check_total(wanted.total, rungs)
     if learned:
-        task = bar.add_task("reading to learn from", total=len(readings) + len(asked))
+        task = bar.add_task("reading what to learn from", total=len(readings) + len(asked))
         train(loaded.model, built, [*readings, *asked], tick=lambda: bar.advance(task))
-    task = bar.add_task("measuring the error of eviction", total=len(readings))
-    errors = measure(loaded.model, built, readings, rungs, tick=lambda: bar.advance(task))
-    held = budgets.allocate(errors, rungs, wanted.total, floors)
-    policy = with_budgets(base, held)
+    # A measure costs four times a reading, and a few windows are enough for it.
+    measured = [*readings[:: -(-len(readings) // MEASURED)], *asked]
+    task = bar.add_task("measuring the error of eviction", total=len(measured))
+    errors = measure(loaded.model, built, measured, rungs, tick=lambda: bar.advance(task))
+    policy = with_budgets(base, budgets.allocate(errors, rungs, wanted.total))
     return Made(
         policy,
         budgets.remaining(errors, rungs, wanted.total),

@@ -28,8 +28,7 @@ def _mean(policy: PolicyConfig) -> float:
 def test_the_policy_it_writes_is_the_one_it_prints(tiny_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "conf" / "mine.yaml"
     result = run(
-        "calibrate", "--model", str(tiny_folder), *SMALL, "--lookup-heads", "1",
-        "--output", str(file),
+        "calibrate", "--model", str(tiny_folder), *SMALL, "--output", str(file),
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     said, policy = summary(result.stdout), _written(file)
@@ -58,7 +57,7 @@ def test_a_learned_policy_comes_as_a_model_that_carries_it(
 ) -> None:
     folder = tmp_path / "mine"
     command = ["calibrate", "--method", "learned", "--model", str(tiny_folder), *SMALL]
-    result = run(*command, "--lookup-heads", "1", "--output", str(folder))
+    result = run(*command, "--output", str(folder))
     assert result.exit_code == 0, result.output
     loaded = load_model(ModelConfig(name=str(folder)))
     assert loaded.policy is not None

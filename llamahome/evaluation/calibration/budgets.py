@@ -55,15 +55,14 @@ def _layer_error(record: LayerRecord, policy: Policy, layer_idx: int) -> Tensor:
         scaling=record.scaling,
         rotary=None,
     )
+    assert record.grad is not None
     features = walk.features(record.key, record.value)
     out, _ = walk.run(record.query, record.key, record.value, features)
     change = (record.grad * (out - record.out)).sum(dim=-1)  # (1, H, N)
     return record.by_group(change).sum(dim=2)[0].double().square().mean(dim=-1) / 2
 
 
-def allocate(
-    errors: Tensor, rungs: Sequence[int], total: int, floors: Tensor | None = None
-) -> list[list[int]]:
+def allocate(errors: Tensor, rungs: Sequence[int], total: int) -> list[list[int]]:
     """Return the budget of each KV head, (L, G), which add up to `total` for each on average.
 
     Greedy along each head's lower convex hull, which is exact for budgets on the hulls (Fox 1966,
@@ -73,34 +72,37 @@ def allocate(
         errors: (L, G, K), of each head at each budget.
         rungs: the budgets, K of them, ascending.
         total: entries per KV head, on average.
-        floors: (L, G), budgets from which heads start; None is the first rung.
 
     Raises:
-        ConfigError: for a total below the floors, or above the last rung.
+        ConfigError: for a total that is below the first rung or above the last.
     """
+    check_total(total, rungs)
     flat = errors.flatten(0, 1)
     heads = len(flat)
-    least = [rungs[0]] * heads if floors is None else [int(floor) for floor in floors.flatten()]
-    left = total * heads - sum(least)
-    if left < 0 or total > rungs[-1]:
-        raise ConfigError(
-            f"--budget: {total} entries a head on average are not between {-(-sum(least) // heads)}"
-            f", which every head needs at least, and {rungs[-1]}; ask for something between"
-        )
-    held = _climb(flat, rungs, least, left)
+    held = _climb(flat, rungs, total * heads)
     most_loaded = max(range(heads), key=lambda head: (held[head] < rungs[-1], -held[head]))
     held[most_loaded] += total * heads - sum(held)
     groups = errors.shape[1]
     return [held[start : start + groups] for start in range(0, heads, groups)]
 
 
-def _climb(errors: Tensor, rungs: Sequence[int], held: list[int], left: int) -> list[int]:
-    """Spend `left` entries, step by step, where the error falls most per entry."""
-    held = list(held)
+def check_total(total: int, rungs: Sequence[int]) -> None:
+    """Raise ConfigError for an average that is below the first rung or above the last."""
+    if not rungs[0] <= total <= rungs[-1]:
+        raise ConfigError(
+            f"--budget: {total} entries a head on average are not between {rungs[0]} and "
+            f"{rungs[-1]}; ask for something between"
+        )
+
+
+def _climb(errors: Tensor, rungs: Sequence[int], total: int) -> list[int]:
+    """Return budgets of `total` entries at most, spent where the error falls most per entry."""
+    held = [rungs[0]] * len(errors)
+    left = total - sum(held)
     steps = [
         (-fall / (to - start), head, start, to)
         for head, own in enumerate(errors.tolist())
-        for start, to, fall in _hull(own, rungs, held[head])
+        for start, to, fall in _hull(own, rungs)
     ]
     heapq.heapify(steps)
     while steps:
@@ -112,32 +114,17 @@ def _climb(errors: Tensor, rungs: Sequence[int], held: list[int], left: int) -> 
     return held
 
 
-def _hull(
-    errors: Sequence[float], rungs: Sequence[int], start: int
-) -> list[tuple[int, int, float]]:
-    """Return the steps of the lower convex hull from `start` up: from, to, and the error's fall."""
-    points = [(rung, error) for rung, error in zip(rungs, errors, strict=True) if rung > start]
-    at = max((i for i, rung in enumerate(rungs) if rung <= start), default=0)
-    x, y = start, errors[at]
-    steps = []
-    while points:
-        slopes = [((y - error) / (rung - x), rung, error) for rung, error in points]
-        slope, rung, error = max(slopes)
+def _hull(errors: Sequence[float], rungs: Sequence[int]) -> list[tuple[int, int, float]]:
+    """Return the steps of the lower convex hull: from, to, and the error's fall."""
+    points = list(zip(rungs, errors, strict=True))
+    (x, y), steps = points[0], []
+    while points := [point for point in points if point[0] > x]:
+        slope, rung, error = max(((y - error) / (rung - x), rung, error) for rung, error in points)
         if slope <= 0:
             break
         steps.append((x, rung, y - error))
         x, y = rung, error
-        points = [point for point in points if point[0] > rung]
     return steps
-
-
-def floors(scores: Tensor, rungs: Sequence[int], *, heads: int, entries: int) -> Tensor:
-    """Return where heads start: the best `heads` of `scores` (L, G) with at least `entries`."""
-    start = torch.full(scores.shape, rungs[0])
-    floor = min((rung for rung in rungs if rung >= entries), default=rungs[-1])
-    best = scores.flatten().argsort(descending=True)[:heads]
-    start.view(-1)[best.cpu()] = floor
-    return start
 
 
 def remaining(errors: Tensor, rungs: Sequence[int], total: int) -> Tensor:

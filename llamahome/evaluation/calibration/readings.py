@@ -12,11 +12,14 @@ from llamahome.attention import Policy
 from llamahome.attention.policies.learned import LearnedScorer
 from llamahome.config import ConfigError
 from llamahome.evaluation.calibration.budgets import head_errors
-from llamahome.evaluation.calibration.recording import Reading, record
+from llamahome.evaluation.calibration.recording import Reading, read, record
 from llamahome.evaluation.calibration.scorer import example, fit
 from llamahome.evaluation.text import encode, load_text
 
 Tick = Callable[[], None]
+# Nats per token of text that are worth as much as half a square of log-odds of an answer's token.
+# On SmolLM2-135M at 10 %, 5 times less or more changes perplexity by 0.1 %.
+ANSWER_WEIGHT = 0.02
 
 
 def windows(
@@ -48,18 +51,28 @@ def measure(
     rungs: Sequence[int],
     tick: Tick = lambda: None,
 ) -> Tensor:
-    """Return the mean error of each KV head at each budget, in nats per token: (L, G, K).
+    """Return the error of each KV head at each budget, in nats per token: (L, G, K).
+
+    That is the mean over texts, plus `ANSWER_WEIGHT` times the mean over probes, per token of an
+    answer.
 
     Args:
+        readings: texts and probes.
         tick: called after each reading, for a progress bar.
     """
-    total = torch.zeros(())
+    texts, answers = [], []
     for number, reading in enumerate(readings):
         layers = record(model, reading, seed=number)
         own = [head_errors(layers, policy, rung) for rung in rungs]
-        total = total + torch.stack(own, dim=-1).cpu()
+        errors = torch.stack(own, dim=-1).cpu()
+        if reading.answering is None:
+            texts.append(errors)
+        else:
+            count = reading.answering.stop - reading.answering.start
+            answers.append(ANSWER_WEIGHT * errors * len(reading.ids) / count)
         tick()
-    return total / len(readings)
+    means = [torch.stack(kind).mean(dim=0) for kind in (texts, answers) if kind]
+    return sum(means, torch.zeros(()))
 
 
 def train(
@@ -78,7 +91,7 @@ def train(
     scorer = policy.weights
     assert isinstance(scorer, LearnedScorer)
     examples = []
-    for number, reading in enumerate(readings):
-        examples.append(example(record(model, reading, seed=number), scorer, policy.config))
+    for reading in readings:
+        examples.append(example(read(model, reading), scorer, policy.config))
         tick()
     fit(scorer, examples, on_epoch=on_epoch)

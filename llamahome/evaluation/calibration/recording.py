@@ -37,7 +37,8 @@ class LayerRecord:
     """One layer's attention over a text.
 
     Attributes:
-        query, out, grad: (1, H, N, D); `grad` is of the loss with respect to `out`.
+        query, out: (1, H, N, D).
+        grad: of the loss with respect to `out`; None where it was not asked for.
         key, value: (1, G, N, D).
         scaling: factor on the logits.
     """
@@ -46,7 +47,7 @@ class LayerRecord:
     key: Tensor
     value: Tensor
     out: Tensor
-    grad: Tensor
+    grad: Tensor | None
     scaling: float
 
     def by_group(self, x: Tensor) -> Tensor:
@@ -75,26 +76,32 @@ class _Recorder:
         )
         if out.requires_grad:
             out.retain_grad()
-        else:  # the first layer: nothing before it has a gradient
+        elif torch.is_grad_enabled():  # the first layer: nothing before it has a gradient
             out.requires_grad_()
         self.layers.append((query.detach(), key.detach(), value.detach(), out, scaling))
         return out
 
     def records(self) -> list[LayerRecord]:
-        records = []
-        for query, key, value, out, scaling in self.layers:
-            assert out.grad is not None
-            records.append(
-                LayerRecord(
-                    query=query,
-                    key=key,
-                    value=value,
-                    out=out.detach(),
-                    grad=out.grad,
-                    scaling=scaling,
-                )
+        return [
+            LayerRecord(
+                query=query,
+                key=key,
+                value=value,
+                out=out.detach(),
+                grad=out.grad,
+                scaling=scaling,
             )
-        return records
+            for query, key, value, out, scaling in self.layers
+        ]
+
+
+@torch.no_grad()
+def read(model: PreTrainedModel, reading: Reading) -> list[LayerRecord]:
+    """Read a text densely; return each layer's attention, without gradients."""
+    HybridAttention.attach(model)
+    recorder = _Recorder()
+    model.base_model(input_ids=reading.ids[None].to(model.device), use_cache=False, hybrid=recorder)
+    return recorder.records()
 
 
 def record(model: PreTrainedModel, reading: Reading, *, seed: int) -> list[LayerRecord]:

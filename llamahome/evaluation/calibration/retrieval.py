@@ -24,14 +24,13 @@ from llamahome.evaluation.text import encode
 
 # Words that the needles of evaluation do not use, so that heads are not chosen for them.
 TEAMS = ("red", "blue", "green", "amber", "violet", "silver", "crimson", "golden", "indigo")
-ANIMALS = (
-    "otter", "badger", "falcon", "walrus", "beaver", "heron", "lynx", "tortoise", "raven",
-    "dolphin", "gazelle", "leopard", "penguin", "squirrel", "antelope", "hedgehog", "cobra",
-    "lobster", "panther", "sparrow",
+PLANTS = (
+    "oak", "willow", "maple", "orchid", "cedar", "thistle", "poppy", "bamboo", "ivy", "clover",
+    "birch", "daisy", "fern", "lilac", "heather", "juniper", "lotus", "holly", "moss", "nettle",
 )  # fmt: skip
 FIRST = (
-    "Thomas", "Laura", "Victor", "Hannah", "Simon", "Claire", "Walter", "Nadia", "Peter",
-    "Ingrid", "Oscar", "Teresa", "Hugo", "Marta", "Felix", "Rosa",
+    "Thomas", "Laura", "Victor", "Hannah", "Simon", "Claire", "Walter", "Lydia", "Peter", "Nina",
+    "Edgar", "Teresa", "Hugo", "Marta", "Julian", "Rosa",
 )  # fmt: skip
 LAST = (
     "Baker", "Lindqvist", "Moreau", "Sandoval", "Fischer", "Okafor", "Petrov", "Hughes", "Tanaka",
@@ -46,9 +45,9 @@ KINDS: tuple[tuple[str, str, Callable[[random.Random], str]], ...] = (
         lambda draw: str(draw.randrange(100_000, 1_000_000)),
     ),
     (
-        "The {} team has chosen its mascot: a",
-        "which mascot has the {} team chosen?",
-        lambda draw: draw.choice(ANIMALS),
+        "The {} team has chosen its emblem, which is",
+        "which emblem has the {} team chosen?",
+        lambda draw: draw.choice(PLANTS),
     ),
     (
         "The captain of the {} team is",

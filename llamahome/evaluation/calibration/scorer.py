@@ -26,8 +26,8 @@ class Example:
 
     Attributes:
         inputs: (L, G, N, 2 D) float16, each entry's unrotated key and its value.
-        futures: (L, G, C, N), what each entry is worth to an average query after each chunk's end;
-            0 for entries that could not be evicted there.
+        futures: (L, G, C, N), the attention that an average query gives each entry after each
+            chunk's end, summed over its group; 0 for entries that could not be evicted there.
         old: (C, N), which entries could be.
         log_ages: (C, N), of entries at the chunk's end; 0 for those that are not there yet.
     """
@@ -60,37 +60,20 @@ def example(layers: Sequence[LayerRecord], scorer: LearnedScorer, policy: Policy
 
 
 def _futures(record: LayerRecord, interval: int) -> Tensor:
-    """Return the worth of each entry to an average query after each chunk's end: (G, C, N)."""
+    """Return the attention of an average query to each entry after each chunk's end: (G, C, N)."""
     query = record.by_group(record.query)[0]  # (G, R, N, D)
     length = query.shape[2]
-    worth = torch.zeros(query.shape[0], -(-length // interval), length, device=query.device)
+    given = torch.zeros(query.shape[0], -(-length // interval), length, device=query.device)
     for chunk, start in enumerate(range(0, length, interval)):
         rows = slice(start, min(start + interval, length))
         seen = record.key[0, :, : rows.stop].mT.unsqueeze(1)
         logits = query[:, :, rows] @ seen * record.scaling
         later = torch.arange(rows.stop) > torch.arange(rows.start, rows.stop)[:, None]
         probs = logits.masked_fill(later.to(logits.device), float("-inf")).softmax(dim=-1)
-        worth[:, chunk, : rows.stop] = WORTH(record, rows, probs)
-    later_sums = worth.flip(1).cumsum(dim=1).flip(1)[:, 1:]
-    ends = torch.arange(interval, length, interval, device=worth.device)
+        given[:, chunk, : rows.stop] = probs.sum(dim=(1, 2))
+    later_sums = given.flip(1).cumsum(dim=1).flip(1)[:, 1:]
+    ends = torch.arange(interval, length, interval, device=given.device)
     return later_sums / (length - ends)[:, None]
-
-
-def mass(record: LayerRecord, rows: slice, probs: Tensor) -> Tensor:
-    """Sum the probabilities (G, R, T, S) of some queries: (G, S)."""
-    return probs.sum(dim=(1, 2))
-
-
-def squares(record: LayerRecord, rows: slice, probs: Tensor) -> Tensor:
-    """Sum the squared changes of the loss that leaving an entry out would make: (G, S)."""
-    grad = record.by_group(record.grad)[0][:, :, rows]
-    out = record.by_group(record.out)[0][:, :, rows]
-    value = record.value[0, :, : rows.stop].mT.unsqueeze(1)
-    change = probs * (grad @ value - (grad * out).sum(-1, keepdim=True))
-    return change.sum(dim=1).square().sum(dim=1)
-
-
-WORTH = mass
 
 
 def fit(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import random
 import re
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 
 from llamahome.config import checkout
 from llamahome.data import read_text
-from llamahome.evaluation import calibrate
+from llamahome.evaluation import calibration
 from llamahome.evaluation.tasks.words import KINDS, LISTS, NUMBERS, WORDINGS, Wording, draw_needle
 from llamahome.evaluation.text import load_text
 
@@ -59,8 +58,8 @@ def test_no_training_data_holds_a_needles_answers_in_its_lists() -> None:
 
 def test_calibration_has_other_words() -> None:
     """Check every list of strings in the modules of calibration."""
-    folder = Path(inspect.getfile(calibrate)).parent
-    trees = [ast.parse(file.read_text()) for file in folder.glob("calibrate*.py")]
+    folder = Path(calibration.__path__[0])
+    trees = [ast.parse(file.read_text()) for file in folder.glob("*.py")]
     listed = {
         item.value.lower()
         for tree in trees
