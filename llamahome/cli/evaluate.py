@@ -84,6 +84,7 @@ def _composed(overrides: list[str]) -> DictConfig:
 
 def _measure(root: EvalRoot) -> tuple[list[Result], Path]:
     """Measure what `root` asks for, with a progress bar; return the figures and their file."""
+    from llamahome.attention.shape import ModelShape
     from llamahome.engine.text.text_engine import torch_device
     from llamahome.evaluation import Evaluation, measured_policies
     from llamahome.models import ModelManager, load_model
@@ -98,7 +99,8 @@ def _measure(root: EvalRoot) -> tuple[list[Result], Path]:
     )
     carried = None if loaded.policy is None else loaded.policy.config
     contexts = root.eval.contexts
-    policies = {c: measured_policies(root.policy, root.eval, carried, c) for c in contexts}
+    shape = ModelShape.of(loaded.model)
+    policies = {c: measured_policies(root.policy, root.eval, carried, shape, c) for c in contexts}
     engine = root.engine.for_model(root.model)
     results = _run(Evaluation(loaded, name, policies, root.eval, engine, output))
     if policies[contexts[0]]:

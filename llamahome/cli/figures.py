@@ -42,8 +42,8 @@ def _columns(task: str) -> list[str]:
 
 def _row(own: list[Result], results: Sequence[Result]) -> list[str]:
     """Return the cells of one policy: its name, its budget, its figures and its size."""
-    budget = own[0].policy["budget"]
-    row = [own[0].policy["name"], "all" if budget is None else str(budget)]
+    entries = own[0].entries
+    row = [own[0].policy["name"], "all" if entries is None else str(entries)]
     for result in own:
         values = result.values
         if result.task == "perplexity":
@@ -80,7 +80,7 @@ def summary(results: Sequence[Result]) -> list[dict[str, Any]]:
             "text": result.text,
             "context": result.context,
             "policy": result.policy["name"],
-            "budget": result.policy["budget"],
+            "budget": result.entries,
             "runner": result.settings["runner"],
             **_figures(result, results),
             "kv_bytes": result.values["kv"]["peak"],

@@ -67,7 +67,3 @@ class EvalConfig:
         for name in ("windows", "depths", "samples"):
             at_least(f"eval.{name}", getattr(self, name), 1)
         at_least("eval.seed", self.seed, 0)
-
-    def entries(self, budget: float, context: int) -> int:
-        """Return a budget in entries per KV head."""
-        return round(budget * context) if budget <= 1 else round(budget)

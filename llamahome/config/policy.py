@@ -143,6 +143,18 @@ class PolicyConfig:
         # Cut towards zero, so that what the upper half loses is what the lower half gains.
         return self.budget + int(self.budget / 2 * (1 - 2 * layer_idx / (num_layers - 1)))
 
+    def average(self, num_layers: int, num_kv_heads: int, context: int) -> int | None:
+        """Return the entries kept of `context` tokens per KV head on average; None: all of them."""
+        if self.budget is None:
+            return None
+        budgets = [
+            self.budget_of(layer, head, num_layers)
+            for layer in range(num_layers)
+            for head in range(num_kv_heads)
+        ]
+        held = sum(context if budget is None else min(budget, context) for budget in budgets)
+        return round(held / len(budgets))
+
     def check_model(self, num_layers: int, num_kv_heads: int) -> None:
         """Raise `ConfigError` for a pattern that names layers or heads a model does not have."""
         for name in self.pattern:

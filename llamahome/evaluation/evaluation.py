@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from llamahome.attention.shape import context_length
+from llamahome.attention.shape import ModelShape, context_length
 from llamahome.config import ConfigError, EngineConfig, EvalConfig, PolicyConfig
 from llamahome.evaluation.reading import open_runner
 from llamahome.evaluation.results import Cell, Result, drop_cut_line, folder_stamp, read_results
@@ -156,12 +156,14 @@ class Evaluation:
         return known[policy.positions]
 
     def _result(self, cell: Cell, policy: PolicyConfig, values: dict[str, Any]) -> Result:
+        shape = ModelShape.of(self.loaded.model)
         return Result(
             model=self.model,
             task=cell.task,
             text=cell.text,
             context=cell.context,
             policy=asdict(policy),
+            entries=policy.average(shape.num_layers, shape.num_kv_heads, cell.context),
             settings=self._settings(cell.task, policy),
             values=values,
         )

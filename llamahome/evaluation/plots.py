@@ -115,8 +115,7 @@ def _part_name(name: str) -> str:
 
 
 def _name(result: Result) -> str:
-    budget = result.policy["budget"]
-    return "dense" if budget is None else f"{result.policy['name']} {budget}"
+    return "dense" if result.entries is None else f"{result.policy['name']} {result.entries}"
 
 
 def plot_kept(positions: Sequence[Sequence[int]], length: int, title: str, file: Path) -> None:

@@ -27,6 +27,7 @@ class Result:
 
     Attributes:
         model: name and stamp of the folder it came from.
+        entries: kept per KV head, on average; None for dense.
         settings: what else the task's numbers depend on, the runner among it.
         values: the task's result, with the fields of its dataclass.
     """
@@ -36,6 +37,7 @@ class Result:
     text: str
     context: int
     policy: dict[str, Any]
+    entries: int | None
     settings: dict[str, Any]
     values: dict[str, Any]
 

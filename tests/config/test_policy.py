@@ -99,3 +99,9 @@ def test_a_budget_alone_rescales_what_is_carried() -> None:
 def test_a_budget_that_is_no_amount_is_refused(budget: float) -> None:
     with pytest.raises(ConfigError, match="--budget="):
         policy_config("carried", budget, None, None, None, 2048)
+
+
+def test_the_average_counts_full_heads_as_the_context() -> None:
+    policy = PolicyConfig(budget=150, pattern={"L0H0": None, "L3": 3000})
+    assert policy.average(4, 2, 1000) == round((1000 + 5 * 150 + 2 * 1000) / 8)
+    assert PolicyConfig.dense().average(4, 2, 1000) is None

@@ -15,6 +15,7 @@ RESULT = Result(
     text="persuasion",
     context=2048,
     policy={"name": "h2o", "budget": 205},
+    entries=205,
     settings={"seed": 0, "runner": "torch"},
     values={"accuracy": 0.5},
 )

@@ -49,9 +49,10 @@ def test_a_stale_folder_is_built_anew(tmp_path: Path) -> None:
             partial.mkdir()
             (partial / f"version-{version}").touch()
 
-        build_once(
-            model, build, stale=lambda folder, v=version: not (folder / f"version-{v}").exists()
-        )
+        def stale(folder: Path, version: str = version) -> bool:
+            return not (folder / f"version-{version}").exists()
+
+        build_once(model, build, stale=stale)
         assert [path.name for path in model.iterdir()] == [f"version-{version}"]
 
 

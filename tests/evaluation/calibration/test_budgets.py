@@ -31,6 +31,7 @@ def test_the_error_is_half_the_mean_square_of_gradient_times_change(
     assert errors.shape == (2, 2)
     for layer, own in zip(layers, errors, strict=True):
         out, _ = reference(layer.query[0], layer.key[0], layer.value[0], H2O, _mass)
+        assert layer.grad is not None
         change = (layer.grad[0] * (out - layer.out[0])).sum(dim=-1)
         for group in range(2):
             both = change[2 * group] + change[2 * group + 1]

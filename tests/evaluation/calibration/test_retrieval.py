@@ -57,12 +57,19 @@ def test_scores_are_the_models_own_attention(
 def test_a_head_that_looks_at_what_it_repeats_comes_first(
     tiny_llama: LlamaForCausalLM, byte_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """Make queries and keys of one head the token's embedding, so that equal tokens attract."""
+    """Make queries and keys of one head a digit's code, so that equal digits attract."""
     attention = tiny_llama.model.layers[1].self_attn
     for parameter in (*tiny_llama.model.layers[0].parameters(), *attention.parameters()):
         parameter.data *= 0.01
+    # Digits alone have something in four dimensions, the same amount; those rotate least, or
+    # distance would count too.
+    embedding = tiny_llama.model.embed_tokens.weight.data
+    embedding[:, :4] = 0
+    for digit in range(10):
+        code = torch.tensor([1.0 if digit >> bit & 1 else -1.0 for bit in range(4)])
+        embedding[byte_tokenizer.convert_tokens_to_ids(str(digit)), :4] = code
     same = torch.zeros(16, 64)
-    same[torch.arange(16) // 2 + 8 * (torch.arange(16) % 2), torch.arange(16)] = 30.0
+    same[[6, 14, 7, 15], range(4)] = 10.0
     attention.q_proj.weight.data[2 * 16 : 3 * 16] = same  # query head 2, of KV head 1
     attention.k_proj.weight.data[1 * 16 : 2 * 16] = same
     # Numbers alone: their bytes are nowhere else in the text.
