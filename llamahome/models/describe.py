@@ -62,7 +62,12 @@ def describe_folder(
     policy = None if carried is None else carried[0]
     shape = ModelShape.of_config(text)
     per_token = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * itemsize
-    slot = budget or (policy and policy.budget) or context_length(text)
+    average = (
+        None
+        if policy is None
+        else policy.average(shape.num_layers, shape.num_kv_heads, context_length(text))
+    )
+    slot = budget or average or context_length(text)
     return ModelInfo(
         name=name,
         kind=kind,
