@@ -45,7 +45,10 @@ def list_models() -> None:
 def describe(
     name: Name = options.EMBEDDED,
     revision: Revision = None,
-    budget: Annotated[int | None, typer.Option(help="KV entries per head of one slot.")] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(help="KV entries per head of one slot; up to 1, a share of the context."),
+    ] = None,
 ) -> None:
     """Show a model's size, shape, KV bytes per token, and memory at a budget."""
     from rich.console import Console

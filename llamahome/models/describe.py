@@ -10,6 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from llamahome.attention.shape import ModelShape, context_length
 from llamahome.config import PolicyConfig
+from llamahome.config.policy import entries
 from llamahome.models.errors import CONFIG_FAILURES, ModelError, one_line
 from llamahome.models.json_files import read_json
 from llamahome.models.policy_io import read_adapter_policy, read_policy
@@ -50,7 +51,7 @@ class ModelInfo:
 
 
 def describe_folder(
-    chain: list[Path], name: str, kind: Kind, revision: str | None, budget: int | None
+    chain: list[Path], name: str, kind: Kind, revision: str | None, budget: float | None
 ) -> ModelInfo:
     """Describe the model that an `adapter_chain` gives once merged; see `ModelManager.describe`."""
     config = read_config(chain[-1])
@@ -62,12 +63,9 @@ def describe_folder(
     policy = None if carried is None else carried[0]
     shape = ModelShape.of_config(text)
     per_token = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * itemsize
-    average = (
-        None
-        if policy is None
-        else policy.average(shape.num_layers, shape.num_kv_heads, context_length(text))
-    )
-    slot = budget or average or context_length(text)
+    context = context_length(text)
+    held = None if policy is None else policy.average(shape.num_layers, shape.num_kv_heads, context)
+    slot = (None if budget is None else entries(budget, context)) or held or context
     return ModelInfo(
         name=name,
         kind=kind,
@@ -75,7 +73,7 @@ def describe_folder(
         revision=revision,
         parameters=weights.total(),
         dtype=dtype,
-        context_length=context_length(text),
+        context_length=context,
         layers=shape.num_layers,
         heads=shape.num_heads,
         kv_heads=shape.num_kv_heads,

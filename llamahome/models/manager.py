@@ -82,13 +82,13 @@ class ModelManager:
         return infos
 
     def describe(
-        self, name: str, revision: str | None = None, *, budget: int | None = None
+        self, name: str, revision: str | None = None, *, budget: float | None = None
     ) -> ModelInfo:
         """Describe a model from its config and the headers of its weights.
 
         Args:
-            budget: entries per KV head in one slot, for `memory_bytes`; None takes the budget of
-                the carried policy, and the whole context without one.
+            budget: entries per KV head in one slot, for `memory_bytes`, or up to 1 a share of the
+                context; None takes the average of the carried policy, or else the whole context.
         """
         kind, folder = self._present(name, revision)
         chain = adapter_chain(folder, lambda base: self._present(base, None)[1])

@@ -52,6 +52,16 @@ def test_a_slot_has_the_carried_budget_by_default(
     info = manager.describe(str(tmp_path / "carrying"))
     assert info.policy == policy
     assert info.slot_tokens == 48
+    assert manager.describe(str(tmp_path / "carrying"), budget=0.25).slot_tokens == 512
+    assert manager.describe(str(tmp_path / "carrying"), budget=100).slot_tokens == 100
+
+
+def test_a_slot_of_a_pattern_has_its_average(
+    tiny_llama: LlamaForCausalLM, manager: ModelManager, tmp_path: Path
+) -> None:
+    write_policy(tiny_llama.config, PolicyConfig(budget=200, pattern={"L0": 400, "L1H0": 800}))
+    tiny_llama.save_pretrained(tmp_path / "carrying")
+    assert manager.describe(str(tmp_path / "carrying")).slot_tokens == 450
 
 
 @pytest.mark.parametrize(
