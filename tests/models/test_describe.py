@@ -26,7 +26,8 @@ def test_the_embedded_model_is_described() -> None:
     assert info.context_length == 8192
     assert info.kv_bytes_per_token == 46_080
     assert info.memory_bytes == 134_515_008 * 4 + 256 * 46_080
-    assert info.policy is None
+    assert info.policy is not None
+    assert info.policy.name == "learned"
 
 
 def test_a_description_agrees_with_the_loaded_model(

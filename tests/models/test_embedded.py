@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from multiprocessing.process import BaseProcess
@@ -12,6 +13,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from llamahome.config import ModelConfig
+from llamahome.models import load_model
 from llamahome.models.checksums import file_sha256, verify_checksums
 from llamahome.models.embedded import ensure_embedded
 
@@ -35,7 +38,34 @@ def test_weights_equal_transformers_dequantisation_bit_for_bit(
 
 
 def test_the_converted_folder_matches_its_checksums(embedded_model_dir: Path) -> None:
-    assert verify_checksums(embedded_model_dir, "cure") == 6
+    assert verify_checksums(embedded_model_dir, "cure") == 7
+
+
+def test_it_carries_a_policy_that_was_made_for_it(embedded_model_dir: Path) -> None:
+    loaded = load_model(ModelConfig(name=str(embedded_model_dir)))
+    assert loaded.policy is not None
+    config = loaded.policy.config
+    assert config.name == "learned"
+    assert config.average(30, 3, 2048) == 205
+    weights = loaded.policy.weights
+    assert weights is not None
+    assert all(weight.dtype == torch.float32 for weight in weights.parameters())
+    assert float(next(iter(weights.parameters())).detach().abs().max()) > 0
+
+
+def test_a_folder_of_an_older_version_is_converted_anew(
+    embedded_model_dir: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(embedded_model_dir, folder)
+    ensure_embedded(folder)
+    before = (folder / "policy.safetensors").stat().st_ino
+    ensure_embedded(folder)
+    assert (folder / "policy.safetensors").stat().st_ino == before
+    (folder / "policy.safetensors").write_bytes(b"of an older version")
+    ensure_embedded(folder)
+    assert verify_checksums(folder, "cure") == 7
+    assert load_model(ModelConfig(name=str(folder))).policy is not None
 
 
 @pytest.mark.parametrize(
@@ -116,6 +146,6 @@ def test_an_interrupted_conversion_leaves_nothing_and_two_concurrent_ones_make_o
     for process in both:
         process.join(180)
     assert [process.exitcode for process in both] == [0, 0]
-    assert verify_checksums(folder, "cure") == 6
+    assert verify_checksums(folder, "cure") == 7
     assert not (folder / "of_a_killed_process").exists()
     assert not partial.exists()
