@@ -2,13 +2,16 @@
 
     python -m benchmarks.before_after ../before .          # some 5 minutes on a quiet machine
     python -m benchmarks.before_after ../before . --quick  # some 1 minute
+    python -m benchmarks.before_after ../before . --training --threads 1  # training steps alone
 
 Each checkout runs in a process of its own, with its own sources, and is stopped while the other
 measures. They do the same work in turns, each in turn first: prefill and decode of the embedded
-model through `Engine`, dense and under h2o at 10 % of the context, for 1 and 8 requests; and loss
-and gradients of one sequence with hybrid attention. Speeds are compared round by round, so a
+model through `Engine`, dense and under h2o at 10 % of the context, for 1 and 8 requests; loss and
+gradients of one sequence with hybrid attention; and those of `trainer=distill`, which has a teacher
+and adapters, under equal and under measured budgets. Speeds are compared round by round, so a
 machine that slows down for a while does so for both. `same` says whether both gave the same tokens
-or the same loss, to the last bit. `others` is how many cores other programs used meanwhile: above
+or the same loss, to the last bit, or the same loss of
+`trainer=distill` to five digits. `others` is how many cores other programs used meanwhile: above
 0.1, trust no ratio.
 """
 
@@ -35,6 +38,8 @@ from llamahome.config import PolicyConfig
 
 REQUESTS = (1, 8)
 STEPS = 64  # steps per turn of decoding, one of which compacts
+# Measured budgets as shares of their mean, and how many KV heads have them.
+LADDER = {0.37: 18, 0.52: 20, 0.74: 18, 0.94: 12, 1.33: 9, 1.9: 6, 2.65: 4, 3.8: 2, 5.3: 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,11 +178,37 @@ def serving(
     return [replace(own, same=before == after) for own in found]
 
 
-def training(pair: Pair, policy: PolicyConfig, prompt: list[int], form: Form) -> Compared:
-    """Compare loss and gradients of one sequence."""
-    figure = f"training step {len(prompt):,}, 10 %"
-    asked = {"policy": changed(policy), "prompt": prompt}
-    return pair.compare(figure, len(prompt), form.trainings, "train", **asked)
+def training(pair: Pair, policy: PolicyConfig, prompt: list[int], form: Form) -> list[Compared]:
+    """Compare loss and gradients of one sequence, of all weights and of `trainer=distill`."""
+    steps = [("train", "training step", policy), ("distill", "distillation step", policy)]
+    steps.append(("distill", "distillation step, measured budgets", measured(policy)))
+    return [
+        pair.compare(
+            f"{name} {len(prompt):,}, 10 %",
+            len(prompt),
+            form.trainings,
+            command,
+            policy=changed(own),
+            prompt=prompt,
+        )
+        for command, name, own in steps
+    ]
+
+
+def measured(policy: PolicyConfig) -> PolicyConfig:
+    """Return a policy with budgets as measured error gives them: many small and few large ones.
+
+    Their mean is that of `policy`. The embedded model has 30 layers of 3 KV heads.
+    """
+    assert policy.budget is not None
+    shares = [share for share, heads in LADDER.items() for _ in range(heads)]
+    recent = min(policy.recent, policy.budget // 4)
+    least = recent + policy.sink
+    pattern: dict[str, int | None] = {
+        f"L{at // 3}H{at % 3}": max(least, round(policy.budget * shares[7 * at % len(shares)]))
+        for at in range(len(shares))
+    }
+    return replace(policy, recent=recent, interval=min(policy.interval, recent), pattern=pattern)
 
 
 def show(found: Sequence[Compared], console: Console) -> None:
@@ -204,6 +235,7 @@ def main() -> None:
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
     parser.add_argument("--quick", action="store_true", help="512 tokens, fewer rounds")
+    parser.add_argument("--training", action="store_true", help="training steps alone")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("benchmarks/work"))
     asked = parser.parse_args()
@@ -213,12 +245,12 @@ def main() -> None:
     console, found = Console(width=110), []
     roots = [asked.before.resolve(), asked.after.resolve()]
     with opened(roots, asked.threads, asked.work.resolve() / "logs") as pair:
-        for requests in REQUESTS:
+        for requests in () if asked.training else REQUESTS:
             prompts = [cut(ids, form.context, number) for number in range(requests)]
             for policy in (DENSE, tenth):
                 found += serving(pair, policy, prompts, form)
                 show(found[-2:], console)
-        found.append(training(pair, tenth, cut(ids, form.context, 0), form))
+        found += training(pair, tenth, cut(ids, form.context, 0), form)
     show(found, console)
     figures = {
         own.figure: asdict(own) | {"ratio": own.ratio, "fastest": own.fastest} for own in found

@@ -13,7 +13,8 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from llamahome.attention import HybridAttention, Policy
 from llamahome.config import ModelConfig, TrainRoot
-from llamahome.models import load_model
+from llamahome.models import LoadedModel, ModelManager, load_model
+from llamahome.models.load import choose_policy, find_model
 from train.lora import add_adapters
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
@@ -26,7 +27,7 @@ def model_to_train(root: TrainRoot) -> ModelConfig:
 
 
 def prepare_model(
-    root: TrainRoot, settings: dict[str, Any]
+    root: TrainRoot, settings: dict[str, Any], policy_model: ModelConfig
 ) -> tuple[PreTrainedModel | PeftModel, Policy, PreTrainedTokenizerBase]:
     """Load the model and make it ready to train; under ZeRO-3 a worker loads only its shards.
 
@@ -35,6 +36,7 @@ def prepare_model(
 
     Args:
         settings: DeepSpeed's config.
+        policy_model: the model whose weights of the policy are trained on, if it has any.
     """
     trainer = root.trainer
     with _sharded_loading(settings):
@@ -45,10 +47,18 @@ def prepare_model(
             model.gradient_checkpointing_enable({"use_reentrant": False})
         if trainer.method == "lora":
             model = add_adapters(loaded.model, trainer.lora, root.model.name)
-    policy = loaded.policy_for(root.policy, new_weights=True)
+    policy = _policy(root, loaded, policy_model)
     if policy.weights is not None:
         model.add_module(POLICY_MODULE, policy.weights.requires_grad_(True))
     return model, policy, loaded.tokenizer
+
+
+def _policy(root: TrainRoot, loaded: LoadedModel, policy_model: ModelConfig) -> Policy:
+    if policy_model == root.model:
+        return loaded.policy_for(root.policy, new_weights=True)
+    found = find_model(policy_model, ModelManager())
+    carried = found.policy(loaded.model)
+    return choose_policy(root.policy, carried, loaded.model, found.folder, new_weights=True)
 
 
 def bare_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:

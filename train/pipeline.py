@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from llamahome.models import ModelManager
 from train import metrics
 from train.logs import RecordFailures
 from train.progress import plain_console, show_progress
-from train.run import Run, prepare_run
+from train.run import Run, dense_stage, prepare_run, second_stage
 from train.tracking import track
 
 # A report waits until the controller polls the workers, which Ray does every two seconds.
@@ -36,6 +36,7 @@ class TrainingResult:
         loss_before, loss_after: held-out loss under the policy, before and after training.
         steps, tokens: optimiser steps done and tokens read.
         losses: training loss of each step.
+        dense: result of the first stage, for a run of two.
     """
 
     run_name: str
@@ -46,6 +47,7 @@ class TrainingResult:
     steps: int
     tokens: int
     losses: list[float]
+    dense: TrainingResult | None = None
 
 
 class TrainingPipeline:
@@ -71,11 +73,22 @@ class TrainingPipeline:
     def run(self) -> TrainingResult:
         """Train, or resume the run that `trainer.run_name` names, and export the model.
 
+        With `trainer.dense_steps` it trains a first stage, unless that has ended before, and then
+        goes on from its model.
+
         Raises:
             ConfigError, DataError, ModelError: before any worker starts, with what to change.
             ray.train.TrainingFailedError: after `trainer.max_failures` restarts.
         """
         run = prepare_run(self.root, self.manager)
+        if not run.root.trainer.dense_steps:
+            return self._fit(run)
+        dense = dense_stage(run)
+        with _session(run.root):
+            first = _result(dense) if dense.model_dir.is_dir() else self._fit(dense)
+            return replace(self._fit(second_stage(run, dense)), dense=first)
+
+    def _fit(self, run: Run) -> TrainingResult:
         self.console.print(_headline(run))
         tracking, directory = run.root.tracking, run.directory
         with (
@@ -98,7 +111,7 @@ def _headline(run: Run) -> str:
     return (
         f"run {run.name} in {run.directory}\n{root.model.name} under {root.policy.name}, "
         f"{root.trainer.method} fine-tuning for {root.trainer.steps} steps on "
-        f"{root.trainer.num_workers} workers; starting Ray"
+        f"{root.trainer.num_workers} workers; starting them"
     )
 
 
@@ -121,7 +134,11 @@ def _trainer(run: Run) -> TorchTrainer:
     resources = {"CPU": trainer.cpus_per_worker, **({"GPU": 1} if trainer.use_gpu else {})}
     return TorchTrainer(
         _work,
-        train_loop_config={"root": run.root, "run_dir": str(run.directory)},
+        train_loop_config={
+            "root": run.root,
+            "run_dir": str(run.directory),
+            "policy_model": run.policy_model,
+        },
         torch_config=TorchConfig(backend="nccl" if trainer.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=trainer.num_workers,

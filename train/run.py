@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from llamahome.config import ConfigError, PolicyConfig, TrainRoot
+from llamahome.config import ConfigError, ModelConfig, PolicyConfig, TrainRoot
 from llamahome.config.fixed import changed_keys
 from llamahome.config.policy import CARRIED, rescaled
 from llamahome.models import ModelInfo, ModelManager
@@ -28,10 +28,12 @@ class Run:
     Attributes:
         root: the config with absolute files and the policy itself.
         directory: holds run.json, metrics.jsonl, checkpoints, curves and the exported model.
+        policy_model: the model whose weights of the policy are trained on, if it has any.
     """
 
     root: TrainRoot
     directory: Path
+    policy_model: ModelConfig
 
     @property
     def name(self) -> str:
@@ -56,10 +58,43 @@ def prepare_run(root: TrainRoot, manager: ModelManager) -> Run:
     root = _looked_up(root, model)
     _check_data(root, model, manager)
     output_dir = root.trainer.output_dir
-    runs_dir = Path(output_dir).expanduser().resolve() if output_dir else manager.runs_dir
+    return _opened(
+        root, Path(output_dir).expanduser().resolve() if output_dir else manager.runs_dir
+    )
+
+
+def dense_stage(run: Run) -> Run:
+    """Create or find the folder of the first of two stages: a run of its own, without eviction.
+
+    Raises:
+        ConfigError: when its name is that of another run.
+    """
+    trainer = replace(
+        run.root.trainer,
+        run_name=f"{run.name}-dense",
+        export="merged",
+        steps=run.root.trainer.dense_steps,
+        dense_steps=0,
+        dense_share=0.0,
+        kl_weight=0.0,
+        anneal_steps=0,
+        budget_jitter=0.0,
+    )
+    policy = PolicyConfig.dense(positions=run.root.policy.positions)
+    return _opened(replace(run.root, policy=policy, trainer=trainer), run.directory.parent)
+
+
+def second_stage(run: Run, dense: Run) -> Run:
+    """Return the run that goes on from the model of its first stage."""
+    model = replace(run.root.model, name=str(dense.model_dir), revision=None)
+    return replace(run, root=replace(run.root, model=model))
+
+
+def _opened(root: TrainRoot, runs_dir: Path) -> Run:
+    """Create or find the folder of a run whose config has been looked up."""
     directory = _named(runs_dir, root) if root.trainer.run_name else _new(runs_dir, root)
     (directory / RUN_FILE).write_text(json.dumps(asdict(root), indent=1) + "\n")
-    return Run(root, directory)
+    return Run(root, directory, root.model)
 
 
 def _looked_up(root: TrainRoot, model: ModelInfo) -> TrainRoot:

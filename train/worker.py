@@ -24,7 +24,7 @@ from train.data import batches, build_datasets, eval_batches
 from train.deepspeed_config import deepspeed_config
 from train.export import export_model
 from train.logs import record_warnings
-from train.model import bare_model, prepare_model
+from train.model import POLICY_MODULE, bare_model, prepare_model
 from train.objectives import build_objective
 from train.step import evaluate, train_step
 
@@ -40,7 +40,7 @@ def run_worker(config: dict[str, Any]) -> None:
         record_warnings(run_dir)
 
     settings = deepspeed_config(root.deepspeed, trainer)
-    model, policy, tokenizer = prepare_model(root, settings)
+    model, policy, tokenizer = prepare_model(root, settings, config["policy_model"])
     engine = start_engine(model, trainer, settings)
     bare = bare_model(model)
     attention = HybridAttention(policy, bare)
@@ -49,7 +49,8 @@ def run_worker(config: dict[str, Any]) -> None:
 
     data = build_datasets(root.data, tokenizer, trainer.seed)
     share = {"rank": rank, "world_size": world_size, "pad_id": tokenizer.pad_token_id}
-    start = progress.step * trainer.accumulation
+    # A second stage goes on in the data where the first one stopped.
+    start = (trainer.dense_steps + progress.step) * trainer.accumulation
     stream = batches(data.train, root.data, trainer, start_step=start, **share)
 
     def report(**values: float) -> None:
@@ -107,15 +108,31 @@ def start_engine(
     model: nn.Module, trainer: TrainerConfig, settings: dict[str, Any]
 ) -> DeepSpeedEngine:
     """Put DeepSpeed around the model, with AdamW and a warm-up followed by a cosine decay."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
-        trained, lr=trainer.learning_rate, weight_decay=trainer.weight_decay
+        parameter_groups(model, trainer),
+        lr=trainer.learning_rate,
+        weight_decay=trainer.weight_decay,
     )
     schedule = get_cosine_schedule_with_warmup(optimizer, trainer.warmup_steps, trainer.steps)
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, lr_scheduler=schedule, config=settings
     )
     return engine
+
+
+def parameter_groups(model: nn.Module, trainer: TrainerConfig) -> list[dict[str, Any]]:
+    """Return the trained parameters, those of the policy in a group of their own."""
+    of_model: list[nn.Parameter] = []
+    of_policy: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            own = of_policy if name.startswith(f"{POLICY_MODULE}.") else of_model
+            own.append(parameter)
+    groups: list[dict[str, Any]] = [{"params": of_model}]
+    if of_policy:
+        rate = trainer.policy_learning_rate or trainer.learning_rate
+        groups.append({"params": of_policy, "lr": rate})
+    return groups
 
 
 def is_due(step: int, every: int, last: int) -> bool:

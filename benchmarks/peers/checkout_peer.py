@@ -1,7 +1,7 @@
-"""LlamaHome of some checkout, for benchmarks/before_after.py: prefill, decode, a training step.
+"""LlamaHome of some checkout, for benchmarks/before_after.py: prefill, decode, training steps.
 
-PYTHONPATH says which checkout. Only names that a user imports appear here, since two checkouts may
-differ in all others; policies arrive as fields of PolicyConfig.
+PYTHONPATH says which checkout. Outside of `distill` only names that a user imports appear here,
+since two checkouts may differ in all others; policies arrive as fields of PolicyConfig.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from protocol import Reply, serve, timed_steps
 
 import llamahome
 from llamahome.attention import HybridAttention, build_policy
-from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
+from llamahome.config import EngineConfig, LoraConfig, ModelConfig, PolicyConfig
 from llamahome.engine import Engine, SamplingParams
-from llamahome.models import load_model
+from llamahome.models import EMBEDDED_MODEL, load_model
 
 ROOM = 2048  # tokens of an answer that are never reached
 
@@ -35,6 +35,7 @@ class Checkout:
         self._engine: Engine | None = None
         self._names: list[str] = []
         self._digest = hashlib.sha256()
+        self._adapted: Any = None
 
     def open(self, policy: dict[str, Any], requests: int, length: int) -> Reply:
         """Open an engine for so many requests of `length` tokens, its weights packed."""
@@ -96,6 +97,27 @@ class Checkout:
         self.model.zero_grad(set_to_none=True)
         return {"seconds": seconds, "digest": float(loss).hex()}
 
+    def distill(self, policy: dict[str, Any], prompt: list[int]) -> Reply:
+        """Compute loss and gradients of `trainer=distill`, every token with a label.
+
+        The digest is the loss to five digits: sums may be taken in another order.
+        """
+        from train.lora import add_adapters
+        from train.objectives import Distillation
+
+        if self._adapted is None:
+            HybridAttention.attach(self.model)
+            self._adapted = add_adapters(self.model, LoraConfig(), EMBEDDED_MODEL).train()
+        ids = torch.tensor([prompt])
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+        attention = HybridAttention(build_policy(PolicyConfig(**policy)), self.model)
+        started = time.perf_counter()
+        loss = Distillation(kl_weight=1.0)(_Engine(self._adapted), batch, attention)["loss"]
+        loss.backward()
+        seconds = time.perf_counter() - started
+        self._adapted.zero_grad(set_to_none=True)
+        return {"seconds": seconds, "digest": f"{loss.item():.5g}"}
+
     def _decode(self) -> None:
         given = self._step()
         if len(given) != len(self._names):
@@ -107,6 +129,16 @@ class Checkout:
         for delta in deltas:
             self._digest.update(f"{delta.request_id}:{delta.token} ".encode())
         return {delta.request_id for delta in deltas}
+
+
+class _Engine:
+    """A stand-in for DeepSpeed's engine: callable, with the model inside."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+
+    def __call__(self, **arguments: Any) -> Any:
+        return self.module(**arguments)
 
 
 if __name__ == "__main__":

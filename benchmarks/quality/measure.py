@@ -47,7 +47,6 @@ def train(arm: str, seed: int, form: Form, policy: PolicyConfig, work: Path) -> 
         learning_rate=1e-3,
         dense_share=DENSE_SHARE,
         budget_jitter=0.5,
-        precision="bf16",
         seed=seed,
         num_workers=1,
         cpus_per_worker=cores,

@@ -1,13 +1,14 @@
 """The chunk walk: attention of some KV heads over a whole sequence under one budget.
 
-Axes: B batch, H query heads, G KV heads, N tokens, T tokens of a chunk, S keys, K kept keys,
-D head_dim.
+Axes: B batch, H query heads, G KV heads, N tokens, C chunks, T tokens of a chunk, S keys, K kept
+keys, D head_dim.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from llamahome.attention.attend import attend
 from llamahome.attention.entries import Entries
 from llamahome.attention.policy import Policy
 from llamahome.attention.rotary import Rotary
+
+TOGETHER = 2**24  # elements that the backward pass computes with at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,12 +132,12 @@ class Walk:
                 held = self._compact(held, mass, chunk.stop)
         return torch.cat(outputs, dim=2), kept
 
-    def surrogate(self, features: Tensor, positions: Tensor, start: int) -> Tensor | None:
-        """Compute the scorer's surrogate for entries kept at `start`: (B, G, K) both."""
+    def surrogate(self, features: Tensor, ages: Tensor) -> Tensor | None:
+        """Compute the scorer's surrogate for entries of these ages: (B, G, K) all."""
         scorer = self.policy.scorer
         if scorer is None or scorer.surrogate is None:
             return None
-        return scorer.surrogate(features, start - positions)
+        return scorer.surrogate(features, ages)
 
     def _entries(self, key: Tensor, value: Tensor, features: Tensor | None = None) -> Entries:
         """Wrap the keys and values of a sequence, (B, G, N, D), that have no mass yet."""
@@ -161,12 +164,12 @@ class Walk:
 
 
 def walk_with_gradients(query: Tensor, key: Tensor, value: Tensor, walk: Walk) -> Tensor:
-    """Return `walk.run`'s output, differentiable once; each chunk is recomputed on the way back.
+    """Return `walk.run`'s output, differentiable once; chunks are recomputed on the way back.
 
     Which positions stay is decided going forward, without gradient; weights of the policy have the
-    gradient of its surrogate. Only the inputs and those positions are saved for the backward pass,
-    so memory beyond them is that of one chunk: interval x (budget + interval) probabilities a head,
-    however long the sequence.
+    gradient of its surrogate. Only the inputs and those positions are saved for the backward pass.
+    It attends with many chunks of one size at a time, as far as they take `TOGETHER` elements, so
+    memory does not grow with the sequence.
     """
     out: Tensor = _ChunkCheckpoint.apply(  # type: ignore[no-untyped-call]
         query, key, value, walk.features(key, value), walk
@@ -195,28 +198,96 @@ class _ChunkCheckpoint(torch.autograd.Function):
         key_grad = torch.zeros_like(key, dtype=wide)
         value_grad = torch.zeros_like(value, dtype=wide)
         feature_grad: Any = None if features is None else torch.zeros_like(features)
-        for chunk, positions in zip(walk.chunks(query.shape[2]), kept, strict=True):
-            place = positions.long()
-            index = place.unsqueeze(-1).expand(-1, -1, -1, key.shape[-1])
+        for group in _groups(walk, query, kept):
             parts = [
-                query[:, :, chunk],
-                torch.cat([key.gather(2, index), key[:, :, chunk]], dim=2),
-                torch.cat([value.gather(2, index), value[:, :, chunk]], dim=2),
+                group.own(query),
+                torch.cat([group.kept(key), group.own(key)], dim=2),
+                torch.cat([group.kept(value), group.own(value)], dim=2),
             ]
-            own = None if features is None else features.gather(2, place).requires_grad_()
+            own = None if features is None else group.kept(features).requires_grad_()
             with torch.enable_grad():
                 leaves = [part.detach().requires_grad_() for part in parts]
-                bias = None if own is None else walk.surrogate(own, place, chunk.start)
+                bias = None if own is None else walk.surrogate(own, group.ages)
                 out, _ = walk.attend_chunk(*leaves, with_mass=False, bias=bias)
             wanted = leaves if bias is None or own is None else [*leaves, own]
             of_query, of_key, of_value, *of_features = torch.autograd.grad(
-                out, wanted, grad_out[:, :, chunk]
+                out, wanted, group.own(grad_out)
             )
-            query_grad[:, :, chunk] = of_query
-            count = index.shape[2]
+            query_grad[:, :, group.span] = group.in_sequence(of_query)
             for total, part in ((key_grad, of_key), (value_grad, of_value)):
-                total.scatter_add_(2, index, part[:, :, :count].to(wide))
-                total[:, :, chunk] += part[:, :, count:]
+                group.add_kept(total, part[:, :, : group.count].to(wide))
+                total[:, :, group.span] += group.in_sequence(part[:, :, group.count :])
             for part in of_features:
-                feature_grad.scatter_add_(2, place, part)
+                group.add_kept(feature_grad, part)
         return query_grad, key_grad.to(key.dtype), value_grad.to(value.dtype), feature_grad, None
+
+
+@dataclass(frozen=True)
+class _Group:
+    """C consecutive chunks of equal size, which attend as C times as many sequences: (B * C, ...).
+
+    Attributes:
+        span: their tokens.
+        positions: (B, G, C, K) int64, kept before each.
+    """
+
+    span: slice
+    positions: Tensor
+
+    @property
+    def count(self) -> int:
+        """Entries kept before each chunk."""
+        return self._shape[1]
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        """C and K."""
+        return self.positions.shape[2], self.positions.shape[3]
+
+    @property
+    def ages(self) -> Tensor:
+        """Tokens from each kept entry to the start of its chunk: (B * C, G, K)."""
+        chunks = self._shape[0]
+        length = (self.span.stop - self.span.start) // chunks
+        starts = self.span.start + length * torch.arange(chunks, device=self.positions.device)
+        return self._apart(starts[:, None] - self.positions)
+
+    def own(self, column: Tensor) -> Tensor:
+        """Return the chunks' own part of (B, *, N, ...)."""
+        return self._apart(column[:, :, self.span].unflatten(2, (self._shape[0], -1)))
+
+    def kept(self, column: Tensor) -> Tensor:
+        """Return the kept entries of (B, G, N, ...)."""
+        return self._apart(column.gather(2, self._index(column)).unflatten(2, self._shape))
+
+    def add_kept(self, total: Tensor, part: Tensor) -> None:
+        """Add what `kept` would return to the entries of `total` that it would come from."""
+        total.scatter_add_(2, self._index(total), self.in_sequence(part))
+
+    def in_sequence(self, part: Tensor) -> Tensor:
+        """Put chunks (B * C, *, T, ...) one after another: (B, *, C * T, ...)."""
+        apart: Tensor = part.unflatten(0, (-1, self._shape[0]))
+        return apart.transpose(1, 2).flatten(2, 3)
+
+    def _apart(self, parts: Tensor) -> Tensor:
+        return parts.transpose(1, 2).flatten(0, 1)
+
+    def _index(self, column: Tensor) -> Tensor:
+        flat = self.positions.flatten(2)
+        return flat if column.dim() == 3 else flat.unsqueeze(-1).expand(-1, -1, -1, column.shape[3])
+
+
+def _groups(walk: Walk, query: Tensor, kept: Sequence[Tensor]) -> Iterator[_Group]:
+    """Group the chunks of a sequence, given the positions (B, G, K) kept before each."""
+    batch, heads, length, dim = query.shape
+    work = zip(walk.chunks(length), kept, strict=True)
+    for (tokens, count), alike in groupby(work, lambda c: (c[0].stop - c[0].start, c[1].shape[2])):
+        held = tokens + count
+        # A mask for each query head, and keys, values and both gradients for each KV head.
+        elements = batch * held * (heads * tokens + 4 * len(walk.heads) * dim)
+        group = list(alike)
+        size = max(1, TOGETHER // elements)
+        for first in range(0, len(group), size):
+            chunks = group[first : first + size]
+            span = slice(chunks[0][0].start, chunks[-1][0].stop)
+            yield _Group(span, torch.stack([place for _, place in chunks], dim=2).long())

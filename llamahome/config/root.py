@@ -34,6 +34,12 @@ class TrainRoot:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
+        require(
+            self.trainer.dense_steps == 0 or self.policy.name != "full",
+            "trainer.dense_steps",
+            self.trainer.dense_steps,
+            "policy.name=full evicts nothing in the second stage either; set it to 0",
+        )
         for name in ("offload_optimizer", "offload_parameters"):
             require(
                 self.trainer.use_gpu or not getattr(self.deepspeed, name),

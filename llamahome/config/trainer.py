@@ -47,16 +47,19 @@ class TrainerConfig:
         output_dir: folder of all runs; None is the cache directory's `runs`.
         method: `full` trains every weight, `lora` adapters.
         export: result of a LoRA run: `merged` into plain weights, or the `adapter` alone.
-        steps: optimiser steps.
+        steps: optimiser steps; with dense_steps, those of the second stage.
+        dense_steps: steps of a first stage without eviction. Its model, run RUN_NAME-dense, is the
+            one that the second stage trains under the policy, and its teacher. 0 has one stage.
         batch_size: sequences per worker and micro-step.
         accumulation: micro-steps per optimiser step.
         kl_weight: weight of KL(dense || under the policy), added to cross-entropy; the dense model
-            is the same one without its adapters. 0 leaves cross-entropy alone.
-        anneal_steps: steps over which the budget falls from dense to policy.budget.
+            is the same one without its adapters, so it is the one that dense_steps made. 0 leaves
+            cross-entropy alone.
+        anneal_steps: steps over which each KV head's budget falls from dense to its own.
         dense_share: share of the steps without eviction, so that dense serving loses nothing.
-        budget_jitter: j draws each step's budget between policy.budget / (1 + j) and
-            policy.budget x (1 + j).
+        budget_jitter: j draws a factor between 1 / (1 + j) and 1 + j for the budgets of each step.
         learning_rate: peak of a linear warm-up over warmup_steps and a cosine decay to 0.
+        policy_learning_rate: the same for weights of the policy; None is learning_rate.
         precision: fp32 or bf16 (DeepSpeed's bf16 with fp32 master weights).
         num_workers: processes, each of which takes cpus_per_worker CPUs and, with use_gpu, one GPU.
         eval_every, checkpoint_every: optimiser steps between two; 0 only at the end.
@@ -70,9 +73,11 @@ class TrainerConfig:
     method: str = fixed("full")
     export: str = "merged"
     steps: int = 200
+    dense_steps: int = fixed(0)
     batch_size: int = fixed(1)
     accumulation: int = fixed(1)
     learning_rate: float = fixed(2e-5)
+    policy_learning_rate: float | None = fixed(None)
     warmup_steps: int = fixed(10)
     weight_decay: float = fixed(0.0)
     kl_weight: float = fixed(0.0)
@@ -107,11 +112,13 @@ class TrainerConfig:
             at_least(f"trainer.{name}", getattr(self, name), 1)
         for name in ("seed", "warmup_steps", "eval_every", "checkpoint_every", "max_failures"):
             at_least(f"trainer.{name}", getattr(self, name), 0)
-        for name in ("anneal_steps", "weight_decay", "kl_weight", "budget_jitter"):
+        for name in ("dense_steps", "anneal_steps", "weight_decay", "kl_weight", "budget_jitter"):
             at_least(f"trainer.{name}", getattr(self, name), 0)
         at_least("trainer.eval_batches", self.eval_batches, 1)
         at_least("trainer.keep_checkpoints", self.keep_checkpoints, 1)
         above("trainer.learning_rate", self.learning_rate, 0)
+        if self.policy_learning_rate is not None:
+            above("trainer.policy_learning_rate", self.policy_learning_rate, 0)
         above("trainer.max_grad_norm", self.max_grad_norm, 0)
         fraction("trainer.dense_share", self.dense_share)
         require(

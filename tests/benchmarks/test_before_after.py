@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.before_after import Compared, changed
+from benchmarks.before_after import Compared, changed, measured
 from benchmarks.workload import DENSE, evicting
 from llamahome.config import PolicyConfig
 
@@ -29,3 +29,12 @@ def test_only_fields_that_differ_from_the_defaults_are_passed_on() -> None:
     for policy in (DENSE, evicting(100)):
         assert PolicyConfig(**changed(policy)) == policy
     assert changed(DENSE) == {"name": "full", "budget": None}
+
+
+def test_measured_budgets_have_the_mean_of_the_equal_ones() -> None:
+    policy = measured(evicting(205))
+    budgets = [budget or 0 for budget in policy.pattern.values()]
+    assert set(policy.pattern) == {f"L{layer}H{head}" for layer in range(30) for head in range(3)}
+    assert sum(budgets) / 90 == pytest.approx(205, rel=0.02)
+    assert len(set(budgets)) > 5
+    assert measured(evicting(51)).budget == 51  # as small as --quick has it

@@ -65,6 +65,8 @@ RULES: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
     "eval.samples": ([0], [1], {}),
     "eval.seed": ([-1], [0], {}),
     "trainer.kl_weight": ([-1.0], [0.0, 2.0], {"trainer.method": "lora"}),
+    "trainer.dense_steps": ([-1], [0, 50], {}),
+    "trainer.policy_learning_rate": ([0.0], [None, 1e-2], {}),
     "trainer.anneal_steps": ([-1, 200], [0, 199], {}),
     "trainer.budget_jitter": ([-0.1], [0.0, 3.0], {}),
     "trainer.dense_share": ([-0.1, 1.0], [0.0, 0.5], {}),
@@ -189,6 +191,11 @@ def test_adapters_are_exported_by_lora_alone():
 def test_a_dense_teacher_needs_adapters_to_take_off():
     with pytest.raises(ConfigError, match=r"trainer\.kl_weight=1\.0 .* trainer\.method=lora"):
         config.TrainerConfig(kl_weight=1.0)
+
+
+def test_a_dense_stage_comes_before_one_that_evicts():
+    with pytest.raises(ConfigError, match=r"trainer\.dense_steps=5 .* policy\.name=full"):
+        TrainRoot(policy=config.PolicyConfig.dense(), trainer=config.TrainerConfig(dense_steps=5))
 
 
 def test_parameters_are_offloaded_under_zero_3_alone():

@@ -68,7 +68,7 @@ def _global_batches(root: TrainRoot, folder: Path) -> Iterable[list[dict[str, Te
             trainer,
             rank=rank,
             world_size=trainer.num_workers,
-            start_step=0,
+            start_step=trainer.dense_steps * trainer.accumulation,
             pad_id=0,
         )
         for rank in range(trainer.num_workers)

@@ -31,7 +31,8 @@ def test_the_budget_falls_geometrically_from_dense() -> None:
 def test_what_is_protected_and_the_pattern_scale_along() -> None:
     policy = policy_at(TARGET, TrainerConfig(anneal_steps=4), 3200, 2)
     assert (policy.budget, policy.recent, policy.interval, policy.sink) == (800, 400, 50, 4)
-    assert policy.pattern == {"L0": None, "L1H0": 640, "L2": 1600}
+    # Half of the way in logarithms: the geometric mean of the context and the own budget.
+    assert policy.pattern == {"L0": None, "L1H0": 716, "L2": 1131}
 
 
 def test_jitter_stays_within_its_factor_around_the_target() -> None:
@@ -53,6 +54,33 @@ def test_small_draws_still_hold_what_is_protected(layers: str) -> None:
     config = TrainerConfig(steps=1000, budget_jitter=3.0)
     drawn = [policy_at(tight, config, 3200, step) for step in range(50)]
     assert min(policy.budget or 0 for policy in drawn) == (136 if layers == "pyramid" else 68)
+
+
+LADDER = (80, 112, 160, 205, 288, 410, 576, 820, 1152)
+MEASURED = PolicyConfig(
+    budget=205,
+    recent=64,
+    interval=64,
+    pattern={f"L{i // 3}H{i % 3}": LADDER[7 * i % len(LADDER)] for i in range(90)},
+)
+
+
+@pytest.mark.parametrize("step", range(0, 60, 3))
+def test_measured_budgets_keep_their_order_and_number(step: int) -> None:
+    config = TrainerConfig(steps=1000, anneal_steps=40, budget_jitter=0.5)
+    drawn = policy_at(MEASURED, config, 2048, step)
+    pairs = {(MEASURED.pattern[head] or 0, own or 0) for head, own in drawn.pattern.items()}
+    scaled = [own for _, own in sorted(pairs)]
+    assert len(scaled) == len(LADDER)  # equal budgets stay equal
+    assert scaled == sorted(scaled)
+    assert scaled[0] >= drawn.sink + drawn.recent
+    assert drawn.interval <= drawn.recent
+
+
+def test_every_head_falls_from_the_whole_context() -> None:
+    drawn = policy_at(MEASURED, TrainerConfig(anneal_steps=40), 2048, 0)
+    assert set(drawn.pattern.values()) == {2048}
+    assert policy_at(MEASURED, TrainerConfig(anneal_steps=40), 2048, 40) == MEASURED
 
 
 def test_dense_stays_dense() -> None:

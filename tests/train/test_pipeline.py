@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -123,17 +124,7 @@ def assert_continues_by_name(root: TrainRoot, first: TrainingResult) -> None:
 def test_killed_worker_resumes_on_the_same_curve(root: TrainRoot, model_dir: Path) -> None:
     root = with_stage(root, 3, steps=12)
     directory = run_dir(root)
-
-    def steps_done() -> int:
-        return max(metrics.series(metrics.read(directory), "loss"), default=0)
-
-    training = start(root)
-    wait_for(lambda: training.done() or steps_done() >= 1, directory)
-    victim = newest_worker()  # looking for it takes longer than a step
-    wait_for(lambda: training.done() or steps_done() >= 5, directory)
-    victim.kill()  # SIGKILL, so that it cannot react
-    wait_for(training.done, directory)
-    result = training.result()
+    result = killed_on_the_way(root, directory).result()
 
     records = metrics.read(directory)
     assert [record for record in records if "failure" in record]
@@ -141,6 +132,63 @@ def test_killed_worker_resumes_on_the_same_curve(root: TrainRoot, model_dir: Pat
     assert result.losses == pytest.approx(training_losses(root, model_dir), abs=TOLERANCE)
     assert result.loss_after == pytest.approx(held_out_loss(root, result.model_dir), abs=TOLERANCE)
     assert len(list((directory / "checkpoints").iterdir())) == root.trainer.keep_checkpoints
+
+
+def test_two_stages_resume_on_the_same_curves_wherever_they_are_killed(
+    root: TrainRoot, model_dir: Path
+) -> None:
+    """The run fails at once, as when the driver dies, and is started again by its name."""
+    sizes = {"dense_steps": 12, "steps": 12, "num_workers": 1}
+    root = with_stage(root, 2, max_failures=0, **sizes)
+    dense = replace(
+        root,
+        policy=PolicyConfig.dense(),
+        trainer=replace(root.trainer, run_name="tiny-dense", dense_steps=0, steps=12),
+    )
+    for stage in (dense, root):
+        training = killed_on_the_way(root, run_dir(stage))
+        assert isinstance(training.exception(), TrainingFailedError)
+        assert not (run_dir(stage) / "model").exists()
+    written = (run_dir(dense) / "model" / "config.json").stat().st_mtime_ns
+    result = run(root)
+    assert (run_dir(dense) / "model" / "config.json").stat().st_mtime_ns == written
+
+    assert result.dense is not None
+    assert result.dense.losses == pytest.approx(training_losses(dense, model_dir), abs=TOLERANCE)
+    assert policy_in(result.dense.model_dir) == dense.policy
+    after_dense = training_losses(root, result.dense.model_dir)
+    assert result.losses == pytest.approx(after_dense, abs=TOLERANCE)
+    assert result.loss_before == pytest.approx(
+        held_out_loss(root, result.dense.model_dir), abs=TOLERANCE
+    )
+    assert policy_in(result.model_dir) == root.policy
+
+
+def test_the_teacher_of_the_second_stage_is_the_model_of_the_first(root: TrainRoot) -> None:
+    lora = {"method": "lora", "learning_rate": 1e-2, "steps": 4, "num_workers": 1}
+    recipe = {"dense_steps": 4, "kl_weight": 1.0, "anneal_steps": 1}
+    result = run(with_stage(root, 2, **lora, **recipe))
+    assert result.dense is not None
+    assert result.dense.loss_after < result.dense.loss_before - 0.05  # it is not the base any more
+    kl = metrics.series(metrics.read(result.run_dir), "kl")
+    assert kl[1] == pytest.approx(0, abs=1e-4)  # fresh adapters, and nothing is evicted yet
+    assert kl[4] > 0
+    assert "kl" not in metrics.read(result.dense.run_dir)[1]
+
+
+def killed_on_the_way(root: TrainRoot, directory: Path) -> Future[TrainingResult]:
+    """Start a run, kill a worker once `directory` has a few steps, and wait for the run's end."""
+    training = start(root)
+    wait_for(lambda: training.done() or steps_done(directory) >= 1, directory)
+    victim = newest_worker()  # looking for it takes longer than a step
+    wait_for(lambda: training.done() or steps_done(directory) >= 5, directory)
+    victim.kill()  # SIGKILL, so that it cannot react
+    wait_for(training.done, directory)
+    return training
+
+
+def steps_done(directory: Path) -> int:
+    return max(metrics.series(metrics.read(directory), "loss"), default=0)
 
 
 def newest_worker() -> psutil.Process:

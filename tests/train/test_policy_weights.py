@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import deepspeed.ops
 import pytest
@@ -13,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from llamahome.attention import HybridAttention
-from llamahome.config import DeepSpeedConfig, LoraConfig, ModelConfig, TrainRoot
+from llamahome.config import DeepSpeedConfig, LoraConfig, ModelConfig, PolicyConfig, TrainRoot
 from llamahome.models import LoadedModel, load_model
 from train.data import batches, build_datasets
 from train.deepspeed_config import deepspeed_config
@@ -45,11 +46,13 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def _train(root: TrainRoot, run_dir: Path, steps: int) -> tuple[list[float], LoadedModel]:
+def _train(
+    root: TrainRoot, run_dir: Path, steps: int, policy_model: ModelConfig | None = None
+) -> tuple[list[float], LoadedModel]:
     """Train for some steps and export; return the losses and the exported model."""
     settings = deepspeed_config(root.deepspeed, root.trainer)
     torch.manual_seed(0)
-    model, policy, tokenizer = prepare_model(root, settings)
+    model, policy, tokenizer = prepare_model(root, settings, policy_model or root.model)
     engine = start_engine(model, root.trainer, settings)
     attention = HybridAttention(policy, bare_model(model))
     rows = build_datasets(root.data, tokenizer, root.trainer.seed).train
@@ -101,6 +104,62 @@ def test_weights_train_with_the_model_and_travel_with_it(
     moved = (_weight(continued) - first).abs().max()
     assert 0 < float(moved) < float(first.abs().max())
     assert continued.policy_for(CARRIED).config.budget == 32
+
+
+def _linear(root: TrainRoot, **trainer: Any) -> TrainRoot:
+    small = {"warmup_steps": 0, "num_workers": 1, **trainer}
+    return replace(
+        root,
+        policy=replace(root.policy, name="linear"),
+        trainer=replace(root.trainer, **small),
+    )
+
+
+@pytest.mark.usefixtures("alone", "linear_policy")
+def test_weights_go_round_a_stage_without_eviction(root: TrainRoot, tmp_path: Path) -> None:
+    root = _linear(root)
+    _, trained = _train(root, tmp_path / "first", steps=2)
+    carrying = replace(root, model=ModelConfig(name=str(trained.path)))
+    _, dense = _train(replace(carrying, policy=PolicyConfig.dense()), tmp_path / "dense", steps=1)
+    assert dense.policy is not None
+    assert dense.policy.weights is None
+    second = replace(root, model=ModelConfig(name=str(dense.path)))
+    _, last = _train(second, tmp_path / "second", steps=0, policy_model=carrying.model)
+    assert torch.equal(_weight(last), _weight(trained))
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.usefixtures("alone", "linear_policy")
+def test_weights_have_a_learning_rate_of_their_own(
+    root: TrainRoot, tmp_path: Path, stage: int
+) -> None:
+    root = replace(root, deepspeed=DeepSpeedConfig(zero_stage=stage))
+    losses, slow = _train(_linear(root, policy_learning_rate=1e-9), tmp_path / "slow", steps=6)
+    assert losses[-1] < losses[0]  # the model learns at trainer.learning_rate
+    _, fast = _train(_linear(root, policy_learning_rate=0.1), tmp_path / "fast", steps=1)
+    assert 0 < float(_weight(slow).abs().max()) < 1e-7
+    # Adam's first step is as long as the learning rate.
+    assert float(_weight(fast).abs().max()) == pytest.approx(0.1, rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.usefixtures("alone", "linear_policy")
+def test_a_checkpoint_holds_the_weights(root: TrainRoot, tmp_path: Path, method: str) -> None:
+    root, frozen = _linear(root, method=method), method == "lora"
+    settings = deepspeed_config(root.deepspeed, root.trainer)
+    found: list[torch.Tensor] = []
+    for filled in (1.0, 2.0):
+        model, policy, _ = prepare_model(root, settings, root.model)
+        assert policy.weights is not None
+        (weight,) = policy.weights.parameters()
+        torch.nn.init.constant_(weight, filled)
+        engine = start_engine(model, root.trainer, settings)
+        if not found:
+            engine.save_checkpoint(str(tmp_path), tag="x", exclude_frozen_parameters=frozen)
+        else:
+            engine.load_checkpoint(str(tmp_path), tag="x", load_module_strict=not frozen)
+        found.append(weight.detach().clone())
+    assert torch.equal(*found)
 
 
 @pytest.mark.usefixtures("alone")

@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from llamahome.config import ConfigError, PolicyConfig, TrainRoot
 from llamahome.data import DataError
 from llamahome.models import ModelManager, ModelNotFoundError, write_policy
-from train.run import prepare_run
+from train.run import dense_stage, prepare_run, second_stage
 
 
 def changed(root: TrainRoot, group: str, **values: Any) -> TrainRoot:
@@ -112,3 +112,32 @@ def test_what_cannot_train_is_refused_and_leaves_no_folder(
     with pytest.raises(error, match=named):
         prepare_run(changed(root, group, **values), manager)
     assert not Path(str(root.trainer.output_dir)).exists()
+
+
+def test_two_stages_are_two_runs_and_the_second_starts_from_the_first(
+    root: TrainRoot, manager: ModelManager
+) -> None:
+    recipe = {"dense_steps": 5, "kl_weight": 1.0, "anneal_steps": 2, "budget_jitter": 0.5}
+    asked = changed(root, "trainer", method="lora", export="adapter", dense_share=0.1, **recipe)
+    run = prepare_run(asked, manager)
+    dense = dense_stage(run)
+    assert dense.directory == run.directory.with_name("tiny-dense")
+    assert dense.root.policy == PolicyConfig.dense()
+    plain = replace(root.trainer, run_name="tiny-dense", method="lora", steps=5)
+    assert dense.root.trainer == plain
+    second = second_stage(run, dense)
+    assert second.root.model.name == str(dense.model_dir)
+    assert (second.directory, second.policy_model) == (run.directory, run.root.model)
+    assert second.root.trainer == run.root.trainer
+    # Named again, both are resumed.
+    assert dense_stage(prepare_run(asked, manager)) == dense
+    with pytest.raises(ConfigError, match=r"trainer\.dense_steps=6 \(was 5\)"):
+        prepare_run(changed(asked, "trainer", dense_steps=6), manager)
+
+
+def test_a_dense_stage_is_refused_the_name_of_another_run(
+    root: TrainRoot, manager: ModelManager
+) -> None:
+    prepare_run(changed(root, "trainer", run_name="tiny-dense"), manager)
+    with pytest.raises(ConfigError, match=r"trainer\.run_name='tiny-dense' exists"):
+        dense_stage(prepare_run(changed(root, "trainer", dense_steps=5), manager))

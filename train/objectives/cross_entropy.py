@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from llamahome.attention import HybridAttention
 from llamahome.data import IGNORED
 from train.data import Batch
+from train.objectives.label_loss import label_loss
 
 
 def cross_entropy(
@@ -21,10 +21,7 @@ def cross_entropy(
 ) -> dict[str, Tensor]:
     """Return `loss`, summed over the labels of `batch`."""
     logits, targets = predictions(model, batch, attention)
-    loss = F.cross_entropy(
-        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
-    return {"loss": loss}
+    return {"loss": label_loss(logits, targets)[0]}
 
 
 def predictions(

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from llamahome.attention import HybridAttention, build_policy
 from llamahome.config import PolicyConfig
-from llamahome.data import IGNORED
 from train.data import Batch
 from train.objectives.cross_entropy import predictions
+from train.objectives.label_loss import label_loss
 
 _DENSE = HybridAttention(build_policy(PolicyConfig.dense()))
 
@@ -37,9 +36,5 @@ class Distillation:
         with torch.no_grad(), engine.module.disable_adapter():
             dense, _ = predictions(engine.module, batch, _DENSE)
         logits, targets = predictions(engine, batch, attention)
-        labelled = targets != IGNORED
-        log_probs = F.log_softmax(logits[labelled].float(), dim=-1)
-        dense_log_probs = F.log_softmax(dense[labelled].float(), dim=-1)
-        ce = F.nll_loss(log_probs, targets[labelled], reduction="sum")
-        kl = F.kl_div(log_probs, dense_log_probs, reduction="sum", log_target=True)
-        return {"loss": ce + self.kl_weight * kl, "ce": ce, "kl": kl}
+        loss, ce, kl = label_loss(logits, targets, dense, self.kl_weight)
+        return {"loss": loss, "ce": ce, "kl": kl}
