@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from llamahome.attention import Policy
-    from llamahome.evaluation.calibration.recording import Reading
     from llamahome.evaluation.calibration.retrieval import Probe
     from llamahome.models import LoadedModel
 
 SHOWN = 10
 MEASURED = 4  # windows
+LOOKUP_SHARE = 15  # heads of which one looks things up
+FLOOR = 0.4  # share of the context that heads that look things up keep at least
 TEXTS = ("northanger_abbey", "pydoc")
 
 
@@ -69,16 +70,15 @@ def calibrate(
     windows: Annotated[
         int, typer.Option(help="Windows of each text; a score learns from all of them.", min=1)
     ] = 2,
-    full_heads: Annotated[
+    lookup_heads: Annotated[
         int | None,
         typer.Option(
-            help="For retrieval: heads that keep everything [default: leave the others a quarter].",
+            help="Heads that look things up. They keep at least 40 % of the context, or for "
+            "retrieval everything [default: one of 15; for retrieval leave the others a quarter].",
             min=0,
         ),
     ] = None,
-    probes: Annotated[
-        int, typer.Option(help="Prompts that ask for something they gave.", min=1)
-    ] = 6,
+    probes: Annotated[int, typer.Option(help="Prompts that ask for what they told.", min=1)] = 6,
     recent: Annotated[int, typer.Option(help="Newest tokens that always stay.", min=1)] = 64,
     seed: Annotated[int, typer.Option(help="Seed of the prompts.", min=0)] = 0,
     output: Annotated[
@@ -102,7 +102,7 @@ def calibrate(
         total = entries(budget, context)
         require(total < context, "--budget", budget, f"below --context={context}; else be dense")
         _check_output(output, method)
-        wanted = Wanted(method, policy, total, context, full_heads, recent)
+        wanted = Wanted(method, policy, total, context, lookup_heads, recent)
         loaded = _load(model)
         made = _make(loaded, wanted, text or list(TEXTS), windows, probes, seed)
         _show(made, total, context)
@@ -130,7 +130,7 @@ class Wanted(NamedTuple):
     policy: str
     total: int
     context: int
-    full_heads: int | None
+    lookup_heads: int | None
     recent: int
 
 
@@ -170,27 +170,33 @@ def _make(
         seed=seed,
     )
     with Progress(*columns, transient=True) as bar:
+        scores = _lookup_scores(loaded, asked, bar)
         if wanted.method is Method.RETRIEVAL:
-            return _retrieving(loaded, wanted, asked, bar)
-        readings = [
-            reading
+            return _retrieving(scores, wanted)
+        read = [
+            ids
             for text in texts
-            for reading in windows(loaded.tokenizer, text, length=wanted.context, count=count)
+            for ids in windows(loaded.tokenizer, text, length=wanted.context, count=count)
         ]
-        return _measured(loaded, wanted, readings, asked, bar)
+        return _measured(loaded, wanted, read, asked, scores, bar)
 
 
-def _retrieving(loaded: LoadedModel, wanted: Wanted, asked: list[Probe], bar: Progress) -> Made:
-    from llamahome.evaluation.calibration.retrieval import propose, retrieval_scores
+def _lookup_scores(loaded: LoadedModel, asked: list[Probe], bar: Progress) -> Tensor:
+    from llamahome.evaluation.calibration.retrieval import retrieval_scores
 
     task = bar.add_task("looking for heads that look things up", total=len(asked))
-    scores = retrieval_scores(loaded.model, asked, on_probe=lambda: bar.advance(task))
+    return retrieval_scores(loaded.model, asked, on_probe=lambda: bar.advance(task))
+
+
+def _retrieving(scores: Tensor, wanted: Wanted) -> Made:
+    from llamahome.evaluation.calibration.retrieval import propose
+
     policy = propose(
         scores,
         PolicyConfig(),
         total=wanted.total,
         context=wanted.context,
-        full_heads=wanted.full_heads,
+        full_heads=wanted.lookup_heads,
     )
     return Made(policy, scores)
 
@@ -198,8 +204,9 @@ def _retrieving(loaded: LoadedModel, wanted: Wanted, asked: list[Probe], bar: Pr
 def _measured(
     loaded: LoadedModel,
     wanted: Wanted,
-    readings: list[Reading],
+    read: list[Tensor],
     asked: list[Probe],
+    scores: Tensor,
     bar: Progress,
 ) -> Made:
     from llamahome.attention import build_policy
@@ -215,15 +222,19 @@ def _measured(
     )
     built = build_policy(base, loaded.model)
     rungs = budgets.ladder(base, wanted.context)
-    budgets.check_total(wanted.total, rungs)
+    lookup = wanted.lookup_heads
+    lookup = max(1, scores.numel() // LOOKUP_SHARE) if lookup is None else lookup
+    floors = budgets.floors_of(scores, rungs, heads=lookup, entries=round(FLOOR * wanted.context))
+    budgets.check_total(wanted.total, rungs, floors)
     if learned:
-        task = bar.add_task("reading what to learn from", total=len(readings) + len(asked))
-        train(loaded.model, built, [*readings, *asked], tick=lambda: bar.advance(task))
+        texts = [*read, *(probe.ids for probe in asked)]
+        task = bar.add_task("reading what to learn from", total=len(texts))
+        train(loaded.model, built, texts, floors > rungs[0], tick=lambda: bar.advance(task))
     # A measure costs four times a reading, and a few windows are enough for it.
-    measured = [*readings[:: -(-len(readings) // MEASURED)], *asked]
+    measured = read[:: -(-len(read) // MEASURED)]
     task = bar.add_task("measuring the error of eviction", total=len(measured))
     errors = measure(loaded.model, built, measured, rungs, tick=lambda: bar.advance(task))
-    policy = with_budgets(base, budgets.allocate(errors, rungs, wanted.total))
+    policy = with_budgets(base, budgets.allocate(errors, rungs, wanted.total, floors))
     return Made(
         policy,
         budgets.remaining(errors, rungs, wanted.total),

@@ -20,6 +20,7 @@ from llamahome.attention.walk import Walk
 from llamahome.config import ConfigError, PolicyConfig
 from llamahome.config.policy import MULTIPLE
 from llamahome.evaluation.calibration.recording import LayerRecord
+from llamahome.evaluation.calibration.retrieval import best_heads
 
 # Budgets as shares of the context; few, so that heads of a layer share planes.
 SHARES = (0.04, 0.055, 0.08, 0.1, 0.14, 0.2, 0.28, 0.4, 0.55, 0.75)
@@ -62,7 +63,7 @@ def _layer_error(record: LayerRecord, policy: Policy, layer_idx: int) -> Tensor:
     return record.by_group(change).sum(dim=2)[0].double().square().mean(dim=-1) / 2
 
 
-def allocate(errors: Tensor, rungs: Sequence[int], total: int) -> list[list[int]]:
+def allocate(errors: Tensor, rungs: Sequence[int], total: int, floors: Tensor) -> list[list[int]]:
     """Return the budget of each KV head, (L, G), which add up to `total` for each on average.
 
     Greedy along each head's lower convex hull, which is exact for budgets on the hulls (Fox 1966,
@@ -72,38 +73,47 @@ def allocate(errors: Tensor, rungs: Sequence[int], total: int) -> list[list[int]
         errors: (L, G, K), of each head at each budget.
         rungs: the budgets, K of them, ascending.
         total: entries per KV head, on average.
+        floors: (L, G), rungs from which heads start, as `floors_of` makes them.
 
     Raises:
-        ConfigError: for a total that is below the first rung or above the last.
+        ConfigError: for a total that is below the floors or above the last rung.
     """
-    check_total(total, rungs)
+    check_total(total, rungs, floors)
     flat = errors.flatten(0, 1)
     heads = len(flat)
-    held = _climb(flat, rungs, total * heads)
+    held = _climb(flat, rungs, floors.flatten().tolist(), total * heads)
     most_loaded = max(range(heads), key=lambda head: (held[head] < rungs[-1], -held[head]))
     held[most_loaded] += total * heads - sum(held)
     groups = errors.shape[1]
     return [held[start : start + groups] for start in range(0, heads, groups)]
 
 
-def check_total(total: int, rungs: Sequence[int]) -> None:
-    """Raise ConfigError for an average that is below the first rung or above the last."""
-    if not rungs[0] <= total <= rungs[-1]:
+def floors_of(scores: Tensor, rungs: Sequence[int], *, heads: int, entries: int) -> Tensor:
+    """Return where heads start, (L, G): the `heads` of the highest scores with some `entries`."""
+    start = torch.full(scores.shape, rungs[0])
+    start[best_heads(scores, heads)] = min((r for r in rungs if r >= entries), default=rungs[-1])
+    return start
+
+
+def check_total(total: int, rungs: Sequence[int], floors: Tensor) -> None:
+    """Raise ConfigError for an average that is below the floors (L, G) or above the last rung."""
+    least = -(-int(floors.sum()) // floors.numel())
+    if not least <= total <= rungs[-1]:
         raise ConfigError(
-            f"--budget: {total} entries a head on average are not between {rungs[0]} and "
-            f"{rungs[-1]}; ask for something between"
+            f"--budget: {total} entries a head on average are not between {least}, of which heads "
+            f"that look things up take most, and {rungs[-1]}; ask for something between, or for "
+            "fewer --lookup-heads"
         )
 
 
-def _climb(errors: Tensor, rungs: Sequence[int], total: int) -> list[int]:
-    """Return budgets of `total` entries at most, spent where the error falls most per entry."""
-    held = [rungs[0]] * len(errors)
+def _climb(errors: Tensor, rungs: Sequence[int], held: list[int], total: int) -> list[int]:
+    """Raise budgets to `total` entries at most, where the error falls most per entry."""
     left = total - sum(held)
-    steps = [
-        (-fall / (to - start), head, start, to)
-        for head, own in enumerate(errors.tolist())
-        for start, to, fall in _hull(own, rungs)
-    ]
+    steps = []
+    for head, own in enumerate(errors.tolist()):
+        first = rungs.index(held[head])
+        for start, to, fall in _hull(own[first:], rungs[first:]):
+            steps.append((-fall / (to - start), head, start, to))
     heapq.heapify(steps)
     while steps:
         _, head, start, to = heapq.heappop(steps)

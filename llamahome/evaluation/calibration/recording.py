@@ -20,19 +20,6 @@ PIECE = 256  # tokens whose logits are held at once
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
-    """A text to read.
-
-    Attributes:
-        ids: (N,).
-        answering: positions whose next token is all that matters; None for every token.
-    """
-
-    ids: Tensor
-    answering: slice | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class LayerRecord:
     """One layer's attention over a text.
 
@@ -96,24 +83,21 @@ class _Recorder:
 
 
 @torch.no_grad()
-def read(model: PreTrainedModel, reading: Reading) -> list[LayerRecord]:
-    """Read a text densely; return each layer's attention, without gradients."""
+def read(model: PreTrainedModel, ids: Tensor) -> list[LayerRecord]:
+    """Read a text (N,) densely; return each layer's attention, without gradients."""
     HybridAttention.attach(model)
     recorder = _Recorder()
-    model.base_model(input_ids=reading.ids[None].to(model.device), use_cache=False, hybrid=recorder)
+    model.base_model(input_ids=ids[None].to(model.device), use_cache=False, hybrid=recorder)
     return recorder.records()
 
 
-def record(model: PreTrainedModel, reading: Reading, *, seed: int) -> list[LayerRecord]:
-    """Read a text densely; return each layer's attention, with gradients of the loss.
+def record(model: PreTrainedModel, ids: Tensor, *, seed: int) -> list[LayerRecord]:
+    """Read a text (N,) densely; return each layer's attention, with gradients of the loss.
 
     The loss is the negative log likelihood, summed over the text, of targets that are drawn from
     the model's own predictions. So the mean square of a gradient along a change is the Fisher
     information of that change: twice the KL that it costs, to second order (Martens 2020, "New
     Insights and Perspectives on the Natural Gradient Method", arXiv 1412.1193, section 5).
-
-    Of an answer, the loss is minus the log-odds of its tokens: where the model is sure of them, the
-    likelihood has no gradient left.
 
     Args:
         seed: of the targets.
@@ -122,48 +106,26 @@ def record(model: PreTrainedModel, reading: Reading, *, seed: int) -> list[Layer
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.requires_grad_(False)
     recorder = _Recorder()
-    ids = reading.ids[None].to(model.device)
     try:
         with torch.enable_grad():
             hidden = model.base_model(
-                input_ids=ids, use_cache=False, hybrid=recorder
+                input_ids=ids[None].to(model.device), use_cache=False, hybrid=recorder
             ).last_hidden_state
-        last = hidden.detach()
-        gradient = (
-            _of_samples(model, last, seed)
-            if reading.answering is None
-            else _of_answers(model, last, ids, reading.answering)
-        )
-        hidden.backward(gradient)
+        hidden.backward(_loss_gradient(model, hidden.detach(), seed))
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
     return recorder.records()
 
 
-def _of_samples(model: PreTrainedModel, hidden: Tensor, seed: int) -> Tensor:
+@torch.enable_grad()
+def _loss_gradient(model: PreTrainedModel, hidden: Tensor, seed: int) -> Tensor:
     """Compute the gradient by the last hidden states, piece by piece, since logits are large."""
     draw = torch.Generator(hidden.device).manual_seed(seed)
     gradients = []
     for part in hidden.split(PIECE, dim=1):
-        logits = _logits(model, part.requires_grad_())
+        logits = output_logits(model, part.requires_grad_())[0]
         targets = torch.multinomial(logits.detach().softmax(dim=-1), 1, generator=draw)[:, 0]
         loss = F.cross_entropy(logits, targets, reduction="sum")
         gradients.append(torch.autograd.grad(loss, part)[0])
     return torch.cat(gradients, dim=1)
-
-
-def _of_answers(model: PreTrainedModel, hidden: Tensor, ids: Tensor, answering: slice) -> Tensor:
-    gradient = torch.zeros_like(hidden)
-    part = hidden[:, answering].requires_grad_()
-    logits = _logits(model, part)
-    targets = ids[0, answering.start + 1 : answering.stop + 1, None]
-    others = logits.scatter(1, targets, float("-inf")).logsumexp(dim=1)
-    loss = (others - logits.gather(1, targets)[:, 0]).sum()
-    gradient[:, answering] = torch.autograd.grad(loss, part)[0]
-    return gradient
-
-
-@torch.enable_grad()
-def _logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    return output_logits(model, hidden)[0]

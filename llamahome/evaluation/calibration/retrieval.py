@@ -19,7 +19,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from llamahome.attention import HybridAttention, Policy, build_policy
 from llamahome.config import ConfigError, PolicyConfig
-from llamahome.evaluation.calibration.recording import Reading
 from llamahome.evaluation.text import encode
 
 # Words that the needles of evaluation do not use, so that heads are not chosen for them.
@@ -57,9 +56,12 @@ KINDS: tuple[tuple[str, str, Callable[[random.Random], str]], ...] = (
 )
 
 
+MOST_FACTS = 9
+
+
 @dataclass(frozen=True, kw_only=True)
-class Probe(Reading):
-    """A text that gives an answer and, at its end, repeats it.
+class Lookup:
+    """A fact of a probe.
 
     Attributes:
         given: positions of the answer where it is given.
@@ -70,48 +72,88 @@ class Probe(Reading):
     answering: slice
 
 
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """A text (N,) that gives some facts and, at its end, asks for them and answers."""
+
+    ids: Tensor
+    lookups: list[Lookup]
+
+
+@dataclass(frozen=True)
+class _Fact:
+    said: list[int]
+    asked: list[int]
+    answer: list[int]
+
+    @property
+    def tokens(self) -> int:
+        return len(self.said) + len(self.asked) + 2 * len(self.answer)
+
+
 def probes(
     tokenizer: PreTrainedTokenizerFast, text: str, *, length: int, count: int, seed: int
 ) -> list[Probe]:
-    """Return probes of `length` tokens, each with its answer in a random piece of `text`.
+    """Return probes of `length` tokens, whose facts are inserted into a random piece of `text`.
 
-    Numbers, words and names take turns as answers, which are in the first half of the text. The
-    same `seed` gives the same probes.
+    Numbers, words and names take turns as answers. There are as many facts, up to `MOST_FACTS`, as
+    half of the length has room for. The same `seed` gives the same probes.
 
     Raises:
-        ConfigError: for a length that the probe or the text does not fit.
+        ConfigError: for a length that a fact or the text does not fit.
     """
     haystack = encode(tokenizer, text)
-    made = []
-    for number in range(count):
-        draw = random.Random(f"{seed}:probe:{number}")
-        statement, question, answers = KINDS[number % len(KINDS)]
-        team = draw.choice(TEAMS)
-        answer = encode(tokenizer, f" {answers(draw)}")
-        given = encode(tokenizer, f"\n\n{statement.format(team)}") + answer
-        asked = encode(tokenizer, f".\n\nQuestion: {question.format(team)}\nAnswer:") + answer
-        room = length - len(given) - len(asked)
-        if not 0 < room < len(haystack):
-            raise ConfigError(
-                f"--length={length}: a probe needs {length - room} tokens and a text that is "
-                f"longer (this one has {len(haystack)})"
-            )
-        start, at = draw.randrange(len(haystack) - room), draw.randrange(room // 2 + 1)
-        piece = haystack[start : start + room]
-        ids = [*piece[:at], *given, *piece[at:], *asked]
-        end = at + len(given)
-        made.append(
-            Probe(
-                ids=torch.tensor(ids),
-                given=slice(end - len(answer), end),
-                answering=slice(len(ids) - len(answer) - 1, len(ids) - 1),
-            )
+    return [
+        _probe(haystack, _facts(tokenizer, length, draw), length, draw)
+        for draw in (random.Random(f"{seed}:probe:{number}") for number in range(count))
+    ]
+
+
+def _facts(tokenizer: PreTrainedTokenizerFast, length: int, draw: random.Random) -> list[_Fact]:
+    """Draw facts, each of another team."""
+    kinds = draw.sample(range(len(KINDS)), len(KINDS))
+    facts: list[_Fact] = []
+    room = length // 2
+    for turn, team in enumerate(draw.sample(TEAMS, MOST_FACTS)):
+        statement, question, answers = KINDS[kinds[turn % len(KINDS)]]
+        fact = _Fact(
+            said=encode(tokenizer, f"\n\n{statement.format(team)}"),
+            asked=encode(tokenizer, f".\n\nQuestion: {question.format(team)}\nAnswer:"),
+            answer=encode(tokenizer, f" {answers(draw)}"),
         )
-    return made
+        room -= fact.tokens
+        if facts and room < 0:
+            break
+        facts.append(fact)
+    return facts
+
+
+def _probe(haystack: list[int], facts: list[_Fact], length: int, draw: random.Random) -> Probe:
+    room = length - sum(fact.tokens for fact in facts)
+    if not 0 < room < len(haystack):
+        raise ConfigError(
+            f"--context={length}: a probe needs {length - room} tokens and a text that is "
+            f"longer (this one has {len(haystack)})"
+        )
+    start = draw.randrange(len(haystack) - room)
+    cuts = sorted(draw.randrange(room + 1) for _ in facts)
+    ids: list[int] = []
+    given = []
+    for at, cut, fact in zip([0, *cuts], cuts, facts, strict=False):
+        ids += [*haystack[start + at : start + cut], *fact.said, *fact.answer]
+        given.append(slice(len(ids) - len(fact.answer), len(ids)))
+    ids += haystack[start + cuts[-1] : start + room]
+    lookups = []
+    for place in draw.sample(range(len(facts)), len(facts)):
+        fact = facts[place]
+        ids += [*fact.asked, *fact.answer]
+        answering = slice(len(ids) - len(fact.answer) - 1, len(ids) - 1)
+        lookups.append(Lookup(given=given[place], answering=answering))
+    return Probe(ids=torch.tensor(ids), lookups=lookups)
 
 
 class _Watch:
-    """Dense attention that notes how much of it goes from the answer to where it was given."""
+    """Dense attention that notes how much of it goes from answers to where they were given."""
 
     def __init__(self, probe: Probe, dense: Policy) -> None:
         self.policy = dense
@@ -121,7 +163,8 @@ class _Watch:
     def attend(
         self, layer_idx: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
-        self.scores.append(self._score(query, key, scaling))
+        own = [self._score(lookup, query, key, scaling) for lookup in self.probe.lookups]
+        self.scores.append(torch.stack(own).mean(dim=0))
         return F.scaled_dot_product_attention(
             query,
             key,
@@ -131,15 +174,15 @@ class _Watch:
             enable_gqa=query.shape[1] != key.shape[1],
         )
 
-    def _score(self, query: Tensor, key: Tensor, scaling: float) -> Tensor:
-        answering = self.probe.answering
+    def _score(self, lookup: Lookup, query: Tensor, key: Tensor, scaling: float) -> Tensor:
+        answering = lookup.answering
         grouped = query[0].unflatten(0, (key.shape[1], -1))[:, :, answering]  # (G, R, A, D)
         logits = torch.einsum("grad,gnd->gran", grouped, key[0]).float() * scaling
         places = torch.arange(key.shape[2], device=key.device)
         later = places > places[answering][:, None]
         probs = logits.masked_fill(later, float("-inf")).softmax(dim=-1)
         # The best query head decides, because the keys that it needs serve its whole group.
-        return probs[..., self.probe.given].sum(dim=-1).mean(dim=-1).amax(dim=1)
+        return probs[..., lookup.given].sum(dim=-1).mean(dim=-1).amax(dim=1)
 
 
 @torch.inference_mode()
@@ -157,6 +200,12 @@ def retrieval_scores(
         totals.append(torch.stack(watch.scores).cpu())
         on_probe()
     return torch.stack(totals).mean(dim=0)
+
+
+def best_heads(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return layers and heads of the `count` highest scores (L, G)."""
+    best = scores.flatten().argsort(descending=True, stable=True)[:count].cpu()
+    return best // scores.shape[1], best % scores.shape[1]
 
 
 def propose(

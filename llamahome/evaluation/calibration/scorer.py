@@ -27,7 +27,8 @@ class Example:
     Attributes:
         inputs: (L, G, N, 2 D) float16, each entry's unrotated key and its value.
         futures: (L, G, C, N), the attention that an average query gives each entry after each
-            chunk's end, summed over its group; 0 for entries that could not be evicted there.
+            chunk's end, summed over its group; in heads that look things up the largest of any
+            query instead, since one look is enough. 0 for entries that could not be evicted there.
         old: (C, N), which entries could be.
         log_ages: (C, N), of entries at the chunk's end; 0 for those that are not there yet.
     """
@@ -39,8 +40,10 @@ class Example:
 
 
 @torch.no_grad()
-def example(layers: Sequence[LayerRecord], scorer: LearnedScorer, policy: PolicyConfig) -> Example:
-    """Turn a recorded text into an example."""
+def example(
+    layers: Sequence[LayerRecord], scorer: LearnedScorer, policy: PolicyConfig, lookup: Tensor
+) -> Example:
+    """Turn a recorded text into an example; `lookup` (L, G) are heads that look things up."""
     length = layers[0].key.shape[2]
     ends = torch.arange(policy.interval, length, policy.interval)
     places = torch.arange(length)
@@ -50,7 +53,12 @@ def example(layers: Sequence[LayerRecord], scorer: LearnedScorer, policy: Policy
         torch.cat([scorer.unrotated(record.key[0], positions), record.value[0]], dim=-1)
         for record in layers
     ]
-    futures = torch.stack([_futures(record, policy.interval) for record in layers])
+    futures = torch.stack(
+        [
+            _futures(record, policy.interval, heads)
+            for record, heads in zip(layers, lookup, strict=True)
+        ]
+    )
     return Example(
         inputs=torch.stack(inputs).half().cpu(),
         futures=(futures * old.to(futures.device)).cpu(),
@@ -59,21 +67,24 @@ def example(layers: Sequence[LayerRecord], scorer: LearnedScorer, policy: Policy
     )
 
 
-def _futures(record: LayerRecord, interval: int) -> Tensor:
-    """Return the attention of an average query to each entry after each chunk's end: (G, C, N)."""
+def _futures(record: LayerRecord, interval: int, lookup: Tensor) -> Tensor:
+    """Return the mean or, where `lookup` (G,), largest attention after each chunk: (G, C, N)."""
     query = record.by_group(record.query)[0]  # (G, R, N, D)
-    length = query.shape[2]
-    given = torch.zeros(query.shape[0], -(-length // interval), length, device=query.device)
+    length, device = query.shape[2], query.device
+    peaks = lookup.to(device).view(-1, 1, 1)
+    given = torch.zeros(query.shape[0], -(-length // interval), length, device=device)
     for chunk, start in enumerate(range(0, length, interval)):
         rows = slice(start, min(start + interval, length))
         seen = record.key[0, :, : rows.stop].mT.unsqueeze(1)
         logits = query[:, :, rows] @ seen * record.scaling
         later = torch.arange(rows.stop) > torch.arange(rows.start, rows.stop)[:, None]
-        probs = logits.masked_fill(later.to(logits.device), float("-inf")).softmax(dim=-1)
-        given[:, chunk, : rows.stop] = probs.sum(dim=(1, 2))
-    later_sums = given.flip(1).cumsum(dim=1).flip(1)[:, 1:]
-    ends = torch.arange(interval, length, interval, device=given.device)
-    return later_sums / (length - ends)[:, None]
+        probs = logits.masked_fill(later.to(device), float("-inf")).softmax(dim=-1)
+        own = torch.where(peaks[..., 0], probs.amax(dim=(1, 2)), probs.sum(dim=(1, 2)))
+        given[:, chunk, : rows.stop] = own
+    backwards = given.flip(1)
+    left = length - torch.arange(interval, length, interval, device=device)
+    mean = backwards.cumsum(dim=1).flip(1)[:, 1:] / left[:, None]
+    return torch.where(peaks, backwards.cummax(dim=1).values.flip(1)[:, 1:], mean)
 
 
 def fit(

@@ -11,8 +11,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from llamahome.attention import build_policy
 from llamahome.config import ConfigError, PolicyConfig
 from llamahome.evaluation.calibration.budgets import head_errors
-from llamahome.evaluation.calibration.readings import ANSWER_WEIGHT, measure, train, windows
-from llamahome.evaluation.calibration.recording import Reading, record
+from llamahome.evaluation.calibration.readings import measure, train, windows
+from llamahome.evaluation.calibration.recording import record
 from tests.attention.sequences import token_ids
 
 CONFIG = PolicyConfig(name="learned", budget=12, sink=2, recent=6, interval=4)
@@ -31,7 +31,7 @@ def test_windows_are_spread_over_the_text(
 ) -> None:
     ids = byte_tokenizer.encode(Path(text).read_text(), add_special_tokens=False)
     found = windows(byte_tokenizer, text, length=100, count=count)
-    assert [reading.ids.tolist() for reading in found] == [ids[s : s + 100] for s in starts]
+    assert [window.tolist() for window in found] == [ids[s : s + 100] for s in starts]
 
 
 def test_a_text_that_is_too_short_is_refused(
@@ -41,33 +41,34 @@ def test_a_text_that_is_too_short_is_refused(
         windows(byte_tokenizer, text, length=400, count=3)
 
 
-def test_errors_are_means_over_texts_and_weighted_ones_over_answers(
-    tiny_llama: LlamaForCausalLM,
-) -> None:
-    ids = token_ids(120)[0]
-    texts = [Reading(ids=ids[:40]), Reading(ids=ids[40:80])]
-    probe = Reading(ids=ids[80:], answering=slice(35, 39))
+def test_errors_are_means_over_texts(tiny_llama: LlamaForCausalLM) -> None:
+    texts = token_ids(80)[0].split(40)
     policy = build_policy(PolicyConfig(budget=12, sink=2, recent=6, interval=4))
     ticks: list[int] = []
-    found = measure(tiny_llama, policy, [*texts, probe], [12, 20], tick=lambda: ticks.append(1))
+    found = measure(tiny_llama, policy, texts, [12, 20], tick=lambda: ticks.append(1))
     assert found.shape == (2, 2, 2)
-    assert len(ticks) == 3
+    assert len(ticks) == 2
     for k, budget in enumerate((12, 20)):
-        first, second, answer = (
-            head_errors(record(tiny_llama, reading, seed=number), policy, budget)
-            for number, reading in enumerate([*texts, probe])
+        first, second = (
+            head_errors(record(tiny_llama, ids, seed=number), policy, budget)
+            for number, ids in enumerate(texts)
         )
-        expected = (first + second) / 2 + ANSWER_WEIGHT * answer * 40 / 4
-        torch.testing.assert_close(found[..., k], expected)
+        torch.testing.assert_close(found[..., k], (first + second) / 2)
 
 
 def test_training_changes_the_policy_in_place(tiny_llama: LlamaForCausalLM) -> None:
     policy = build_policy(CONFIG, tiny_llama)
     before = policy.digest()
-    readings = [Reading(ids=part) for part in token_ids(600)[0].split(200)]
     ticks: list[int] = []
     losses: list[float] = []
-    train(tiny_llama, policy, readings, tick=lambda: ticks.append(1), on_epoch=losses.append)
+    train(
+        tiny_llama,
+        policy,
+        token_ids(600)[0].split(200),
+        torch.zeros(2, 2, dtype=torch.bool),
+        tick=lambda: ticks.append(1),
+        on_epoch=losses.append,
+    )
     assert len(ticks) == 3
     assert losses[-1] < losses[0]
     assert policy.digest() != before

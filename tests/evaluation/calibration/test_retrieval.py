@@ -19,35 +19,56 @@ from llamahome.evaluation.calibration.retrieval import (
 from tests.evaluation.cases import TEXT
 
 
-def test_an_answer_is_given_once_and_repeated_at_the_end(
+def test_answers_are_given_once_and_repeated_at_the_end(
     byte_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    answers = []
-    for probe in probes(byte_tokenizer, TEXT, length=400, count=6, seed=3):
-        assert len(probe.ids) == 400
-        answer = str(byte_tokenizer.decode(probe.ids[probe.given]))
-        assert byte_tokenizer.decode(probe.ids).count(answer) == 2
-        repeated = [int(i) + 1 for i in range(probe.answering.start, probe.answering.stop)]
-        assert byte_tokenizer.decode(probe.ids[repeated]) == answer
-        assert repeated[-1] == 399
-        answers.append(answer.strip())
-    assert all(answer.isdigit() and len(answer) == 6 for answer in answers[::3])
-    assert set(answers[1::3]) < set(PLANTS)
-    assert all(first in FIRST and last in LAST for first, last in map(str.split, answers[2::3]))
+    kinds = set()
+    for probe in probes(byte_tokenizer, TEXT, length=1000, count=4, seed=3):
+        assert len(probe.ids) == 1000
+        text = str(byte_tokenizer.decode(probe.ids))
+        asked = text.index("Question:")
+        assert len(probe.lookups) >= 3
+        for lookup in probe.lookups:
+            answer = str(byte_tokenizer.decode(probe.ids[lookup.given]))
+            repeated = [int(i) + 1 for i in range(lookup.answering.start, lookup.answering.stop)]
+            assert byte_tokenizer.decode(probe.ids[repeated]) == answer
+            assert lookup.given.stop <= asked < lookup.answering.start
+            kinds.add(_kind(answer.strip()))
+        assert max(lookup.answering.stop for lookup in probe.lookups) == 999
+    assert kinds == {"number", "plant", "name"}
+
+
+def _kind(answer: str) -> str:
+    if answer.isdigit() and len(answer) == 6:
+        return "number"
+    if answer in PLANTS:
+        return "plant"
+    first, last = answer.split()
+    assert first in FIRST
+    assert last in LAST
+    return "name"
+
+
+def test_a_short_probe_has_one_fact(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    for probe in probes(byte_tokenizer, TEXT, length=160, count=6, seed=0):
+        assert len(probe.lookups) == 1
+        assert len(probe.ids) == 160
 
 
 def test_scores_are_the_models_own_attention(
     tiny_llama: LlamaForCausalLM, byte_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    asked = probes(byte_tokenizer, TEXT, length=200, count=2, seed=0)
+    asked = probes(byte_tokenizer, TEXT, length=400, count=2, seed=0)
     tiny_llama.set_attn_implementation("eager")
     expected = []
     for probe in asked:
         with torch.no_grad():
             attentions = tiny_llama(probe.ids[None], output_attentions=True).attentions
         layers = torch.stack([a[0] for a in attentions])  # (L, H, N, N)
-        received = layers[:, :, probe.answering, probe.given].sum(-1).mean(-1)  # (L, H)
-        expected.append(received.view(2, 2, 2).amax(-1))
+        received = torch.stack(
+            [layers[:, :, own.answering, own.given].sum(-1).mean(-1) for own in probe.lookups]
+        )
+        expected.append(received.view(-1, 2, 2, 2).amax(-1).mean(0))
     seen: list[int] = []
     scores = retrieval_scores(tiny_llama, asked, on_probe=lambda: seen.append(1))
     torch.testing.assert_close(scores, torch.stack(expected).mean(0))
@@ -72,8 +93,7 @@ def test_a_head_that_looks_at_what_it_repeats_comes_first(
     same[[6, 14, 7, 15], range(4)] = 10.0
     attention.q_proj.weight.data[2 * 16 : 3 * 16] = same  # query head 2, of KV head 1
     attention.k_proj.weight.data[1 * 16 : 2 * 16] = same
-    # Numbers alone: their bytes are nowhere else in the text.
-    asked = probes(byte_tokenizer, TEXT, length=140, count=9, seed=0)[::3]
+    asked = probes(byte_tokenizer, TEXT, length=1000, count=3, seed=0)
     scores = retrieval_scores(tiny_llama, asked)
     assert divmod(int(scores.argmax()), 2) == (1, 1)
 
@@ -81,7 +101,7 @@ def test_a_head_that_looks_at_what_it_repeats_comes_first(
 def test_a_length_that_a_probe_does_not_fit_is_refused(
     byte_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    with pytest.raises(ConfigError, match="--length=64: a probe needs"):
+    with pytest.raises(ConfigError, match="--context=64: a probe needs"):
         probes(byte_tokenizer, TEXT, length=64, count=1, seed=0)
 
 
