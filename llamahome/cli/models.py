@@ -109,4 +109,4 @@ def remove(
 def _policy(info: ModelInfo) -> str:
     if info.policy is None:
         return "none"
-    return f"{info.policy.name}, budget {info.policy.budget}"
+    return f"{info.policy.name}, budget {info.policy_entries}"

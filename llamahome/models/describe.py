@@ -49,6 +49,13 @@ class ModelInfo:
     memory_bytes: int
     policy: PolicyConfig | None
 
+    @property
+    def policy_entries(self) -> int | None:
+        """Entries per KV head that the carried policy keeps on average; None without a budget."""
+        if self.policy is None:
+            return None
+        return self.policy.average(self.layers, self.kv_heads, self.context_length)
+
 
 def describe_folder(
     chain: list[Path], name: str, kind: Kind, revision: str | None, budget: float | None

@@ -28,6 +28,7 @@ def test_the_embedded_model_is_described() -> None:
     assert info.memory_bytes == 134_515_008 * 4 + 256 * 46_080
     assert info.policy is not None
     assert info.policy.name == "learned"
+    assert info.policy_entries == 205
 
 
 def test_a_description_agrees_with_the_loaded_model(
@@ -62,7 +63,8 @@ def test_a_slot_of_a_pattern_has_its_average(
 ) -> None:
     write_policy(tiny_llama.config, PolicyConfig(budget=200, pattern={"L0": 400, "L1H0": 800}))
     tiny_llama.save_pretrained(tmp_path / "carrying")
-    assert manager.describe(str(tmp_path / "carrying")).slot_tokens == 450
+    info = manager.describe(str(tmp_path / "carrying"))
+    assert info.slot_tokens == info.policy_entries == 450
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,8 @@ class TextEngine:
         weights = _load_weights(found, wanted, config, manager)
         carried = found.policy(weights)
         chosen = choose_policy(policy, carried, weights, found.folder)
-        if carried is not None and chosen.config != carried.config:
+        # A carried policy that is rescaled is still what the model was trained under.
+        if carried is not None and policy.name != CARRIED and chosen.config != carried.config:
             trained = carried.config
             logger.warning("serving under %s; the model was trained under %s", policy, trained)
         return cls(weights, tokenizer, chosen, config, model_name=model.name)
