@@ -6,6 +6,7 @@ from pathlib import Path
 
 from llamahome.config import TrackingConfig
 from tests.train.curves import logged
+from tests.train.waiting import wait_for
 from train import metrics
 from train.tracking import track
 
@@ -48,7 +49,8 @@ def test_wandb_writes_offline_into_the_run(tmp_path: Path) -> None:
             observe({"step": step, "loss": 0.123456789})
     files = list((tmp_path / "wandb").glob(f"offline-run-*/run-{tmp_path.name}.wandb"))
     assert files
-    assert all(b"0.123456789" in file.read_bytes() for file in files)
+    # wandb's own process may write a file only after it has said that the run is finished.
+    wait_for(lambda: all(b"0.123456789" in f.read_bytes() for f in files), tmp_path)
     assert not (tmp_path / "tensorboard").exists()
 
 
