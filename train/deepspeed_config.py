@@ -17,6 +17,11 @@ def deepspeed_config(deepspeed: DeepSpeedConfig, trainer: TrainerConfig) -> dict
         "gradient_accumulation_steps": trainer.accumulation,
         "gradient_clipping": trainer.max_grad_norm,
         "bf16": {"enabled": trainer.precision == "bf16"},
+        "torch_autocast": {
+            "enabled": trainer.precision == "mixed",
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],  # gradients are reduced in fp32
+        },
         "zero_optimization": _zero(deepspeed),
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

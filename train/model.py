@@ -17,7 +17,7 @@ from llamahome.models import LoadedModel, ModelManager, load_model
 from llamahome.models.load import choose_policy, find_model
 from train.lora import add_adapters
 
-DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+DTYPES = {"fp32": "float32", "mixed": "float32", "bf16": "bfloat16"}
 POLICY_MODULE = "kv_policy"
 
 

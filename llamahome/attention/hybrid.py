@@ -106,15 +106,17 @@ class HybridAttention:
     ) -> Tensor:
         if layer_idx not in self._planes:
             self._planes[layer_idx] = self.policy.planes(layer_idx, self._num_layers, key.shape[1])
-        # Under autocast a model rotates in float32 what it projected in 16 bits.
+        # Under autocast a model rotates in float32 what it projected in 16 bits. From here on
+        # nothing is cast, so that the way back computes chunks and scores as the way here did.
         query, key = query.to(value.dtype), key.to(value.dtype)
-        return attend_by_plane(
-            self._planes[layer_idx],
-            query,
-            key,
-            value,
-            partial(self._attend_plane, layer_idx=layer_idx, scaling=scaling),
-        )
+        with torch.autocast(value.device.type, enabled=False):
+            return attend_by_plane(
+                self._planes[layer_idx],
+                query,
+                key,
+                value,
+                partial(self._attend_plane, layer_idx=layer_idx, scaling=scaling),
+            )
 
     def _attend_plane(
         self,

@@ -60,7 +60,8 @@ class TrainerConfig:
         budget_jitter: j draws a factor between 1 / (1 + j) and 1 + j for the budgets of each step.
         learning_rate: peak of a linear warm-up over warmup_steps and a cosine decay to 0.
         policy_learning_rate: the same for weights of the policy; None is learning_rate.
-        precision: fp32 or bf16 (DeepSpeed's bf16 with fp32 master weights).
+        precision: fp32, mixed (fp32 weights, linear layers multiply in bf16) or bf16 (DeepSpeed's
+            bf16 with fp32 master weights).
         num_workers: processes, each of which takes cpus_per_worker CPUs and, with use_gpu, one GPU.
         eval_every, checkpoint_every: optimiser steps between two; 0 only at the end.
         eval_batches: held-out batches per evaluation and worker.
@@ -101,7 +102,7 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         one_of("trainer.method", self.method, ("full", "lora"))
         one_of("trainer.export", self.export, ("merged", "adapter"))
-        one_of("trainer.precision", self.precision, ("fp32", "bf16"))
+        one_of("trainer.precision", self.precision, ("fp32", "mixed", "bf16"))
         require(
             self.export == "merged" or self.method == "lora",
             "trainer.export",

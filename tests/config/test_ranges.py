@@ -39,7 +39,7 @@ RULES: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
     "trainer.run_name": (["", "a/b", ".hidden", ".."], ["a", "a.b-c"], {}),
     "trainer.method": (["qlora"], ["full", "lora"], {}),
     "trainer.export": (["zip"], ["merged", "adapter"], {"trainer.method": "lora"}),
-    "trainer.precision": (["fp16"], ["fp32", "bf16"], {}),
+    "trainer.precision": (["fp16"], ["fp32", "mixed", "bf16"], {}),
     "trainer.steps": ([0], [1], {}),
     "trainer.batch_size": ([0], [1], {}),
     "trainer.accumulation": ([0], [1], {}),

@@ -15,6 +15,14 @@ def test_batch_precision_and_clipping_follow_the_trainer() -> None:
     assert config["gradient_accumulation_steps"] == 4
     assert config["gradient_clipping"] == 0.5
     assert config["bf16"] == {"enabled": True}
+    assert not config["torch_autocast"]["enabled"]
+
+
+def test_mixed_precision_keeps_weights_and_gradients_in_fp32() -> None:
+    config = deepspeed_config(DeepSpeedConfig(), TrainerConfig(precision="mixed"))
+    assert config["bf16"] == {"enabled": False}
+    assert config["torch_autocast"]["enabled"]
+    assert config["torch_autocast"]["lower_precision_safe_modules"] == []
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

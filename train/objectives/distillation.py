@@ -34,7 +34,7 @@ class Distillation:
             engine: wraps a PeftModel in `module`.
         """
         with torch.no_grad(), engine.module.disable_adapter():
-            dense, _ = predictions(engine.module, batch, _DENSE)
+            dense, _ = predictions(engine, batch, _DENSE)
         logits, targets = predictions(engine, batch, attention)
         loss, ce, kl = label_loss(logits, targets, dense, self.kl_weight)
         return {"loss": loss, "ce": ce, "kl": kl}
