@@ -27,7 +27,8 @@ from llamahome.data import (
     split_records,
     text_rows,
 )
-from train.recipes import custom_rows, groups_by_length, pack
+from train.packing import fit, pack
+from train.recipes import custom_rows, groups_by_length
 
 logger = logging.getLogger(__name__)
 
@@ -121,15 +122,16 @@ def _read_text(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[li
 
 
 def _arrange(rows: list[Row], data: DataConfig, name: str) -> list[Row]:
+    long = sum(len(row["input_ids"]) > data.context_length for row in rows)
+    if long:
+        done = {"cut": "cut to their beginning", "split": "split", "drop": "dropped"}
+        logger.warning(
+            "%d %s records of more than %d tokens %s (data.overlong=%s)",
+            *(long, name, data.context_length, done[data.overlong], data.overlong),
+        )
+    arranged = fit(rows, data.context_length, data.overlong)
     if data.batching == "packing":
-        arranged = pack(rows, data.context_length)
-    else:
-        arranged = [
-            {key: values[: data.context_length] for key, values in row.items()} for row in rows
-        ]
-        long = sum(len(row["input_ids"]) > data.context_length for row in rows)
-        if long:
-            logger.warning("%d %s rows cut to %d tokens", long, name, data.context_length)
+        arranged = pack(arranged, data.context_length)
     # A model predicts the next token, so no position predicts the first label of a row.
     kept = [row for row in arranged if any(label != IGNORED for label in row["labels"][1:])]
     if len(kept) < len(arranged):
@@ -168,7 +170,8 @@ def batches(
 
     Returns:
         Tensors input_ids, attention_mask and labels, each (B, T), padded on the right; T is the
-        longest row of this worker's batch.
+        longest row of this worker's batch. Packed rows have `documents` too, each token's number
+        and -1 for padding.
 
     Raises:
         DataError: at once, when there are fewer rows than one step of all workers takes.
@@ -187,7 +190,7 @@ def batches(
         rows_of = _in_order(passes, together)
     # Every world_size-th: where rows are sorted by length, each worker gets short and long ones.
     return (
-        _collate((dataset[i] for i in rows_of(step)[rank::world_size]), pad_id)
+        collate((dataset[i] for i in rows_of(step)[rank::world_size]), pad_id)
         for step in itertools.count(start_step)
     )
 
@@ -212,7 +215,7 @@ def eval_batches(
     size = trainer.batch_size
     count = min(len(dataset) // world_size, trainer.eval_batches * size)
     share = dataset[rank : count * world_size : world_size]
-    return (_collate(share[i : i + size], pad_id) for i in range(0, count, size))
+    return (collate(share[i : i + size], pad_id) for i in range(0, count, size))
 
 
 def _passes(count: int, seed: int) -> Callable[[int, int], list[int]]:
@@ -253,12 +256,14 @@ def _by_length(
     return lambda step: groups(step // steps)[step % steps]
 
 
-def _collate(rows: Iterable[Row], pad_id: int) -> Batch:
+def collate(rows: Iterable[Row], pad_id: int) -> Batch:
+    """Return rows as tensors (B, T), padded on the right to the longest."""
     rows = list(rows)
-    padding = {"input_ids": pad_id, "attention_mask": 0, "labels": IGNORED}
+    padding = {"input_ids": pad_id, "attention_mask": 0, "labels": IGNORED, "documents": -1}
     return {
         key: pad_sequence(
             [torch.tensor(row[key]) for row in rows], batch_first=True, padding_value=value
         )
         for key, value in padding.items()
+        if key in rows[0]
     }

@@ -6,17 +6,16 @@ Imports are inside the functions: its packages take seconds to import, and few r
 from __future__ import annotations
 
 import contextlib
-import io
 import itertools
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from llamahome.data import IGNORED, DataError, Row
+from llamahome.data import DataError, Row
 
 KEYS = ("input_ids", "attention_mask", "labels")
 
@@ -82,26 +81,6 @@ def _checked(raw: Any, where: str) -> Row:
     if any(column.shape != (len(columns["labels"]),) for column in columns.values()):
         raise DataError(f"{where}: {shapes}; the three must be flat and of one length")
     return {key: column.tolist() for key, column in columns.items()}
-
-
-def pack(rows: list[Row], length: int) -> list[Row]:
-    """Join rows and cut them every `length` tokens; the last may be shorter.
-
-    Records that share a row see each other: positions and attention continue across them.
-    """
-    with quiet_recipes():
-        from llama_recipes.data.concatenator import ConcatDataset
-    tail = sum(len(row["input_ids"]) for row in rows) % length
-    # ConcatDataset returns a chunk only when more tokens follow, and drops the rest. So fill the
-    # last chunk and add one token after it, then remove the filling.
-    filling = 1 + (length - tail if tail else 0)
-    filler = {**dict.fromkeys(KEYS, [0] * filling), "labels": [IGNORED] * filling}
-    # Its progress bar cannot be turned off.
-    with contextlib.redirect_stderr(io.StringIO()):
-        packed = cast(list[Row], ConcatDataset([*rows, filler], chunk_size=length).samples)
-    if tail:
-        packed[-1] = {key: values[:tail] for key, values in packed[-1].items()}
-    return packed
 
 
 def groups_by_length(rows: list[Row], size: int) -> list[list[int]]:

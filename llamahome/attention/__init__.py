@@ -1,6 +1,7 @@
 """Hybrid attention: sinks, heavy hitters and recent keys across chunks, dense within a chunk."""
 
 from llamahome.attention.attend import attend
+from llamahome.attention.documents import Documents
 from llamahome.attention.entries import Entries
 from llamahome.attention.hybrid import Attender, HybridAttention
 from llamahome.attention.policy import Plane, Policy, build_policy
@@ -8,6 +9,7 @@ from llamahome.attention.rotary import Rotary
 
 __all__ = [
     "Attender",
+    "Documents",
     "Entries",
     "HybridAttention",
     "Plane",

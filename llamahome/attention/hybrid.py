@@ -8,12 +8,14 @@ Axes: B batch, H query heads, G KV heads, N tokens, D head_dim.
 
 from __future__ import annotations
 
+from copy import copy
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from llamahome.attention.documents import Documents
 from llamahome.attention.planes import attend_by_plane
 from llamahome.attention.policy import Plane, Policy
 from llamahome.attention.rotary import Rotary
@@ -62,6 +64,7 @@ class HybridAttention:
         self.rotary: Rotary | None = None
         self._num_layers = 1
         self._planes: dict[int, tuple[Plane, ...]] = {}
+        self._documents: Documents | None = None
         config = policy.config
         if model is not None:
             shape = ModelShape.of(model)
@@ -80,10 +83,19 @@ class HybridAttention:
         _register()
         model.set_attn_implementation(NAME)
 
+    def over(self, documents: Documents | None) -> HybridAttention:
+        """Return the same attention for rows that documents share; None for rows of one each."""
+        shared = copy(self)
+        shared._documents = documents
+        return shared
+
     def position_ids(self, ids: Tensor) -> Tensor:
         """Return the positions that the model rotates for: (B, N), 0 if positions are rolling."""
-        positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
-        return torch.zeros_like(positions) if self.policy.rolling else positions
+        if self.policy.rolling:
+            return torch.zeros_like(ids)
+        if self._documents is not None:
+            return self._documents.positions
+        return torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
 
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None = None
@@ -110,13 +122,21 @@ class HybridAttention:
         # nothing is cast, so that the way back computes chunks and scores as the way here did.
         query, key = query.to(value.dtype), key.to(value.dtype)
         with torch.autocast(value.device.type, enabled=False):
-            return attend_by_plane(
-                self._planes[layer_idx],
-                query,
-                key,
-                value,
-                partial(self._attend_plane, layer_idx=layer_idx, scaling=scaling),
-            )
+            attend = partial(self._attend_rows, layer_idx=layer_idx, scaling=scaling)
+            if self._documents is None:
+                return attend(query, key, value)
+            return self._documents.attend(attend, query, key, value)
+
+    def _attend_rows(
+        self, query: Tensor, key: Tensor, value: Tensor, *, layer_idx: int, scaling: float
+    ) -> Tensor:
+        return attend_by_plane(
+            self._planes[layer_idx],
+            query,
+            key,
+            value,
+            partial(self._attend_plane, layer_idx=layer_idx, scaling=scaling),
+        )
 
     def _attend_plane(
         self,

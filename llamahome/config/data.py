@@ -8,6 +8,7 @@ from llamahome.config.checks import at_least, one_of, require
 
 FORMATS = ("chat", "alpaca", "text", "custom")
 BATCHING = ("packing", "padding")
+OVERLONG = ("cut", "split", "drop")
 
 
 @dataclass(kw_only=True)
@@ -24,8 +25,10 @@ class DataConfig:
             text) or, for `custom`, asks train_file for its "validation" split.
         eval_fraction: share of train_file held out without an eval_file.
         context_length: tokens in one training sequence.
-        batching: `packing` joins records up to context_length; `padding` keeps them apart, cuts
-            longer ones, and batches records of similar length.
+        batching: `packing` joins whole records up to context_length, and attention keeps them
+            apart; `padding` gives each a row, and batches records of similar length.
+        overlong: for records of more than context_length tokens: `cut` keeps the beginning,
+            `split` makes records of the pieces, `drop` leaves them out.
         limit: take only the first records of each file, or rows of a text; None takes all.
     """
 
@@ -35,11 +38,13 @@ class DataConfig:
     eval_fraction: float = 0.05
     context_length: int = 1024
     batching: str = "packing"
+    overlong: str = "cut"
     limit: int | None = None
 
     def __post_init__(self) -> None:
         one_of("data.format", self.format, FORMATS)
         one_of("data.batching", self.batching, BATCHING)
+        one_of("data.overlong", self.overlong, OVERLONG)
         require(bool(self.train_file), "data.train_file", self.train_file, "name a file of records")
         at_least("data.context_length", self.context_length, 2)
         require(

@@ -33,6 +33,7 @@ RULES: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
     "data.format": (["csv"], ["chat", "alpaca", "custom"], {}),
     "data.train_file": ([""], ["records.jsonl"], {}),
     "data.batching": (["sorted"], ["packing", "padding"], {}),
+    "data.overlong": (["keep"], ["cut", "split", "drop"], {}),
     "data.context_length": ([1], [2], {}),
     "data.eval_fraction": ([0.0, 1.0, -0.1, float("nan")], [0.01, 0.99], {}),
     "data.limit": ([1], [2, None], {}),

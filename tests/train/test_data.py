@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from llamahome.config import DataConfig, TrainerConfig, checkout
 from llamahome.data import IGNORED, DataError, Row, encode, read_records
 from train.data import batches, build_datasets, eval_batches, resolve_files
-from train.recipes import groups_by_length, pack
+from train.recipes import groups_by_length
 
 REPOSITORY = checkout()
 PAD = 999
@@ -115,28 +115,6 @@ def custom_data(file: Path, function: str = "", **changes: Any) -> DataConfig:
     )
 
 
-@pytest.mark.parametrize("length", [1, 7, 64, 10_000])
-@pytest.mark.parametrize("count", [1, 9])
-def test_packing_keeps_every_token_and_its_label_in_order(count: int, length: int) -> None:
-    rows = make_rows(count)
-    packed = pack(rows, length)
-    for key in ("input_ids", "attention_mask", "labels"):
-        assert flat(packed, key) == flat(rows, key)
-    sizes = [len(row["input_ids"]) for row in packed]
-    assert sizes[:-1] == [length] * (len(sizes) - 1)
-    assert 0 < sizes[-1] <= length
-
-
-def test_packing_of_a_whole_number_of_rows_has_no_tail() -> None:
-    packed = pack([make_row(1, 12), make_row(2, 12)], 8)
-    assert [len(row["input_ids"]) for row in packed] == [8, 8, 8]
-
-
-def test_packing_writes_no_progress_bar(capfd: pytest.CaptureFixture[str]) -> None:
-    pack(make_rows(3), 8)
-    assert capfd.readouterr() == ("", "")
-
-
 def test_groups_by_length_hold_similar_lengths() -> None:
     rows = make_rows(12)
     groups = groups_by_length(rows, 4)
@@ -148,10 +126,10 @@ def test_groups_by_length_hold_similar_lengths() -> None:
 def test_packed_rows_hold_every_record_but_those_held_out(
     chat_data: DataConfig, byte_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    built = build_datasets(chat_data, byte_tokenizer, seed=0)
+    data = replace(chat_data, context_length=200)
+    built = build_datasets(data, byte_tokenizer, seed=0)
     encoded = [
-        encode(record, byte_tokenizer)
-        for record in read_records(Path(chat_data.train_file), "chat")
+        encode(record, byte_tokenizer) for record in read_records(Path(data.train_file), "chat")
     ]
     both = built.train + built.eval
     for key in ("input_ids", "labels"):
@@ -187,7 +165,7 @@ def test_long_rows_are_cut_and_counted(
     assert max(lengths) == 80
     records = read_records(Path(data.train_file), "chat")
     long = sum(len(encode(record, byte_tokenizer)["input_ids"]) > 80 for record in records)
-    cut = re.findall(r"(\d+) (?:training|held-out) rows cut to 80 tokens", caplog.text)
+    cut = re.findall(r"(\d+) (?:training|held-out) records of more than 80 tokens cut", caplog.text)
     assert sum(map(int, cut)) == long > 0
 
 
@@ -393,11 +371,11 @@ def test_custom_file_must_be_python(tmp_path: Path) -> None:
 def test_importing_llama_recipes_leaves_the_warning_filters_alone() -> None:
     program = (
         "import warnings\n"
-        "from train.recipes import groups_by_length, pack, quiet_recipes\n"
+        "from train.recipes import groups_by_length, quiet_recipes\n"
         "warnings.simplefilter('error')\n"
         "filters = list(warnings.filters)\n"
         "row = {key: [1, 1] for key in ('input_ids', 'attention_mask', 'labels')}\n"
-        "assert len(pack([row], 2)) == len(groups_by_length([row], 1)) == 1\n"
+        "assert len(groups_by_length([row], 1)) == 1\n"
         "assert warnings.filters == filters\n"
         "try:\n"
         "    with quiet_recipes():\n"

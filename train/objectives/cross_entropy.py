@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from llamahome.attention import HybridAttention
+from llamahome.attention import Documents, HybridAttention
 from llamahome.data import IGNORED
 from train.data import Batch
 from train.objectives.label_loss import label_loss
@@ -32,6 +32,8 @@ def predictions(
     Only these positions reach the vocabulary projection, which is most of a small model's cost
     and memory.
     """
+    if "documents" in batch:
+        attention = attention.over(Documents.of(batch["documents"]))
     targets = batch["labels"][:, 1:]  # token t is predicted at t - 1
     predicting = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
     logits = model(

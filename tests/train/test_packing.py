@@ -1,0 +1,88 @@
+"""Packed rows: whole documents, and the loss that each of them has alone."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from llamahome.attention import HybridAttention
+from llamahome.data import IGNORED, Row
+from tests.policies import built, policy_case
+from train.data import Batch, collate
+from train.objectives import cross_entropy
+from train.packing import fit, pack
+
+
+def make_row(tokens: int, seed: int = 0) -> Row:
+    """Return a row with a label on each token of its second half."""
+    draw = random.Random(seed)
+    ids = [draw.randrange(3, 256) for _ in range(tokens)]
+    labels = [IGNORED] * (tokens // 2) + ids[tokens // 2 :]
+    return {"input_ids": ids, "attention_mask": [1] * tokens, "labels": labels}
+
+
+def documents(row: Row) -> list[list[int]]:
+    """Return the token ids of each document of a packed row."""
+    count = max(row["documents"]) + 1
+    pairs = list(zip(row["documents"], row["input_ids"], strict=True))
+    return [[token for number, token in pairs if number == own] for own in range(count)]
+
+
+@pytest.mark.parametrize("length", [40, 64, 1000])
+def test_every_document_is_in_one_row_whole(length: int) -> None:
+    draw = random.Random(1)
+    rows = [make_row(draw.randint(1, 40), seed) for seed in range(60)]
+    packed = pack(rows, length)
+    found = [own for row in packed for own in documents(row)]
+    assert sorted(found) == sorted(row["input_ids"] for row in rows)
+    assert max(len(row["input_ids"]) for row in packed) <= length
+
+
+def test_rows_are_as_full_as_the_best_fit_makes_them() -> None:
+    packed = pack([make_row(size) for size in (3, 5, 6, 7, 2, 4, 3)], 10)  # 30 tokens in all
+    assert sorted(len(row["input_ids"]) for row in packed) == [10, 10, 10]
+
+
+def test_no_document_is_predicted_from_the_one_before() -> None:
+    whole = make_row(6)
+    whole["labels"] = list(whole["input_ids"])
+    (row,) = pack([whole, whole], 12)
+    assert row["labels"] == 2 * [IGNORED, *whole["labels"][1:]]
+
+
+@pytest.mark.parametrize(
+    ("overlong", "expected"),
+    [("cut", [[1, 2, 3], [7]]), ("split", [[1, 2, 3], [4, 5], [7]]), ("drop", [[7]])],
+)
+def test_overlong_records_follow_the_rule(overlong: str, expected: list[list[int]]) -> None:
+    rows = [{"input_ids": [1, 2, 3, 4, 5]}, {"input_ids": [7]}]
+    assert [row["input_ids"] for row in fit(rows, 3, overlong)] == expected
+
+
+@pytest.mark.parametrize("case", ["h2o", "window", "learned"])
+def test_packed_and_padded_batches_have_the_same_loss_and_gradients(
+    tiny_llama: LlamaForCausalLM, case: str
+) -> None:
+    model = tiny_llama.double()
+    HybridAttention.attach(model)
+    attention = HybridAttention(built(policy_case(case), model), model)
+    rows = [make_row(size, size) for size in (40, 25, 9, 33, 2)]
+    found = [
+        _loss_and_gradient(model, attention, batch)
+        for batch in (collate(pack(rows, 64), 0), collate(rows, 0))
+    ]
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
+
+
+def _loss_and_gradient(
+    model: LlamaForCausalLM, attention: HybridAttention, batch: Batch
+) -> list[torch.Tensor]:
+    model.zero_grad()
+    loss = cross_entropy(model, batch, attention)["loss"]
+    loss.backward()
+    grad = model.model.layers[0].self_attn.v_proj.weight.grad
+    assert grad is not None
+    return [loss.detach(), grad.clone()]
