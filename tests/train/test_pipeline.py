@@ -201,12 +201,15 @@ def newest_worker() -> psutil.Process:
     return max(workers, key=psutil.Process.create_time)
 
 
-@pytest.mark.parametrize(("stage", "workers", "export"), [(2, 1, "adapter"), (3, 2, "merged")])
+@pytest.mark.parametrize(
+    ("stage", "workers", "export", "precision"),
+    [(2, 1, "adapter", "mixed"), (3, 2, "merged", "fp32")],
+)
 def test_lora_run_exports_what_it_trained(
-    root: TrainRoot, stage: int, workers: int, export: str
+    root: TrainRoot, stage: int, workers: int, export: str, precision: str
 ) -> None:
     lora = {"method": "lora", "export": export, "learning_rate": 1e-2, "steps": 4}
-    recipe = {"kl_weight": 0.5, "anneal_steps": 1, "budget_jitter": 0.2}
+    recipe = {"kl_weight": 0.5, "anneal_steps": 1, "budget_jitter": 0.2, "precision": precision}
     root = with_stage(root, stage, num_workers=workers, **lora, **recipe)
     result = run(root)
     records = metrics.read(result.run_dir)
@@ -221,7 +224,8 @@ def test_lora_run_exports_what_it_trained(
     merged = result.run_dir / "loaded"
     loaded.model.save_pretrained(merged)
     loaded.tokenizer.save_pretrained(merged)
-    assert result.loss_after == pytest.approx(held_out_loss(root, merged), abs=TOLERANCE)
+    tolerance = 0.02 if precision == "mixed" else TOLERANCE
+    assert result.loss_after == pytest.approx(held_out_loss(root, merged), abs=tolerance)
     assert result.loss_after < result.loss_before - 0.05
 
 
