@@ -31,6 +31,8 @@ POLICIES = ("window", "h2o", "keydiff", "learned")
 INTERVAL = 64
 FEW = 4  # chunks that fill the cache before the first round
 
+Speeds = dict[str, dict[str, list[float]]]
+
 
 def main(
     rounds: Annotated[int, typer.Option(help="Chunks of each kind and policy.", min=1)] = 20,
@@ -39,13 +41,17 @@ def main(
     threads: Annotated[int, typer.Option(help="Threads; 0 is torch's number.", min=0)] = 0,
 ) -> None:
     """Time policies in turns."""
+    speeds, runner = measure(rounds, budget, slots, threads)
+    _report(speeds, budget, slots, runner)
+
+
+def measure(rounds: int, budget: int, slots: int, threads: int) -> tuple[Speeds, str]:
+    """Return the tokens/s of each kind, policy and round, and the runner's name."""
     loaded = load_model(ModelConfig())
     length = (2 * rounds + 2 * FEW) * INTERVAL
     engine = EngineConfig(slots=slots, max_length=length, num_threads=threads)
     runners = {name: _runner(loaded, name, budget, engine) for name in POLICIES}
-    speeds: dict[str, dict[str, list[float]]] = {
-        kind: {name: [] for name in POLICIES} for kind in ("prefill", "decode")
-    }
+    speeds: Speeds = {kind: {name: [] for name in POLICIES} for kind in ("prefill", "decode")}
     with typer.progressbar(range(FEW + rounds), label="rounds") as bar:
         for round_ in bar:
             for kind, run in (("prefill", _prefill), ("decode", _decode)):
@@ -53,7 +59,13 @@ def main(
                     seconds = _seconds(run, runner, slots)
                     if round_ >= FEW:
                         speeds[kind][name].append(slots * INTERVAL / seconds)
-    _report(speeds, budget, slots, runners["window"].name)
+    return speeds, runners["window"].name
+
+
+def over_window(speeds: Speeds, name: str, kind: str) -> float:
+    """Return the median of a policy's speed over that of `window` in the same round."""
+    pairs = zip(speeds[kind][name], speeds[kind]["window"], strict=True)
+    return statistics.median(own / window for own, window in pairs)
 
 
 def _runner(loaded: LoadedModel, name: str, budget: int, engine: EngineConfig) -> Runner:
@@ -80,9 +92,7 @@ def _decode(runner: Runner, slots: int) -> None:
         runner.forward([RowInput(slot=slot, tokens=_tokens(1)) for slot in range(slots)])
 
 
-def _report(
-    speeds: dict[str, dict[str, list[float]]], budget: int, slots: int, runner: str
-) -> None:
+def _report(speeds: Speeds, budget: int, slots: int, runner: str) -> None:
     table = Table(title=f"{slots} requests, {budget} entries a head; {runner}")
     for column in ("policy", "prefill tok/s", "over window", "decode tok/s", "over window"):
         table.add_column(column, justify="left" if column == "policy" else "right")
@@ -91,8 +101,7 @@ def _report(
         row = [name]
         ratios[name] = {}
         for kind, by_policy in speeds.items():
-            pairs = zip(by_policy[name], by_policy["window"], strict=True)
-            ratios[name][kind] = statistics.median(own / window for own, window in pairs)
+            ratios[name][kind] = over_window(speeds, name, kind)
             row += [f"{statistics.median(by_policy[name]):.0f}", f"{ratios[name][kind]:.3f}"]
         table.add_row(*row)
     Console().print(table)

@@ -2,61 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from llamahome.config import PolicyConfig
+from llamahome.config.policy import entries, rescaled
 from llamahome.evaluation import at_budget
-from llamahome.evaluation.calibration.retrieval import probes, propose, retrieval_scores
-from llamahome.evaluation.text import load_text
-from llamahome.models import LoadedModel
 
-Policies = list[PolicyConfig]
-TOTALS = (0.1, 0.2)  # entries of the pattern, as shares of the context
-TRAINED = 0.1  # the total that the hybrid arm trains under
+TRAINED = 0.1  # entries that the evicting arm trains under, as a share of the context
+FLOORS = ("window", "random")
+# Each step of the ablation, by the name that tables and results have for it.
+LADDER = ("h2o", "h2o, measured budgets", "learned, measured budgets")
+LEARNED = LADDER[-1]
+TOKENS = 2048  # windows of longer contexts are fewer, so that each context reads as much
 
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """Amount of work in a run."""
+    """Amount of work in a run.
+
+    Attributes:
+        dense_steps: of the stage that both arms share.
+        steps: of each arm after it.
+        windows: of 2,048 tokens; of longer contexts as many as read as much, at least two.
+        samples: questions at each depth, of each kind that takes turns.
+    """
 
     name: str
     seeds: int
+    dense_steps: int
     steps: int
-    context: int
+    contexts: tuple[int, ...]
     windows: int
     samples: int
     budgets: tuple[float, ...]
 
+    def windows_of(self, context: int) -> int:
+        return max(2, self.windows * TOKENS // context)
+
 
 SHORT = Form(
-    name="short", seeds=1, steps=30, context=2048, windows=3, samples=1, budgets=(0.1, 0.2)
+    name="short",
+    seeds=1,
+    dense_steps=10,
+    steps=30,
+    contexts=(2048,),
+    windows=4,
+    samples=1,
+    budgets=(0.1, 0.2),
 )
 LONG = Form(
     name="long",
     seeds=3,
-    steps=30,
-    context=2048,
-    windows=3,
-    samples=2,
+    dense_steps=100,
+    steps=300,
+    contexts=(2048, 4096, 8192),
+    windows=8,
+    samples=1,
     budgets=(0.05, 0.1, 0.2, 0.5),
 )
 
 
-def patterns(loaded: LoadedModel, form: Form) -> dict[float, PolicyConfig]:
-    """Return what `llamahome calibrate` proposes for each total."""
-    length = min(1024, form.context)
-    asked = probes(loaded.tokenizer, load_text("pydoc"), length=length, count=5, seed=0)
-    scores = retrieval_scores(loaded.model, asked)
-    return {
-        share: propose(
-            scores, PolicyConfig(), total=round(share * form.context), context=form.context
-        )
-        for share in TOTALS
-    }
+@dataclass(frozen=True)
+class Way:
+    """A policy at a budget, by the names that tables have for them."""
+
+    name: str
+    share: float
+    policy: PolicyConfig
 
 
-def at_equal_budgets(names: Sequence[str], budgets: Sequence[float], form: Form) -> Policies:
-    """Return each policy at each budget, the same for every KV head."""
-    entries = [round(budget * form.context) for budget in budgets]
-    return [at_budget(PolicyConfig(), name, count) for name in names for count in entries]
+def ways(carried: PolicyConfig, layers: int, kv_heads: int, form: Form, context: int) -> list[Way]:
+    """Return the steps of the ablation and the floors at each budget."""
+    return [
+        Way(name, share, policy)
+        for share in form.budgets
+        for name, policy in _at(carried, layers, kv_heads, entries(share, context))
+    ]
+
+
+def _at(
+    carried: PolicyConfig, layers: int, kv_heads: int, count: int
+) -> Iterator[tuple[str, PolicyConfig]]:
+    learned = rescaled(carried, count, layers, kv_heads)
+    equal, measured, score = LADDER
+    yield equal, at_budget(PolicyConfig(), "h2o", count)
+    yield measured, replace(learned, name="h2o")
+    yield score, learned
+    for floor in FLOORS:
+        yield floor, at_budget(PolicyConfig(), floor, count)
