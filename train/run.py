@@ -122,7 +122,7 @@ def _policy(policy: PolicyConfig, model: ModelInfo) -> PolicyConfig:
     if policy.name != CARRIED:
         return policy
     if model.policy is None:
-        raise ConfigError(f"policy.name=carried: {model.name} carries none; name one, like h2o")
+        return PolicyConfig(**({} if policy.budget is None else {"budget": policy.budget}))
     if policy.budget is None:
         return model.policy
     return rescaled(model.policy, policy.budget, model.layers, model.kv_heads)

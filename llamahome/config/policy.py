@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 from llamahome.config.checks import above, at_least, one_of, require
 
@@ -74,6 +74,8 @@ class PolicyConfig:
             at_least("policy.decay", self.decay, 1)
         if self.name in ("full", CARRIED):
             self._check_without_pattern()
+            if self.name == CARRIED:
+                self._check_nothing_else()
         else:
             self._check_budgets()
 
@@ -92,6 +94,18 @@ class PolicyConfig:
                 f"policy.name={self.name} takes no budget; leave it out, or set policy.budget=null",
             )
             at_least("policy.budget", self.budget, 1)
+
+    def _check_nothing_else(self) -> None:
+        plain = PolicyConfig()
+        for own in fields(self):
+            if own.name not in ("name", "budget"):
+                value = getattr(self, own.name)
+                require(
+                    value == getattr(plain, own.name),
+                    f"policy.{own.name}",
+                    value,
+                    "policy=carried brings its own; leave it out, or name a policy, like policy=h2o",
+                )
 
     def _check_budgets(self) -> None:
         require(

@@ -82,6 +82,7 @@ def test_a_sweep_trains_its_runs_and_writes_nothing_here(
             f"data.train_file={chats}",
             "data.eval_file=null",
             "data.context_length=128",
+            "policy=h2o",
             "policy.budget=24",
             "policy.recent=12",
             "policy.interval=8",
