@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from llamahome.config.checks import at_least, one_of, require
 
-FORMATS = ("chat", "alpaca", "text", "custom")
+FORMATS = ("auto", "chat", "sharegpt", "alpaca", "completion", "text", "tokens", "custom")
+TRAIN_ON = ("assistant", "last", "all")
 BATCHING = ("packing", "padding")
 
 
@@ -15,31 +16,43 @@ class DataConfig:
     """Training data and how it becomes batches.
 
     Attributes:
-        format: `chat` (JSON lines of {"messages": [...]}), `alpaca` (JSON or JSON lines of
-            instruction, input, output), `text` (one plain text, .txt or .txt.gz, whose every
-            token is learned) or `custom` (a Python file in llama-recipes' convention).
-        train_file: records, relative to the working directory or else to the repository; for
-            `custom` "file.py" or "file.py:function".
+        format: what a record holds; `auto` follows from its keys, and .txt files are plain texts.
+            `chat`: messages of role and content, with tool_calls, tools, train or weight (0 or 1);
+            `sharegpt`: conversations of from and value; `alpaca`: instruction, input, output;
+            `completion`: prompt and completion, two texts or two lists of messages; `text`: text
+            of a document, or a plain text; every token is learned; `tokens`: input_ids, and
+            labels if not all are learned; `custom`: a Python file in llama-recipes' convention.
+        train_file: records, relative to the working directory or else to the repository: a file
+            of JSON lines, JSON, Parquet or plain text (.gz too), a folder of such, a pattern like
+            "chats/*.jsonl", a folder of `datasets.save_to_disk` or a hub id, the last two with
+            ":split" after them; for `custom` "file.py" or "file.py:function".
         eval_file: held-out records; None holds out `eval_fraction` of train_file (the end of a
             text) or, for `custom`, asks train_file for its "validation" split.
         eval_fraction: share of train_file held out without an eval_file.
         context_length: tokens in one training sequence.
         batching: `packing` joins records up to context_length; `padding` keeps them apart, cuts
             longer ones, and batches records of similar length.
+        train_on: tokens that are learned in a chat: `assistant`, all its turns; `last`, its last
+            turn; `all`, the whole chat. A message's `train` or `weight` goes before this.
+        max_bad_records: records that may be skipped because they cannot be used; each is listed.
         limit: take only the first records of each file, or rows of a text; None takes all.
     """
 
-    format: str = "chat"
+    format: str = "auto"
     train_file: str = "datasets/wordnet_train.jsonl"
     eval_file: str | None = None
     eval_fraction: float = 0.05
     context_length: int = 1024
     batching: str = "packing"
+    train_on: str = "assistant"
+    max_bad_records: int = 0
     limit: int | None = None
 
     def __post_init__(self) -> None:
         one_of("data.format", self.format, FORMATS)
         one_of("data.batching", self.batching, BATCHING)
+        one_of("data.train_on", self.train_on, TRAIN_ON)
+        at_least("data.max_bad_records", self.max_bad_records, 0)
         require(bool(self.train_file), "data.train_file", self.train_file, "name a file of records")
         at_least("data.context_length", self.context_length, 2)
         require(

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from llamahome.config import DataConfig, TrainerConfig, checkout
-from llamahome.data import IGNORED, DataError, Row, encode, read_records
+from llamahome.data import IGNORED, BadRecords, DataError, Row, RowEncoder, read_rows
 from train.data import batches, build_datasets, eval_batches, resolve_files
 from train.recipes import groups_by_length, pack
 
@@ -97,6 +97,10 @@ def same(one: list[Batch], other: list[Batch]) -> bool:
     )
 
 
+def encoded_rows(file: str, tokenizer: PreTrainedTokenizerFast) -> list[Row]:
+    return read_rows(file, "chat", RowEncoder(tokenizer), None, BadRecords(0))
+
+
 @pytest.fixture
 def chat_data(chats: Path) -> DataConfig:
     return DataConfig(train_file=str(chats), context_length=100, eval_fraction=0.2)
@@ -149,10 +153,7 @@ def test_packed_rows_hold_every_record_but_those_held_out(
     chat_data: DataConfig, byte_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     built = build_datasets(chat_data, byte_tokenizer, seed=0)
-    encoded = [
-        encode(record, byte_tokenizer)
-        for record in read_records(Path(chat_data.train_file), "chat")
-    ]
+    encoded = encoded_rows(chat_data.train_file, byte_tokenizer)
     both = built.train + built.eval
     for key in ("input_ids", "labels"):
         assert Counter(flat(both, key)) == Counter(flat(encoded, key))
@@ -185,8 +186,8 @@ def test_long_rows_are_cut_and_counted(
         built = build_datasets(data, byte_tokenizer, seed=0)
     lengths = [len(row["input_ids"]) for row in built.train]
     assert max(lengths) == 80
-    records = read_records(Path(data.train_file), "chat")
-    long = sum(len(encode(record, byte_tokenizer)["input_ids"]) > 80 for record in records)
+    rows = encoded_rows(data.train_file, byte_tokenizer)
+    long = sum(len(row["input_ids"]) > 80 for row in rows)
     cut = re.findall(r"(\d+) (?:training|held-out) rows cut to 80 tokens", caplog.text)
     assert sum(map(int, cut)) == long > 0
 
@@ -218,8 +219,7 @@ def test_limit_takes_the_first_records(
 ) -> None:
     data = replace(chat_data, batching="padding", limit=5, context_length=500)
     built = build_datasets(data, byte_tokenizer, seed=0)
-    records = read_records(Path(data.train_file), "chat")[:5]
-    expected = sorted(encode(record, byte_tokenizer)["input_ids"] for record in records)
+    expected = sorted(row["input_ids"] for row in encoded_rows(data.train_file, byte_tokenizer)[:5])
     assert sorted(row["input_ids"] for row in built.train + built.eval) == expected
     assert len(built.eval) == 1
 
