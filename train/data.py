@@ -89,8 +89,7 @@ def build_datasets(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: i
         DataError: for a file, record or row that cannot be used, or when no row is left.
     """
     train, held = records_as_rows(data, tokenizer, seed, BadRecords(data.max_bad_records))
-    random.Random(seed).shuffle(train)
-    return Datasets(train=_arrange(train, data, "training"), eval=_arrange(held, data, "held-out"))
+    return arrange(train, held, data, seed)
 
 
 def records_as_rows(
@@ -135,6 +134,16 @@ def _without_end(rows: list[Row], data: DataConfig) -> tuple[list[Row], list[Row
             "leave nothing to hold out; give a longer text or data.eval_file"
         )
     return rows[:-held], rows[-held:]
+
+
+def arrange(train: list[Row], held: list[Row], data: DataConfig, seed: int) -> Datasets:
+    """Shuffle the training rows, and pack or cut both kinds.
+
+    Raises:
+        DataError: when no row is left that has a token to learn.
+    """
+    random.Random(seed).shuffle(train)
+    return Datasets(train=_arrange(train, data, "training"), eval=_arrange(held, data, "held-out"))
 
 
 def _arrange(rows: list[Row], data: DataConfig, name: str) -> list[Row]:
