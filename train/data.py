@@ -52,11 +52,13 @@ def resolve_files(data: DataConfig) -> DataConfig:
         DataError: names both places, for a file that is neither in the working directory nor in
             the repository.
     """
-    train_file = _resolve("train_file", data.train_file, data.format)
+    named = {
+        "train_file": _resolve("train_file", data.train_file, data.format),
+        "mix": [_resolve("mix", file, data.format) for file in data.mix],
+    }
     if data.eval_file is None:
-        return replace(data, train_file=train_file)
-    eval_file = _resolve("eval_file", data.eval_file, data.format)
-    return replace(data, train_file=train_file, eval_file=eval_file)
+        return replace(data, **named)
+    return replace(data, **named, eval_file=_resolve("eval_file", data.eval_file, data.format))
 
 
 def _resolve(key: str, name: str, format: str) -> str:
@@ -101,36 +103,58 @@ def records_as_rows(
         DataError: for a file or a record that cannot be used.
     """
     data = resolve_files(data)
+    read = partial(_read, data=data, tokenizer=tokenizer, seed=seed, bad=bad)
+    train, held = read(data.train_file)
+    for file, times in zip(data.mix, data.mix_times, strict=True):
+        more_train, more_held = read(file)
+        train += _repeated(more_train, times, seed)
+        held += more_held
+    if data.eval_file is not None and data.format != "custom":
+        held = _rows(data.eval_file, data, tokenizer, bad)
+    return train, held
+
+
+def _read(
+    file: str, *, data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int, bad: BadRecords
+) -> tuple[list[Row], list[Row]]:
+    """Return a source's rows to train on, and those to hold out unless there is an eval_file."""
     if data.format == "custom":
         split = partial(
             custom_rows, tokenizer=tokenizer, limit=data.limit, length=data.context_length
         )
-        train = split(data.train_file, split="train")
-        return train, split(data.eval_file or data.train_file, split="validation")
-
-    encoder = RowEncoder(tokenizer, data.train_on)
-
-    def rows(source: str) -> list[Row]:
-        texts = plain_texts(source, data.format)
-        if not texts:
-            return read_rows(source, data.format, encoder, data.limit, bad)
-        each = (text_rows(read_text(file), tokenizer, data.context_length) for file in texts)
-        return [row for text in each for row in text][: data.limit]
-
-    train = rows(data.train_file)
+        return split(file, split="train"), split(data.eval_file or file, split="validation")
+    rows = _rows(file, data, tokenizer, bad)
     if data.eval_file is not None:
-        return train, rows(data.eval_file)
-    if plain_texts(data.train_file, data.format):
-        return _without_end(train, data)
-    return split_rows(train, data.eval_fraction, seed)
+        return rows, []
+    if plain_texts(file, data.format):
+        return _without_end(rows, file, data)
+    return split_rows(rows, data.eval_fraction, seed)
 
 
-def _without_end(rows: list[Row], data: DataConfig) -> tuple[list[Row], list[Row]]:
+def _rows(
+    file: str, data: DataConfig, tokenizer: PreTrainedTokenizerBase, bad: BadRecords
+) -> list[Row]:
+    texts = plain_texts(file, data.format)
+    if not texts:
+        encoder = RowEncoder(tokenizer, data.train_on)
+        return read_rows(file, data.format, encoder, data.limit, bad)
+    each = (text_rows(read_text(text), tokenizer, data.context_length) for text in texts)
+    return [row for rows in each for row in rows][: data.limit]
+
+
+def _repeated(rows: list[Row], times: float, seed: int) -> list[Row]:
+    """Return each row `times` times; of a fraction, a random share of the rows."""
+    whole = int(times)
+    share = random.Random(seed).sample(rows, round(len(rows) * (times - whole)))
+    return rows * whole + share
+
+
+def _without_end(rows: list[Row], file: str, data: DataConfig) -> tuple[list[Row], list[Row]]:
     """Hold out the end of a plain text."""
     held = max(1, round(len(rows) * data.eval_fraction))
     if held >= len(rows):
         raise DataError(
-            f"{data.train_file}: {len(rows)} rows of data.context_length={data.context_length} "
+            f"{file}: {len(rows)} rows of data.context_length={data.context_length} "
             "leave nothing to hold out; give a longer text or data.eval_file"
         )
     return rows[:-held], rows[-held:]

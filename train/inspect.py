@@ -103,7 +103,8 @@ def _root(arguments: Sequence[str]) -> TrainRoot:
 
 
 def _table(train: list[Row], held: list[Row], built: Datasets, data: DataConfig) -> Table:
-    table = Table(title=f"{data.train_file}, data.format={data.format}")
+    sources = ", ".join((data.train_file, *data.mix))
+    table = Table(title=f"{sources}; data.format={data.format}")
     table.add_column("")
     table.add_column("training", justify="right")
     table.add_column("held out", justify="right")

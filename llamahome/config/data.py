@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import inf
 
 from llamahome.config.checks import at_least, one_of, require
 
@@ -26,8 +27,11 @@ class DataConfig:
             of JSON lines, JSON, Parquet or plain text (.gz too), a folder of such, a pattern like
             "chats/*.jsonl", a folder of `datasets.save_to_disk` or a hub id, the last two with
             ":split" after them; for `custom` "file.py" or "file.py:function".
-        eval_file: held-out records; None holds out `eval_fraction` of train_file (the end of a
-            text) or, for `custom`, asks train_file for its "validation" split.
+        mix: further sources, each like train_file.
+        mix_times: for each source of `mix` how often a pass takes its records: 2 takes each twice;
+            0.5 takes a half of them, which `trainer.seed` draws once for the run.
+        eval_file: held-out records; None holds out `eval_fraction` of train_file and of each of
+            `mix` (the end of a text) or, for `custom`, asks train_file for its "validation" split.
         eval_fraction: share of train_file held out without an eval_file.
         context_length: tokens in one training sequence.
         batching: `packing` joins records up to context_length; `padding` keeps them apart, cuts
@@ -40,6 +44,8 @@ class DataConfig:
 
     format: str = "auto"
     train_file: str = "datasets/wordnet_train.jsonl"
+    mix: list[str] = field(default_factory=list)
+    mix_times: list[float] = field(default_factory=list)
     eval_file: str | None = None
     eval_fraction: float = 0.05
     context_length: int = 1024
@@ -54,6 +60,13 @@ class DataConfig:
         one_of("data.train_on", self.train_on, TRAIN_ON)
         at_least("data.max_bad_records", self.max_bad_records, 0)
         require(bool(self.train_file), "data.train_file", self.train_file, "name a file of records")
+        require(all(self.mix), "data.mix", self.mix, "name a file of records in each entry")
+        require(
+            len(self.mix_times) == len(self.mix) and all(0 < n < inf for n in self.mix_times),
+            "data.mix_times",
+            self.mix_times,
+            f"give a number above 0 for each of the {len(self.mix)} sources in data.mix",
+        )
         at_least("data.context_length", self.context_length, 2)
         require(
             0 < self.eval_fraction < 1,

@@ -33,6 +33,12 @@ RULES: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
     "data.format": (["csv"], ["auto", "chat", "sharegpt", "tokens", "custom"], {}),
     "data.train_file": ([""], ["records.jsonl"], {}),
     "data.batching": (["sorted"], ["packing", "padding"], {}),
+    "data.mix": ([[""]], [["a.jsonl"]], {"data.mix_times": [0.5]}),
+    "data.mix_times": (
+        [[], [0.0], [1.0, 2.0], [float("inf")]],
+        [[0.5], [2.0]],
+        {"data.mix": ["a"]},
+    ),
     "data.train_on": (["user"], ["assistant", "last", "all"], {}),
     "data.max_bad_records": ([-1], [0, 5], {}),
     "data.context_length": ([1], [2], {}),
