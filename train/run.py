@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from llamahome.config import ConfigError, ModelConfig, PolicyConfig, TrainRoot
 from llamahome.config.fixed import changed_keys
@@ -130,13 +130,19 @@ def _policy(policy: PolicyConfig, model: ModelInfo) -> PolicyConfig:
 
 def _check_data(root: TrainRoot, model: ModelInfo, manager: ModelManager) -> None:
     """Build the workers' data here first: one error now is better than one in each worker."""
-    folders = adapter_chain(model.path, manager.resolve)
-    folder = next((f for f in folders if (f / "tokenizer_config.json").is_file()), model.path)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = load_tokenizer(model.path, manager)
     data, trainer = build_datasets(root.data, tokenizer, root.trainer.seed), root.trainer
     share = {"rank": 0, "world_size": trainer.num_workers, "pad_id": 0}
     batches(data.train, root.data, trainer, start_step=0, **share)
     eval_batches(data.eval, trainer, **share)
+
+
+def load_tokenizer(folder: Path, manager: ModelManager) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model's folder, or of the first of its adapter's bases with one."""
+    folders = adapter_chain(folder, manager.resolve)
+    own = next((f for f in folders if (f / "tokenizer_config.json").is_file()), folder)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(own, local_files_only=True)
+    return tokenizer
 
 
 def _named(runs_dir: Path, root: TrainRoot) -> Path:

@@ -31,6 +31,7 @@ OPTIONS = sorted(
 # Options that need a value from the user, and its key.
 TO_BE_GIVEN = {
     ("data", "alpaca"): "data.train_file",
+    ("data", "auto"): "data.train_file",
     ("data", "chat"): "data.train_file",
     ("data", "custom"): "data.train_file",
     ("serve", "cluster"): "serve.api_key",
