@@ -20,6 +20,7 @@ from train import metrics
 from train.checkpoint import find_intact
 from train.errors import FINAL
 from train.logs import RecordFailures
+from train.preflight import check_cluster, check_machine
 from train.progress import plain_console, show_progress
 from train.run import Run, dense_stage, prepare_run, second_stage
 from train.tracking import track
@@ -84,6 +85,8 @@ class TrainingPipeline:
                 diverges or exports something else than it trained, without a restart.
             ray.train.TrainingFailedError: after `trainer.max_failures` restarts.
         """
+        if self.root.cluster.address == "local" and not ray.is_initialized():
+            check_machine(self.root.trainer, self.root.cluster)
         run = prepare_run(self.root, self.manager)
         if not run.root.trainer.dense_steps:
             self._look_at_checkpoints(run)
@@ -116,6 +119,9 @@ class TrainingPipeline:
             metrics.follow(directory, [progress, curves]),
             _session(run.root),
         ):
+            have = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            if waiting := check_cluster(run.root.trainer, run.root.cluster, have):
+                self.console.print(waiting)
             _until_done(_trainer(run))
         return _result(run)
 
