@@ -1,17 +1,25 @@
-"""Checkpoints: every worker writes its shards into the run's folder, Ray tracks the complete ones.
+"""Checkpoints: every worker writes its shards into the run's folder, complete or not at all.
 
-A step's checkpoint always has the same name, so a resumed run overwrites one that was cut short.
+A checkpoint is written under a name that ends in `.partial` and renamed once all of its files are
+hashed. The driver compares the hashes before a run is resumed; a restart within a run trusts them.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ray.train
-from deepspeed import DeepSpeedEngine
-from ray.train import Checkpoint, CheckpointUploadMode
+import torch.distributed as dist
+
+from llamahome.models import ModelError
+from llamahome.models.checksums import file_digests, record_checksums, verify_checksums
+from train.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine  # it looks for its device when it is imported
 
 TAG = "deepspeed"
 
@@ -29,28 +37,100 @@ class Progress:
     tokens: int = 0
 
 
-def save(engine: DeepSpeedEngine, run_dir: Path, progress: Progress, frozen: bool) -> None:
-    """Write a checkpoint together with all other workers and report it to Ray.
+def save(
+    engine: DeepSpeedEngine, run_dir: Path, progress: Progress, *, frozen: bool, keep: int
+) -> None:
+    """Write a checkpoint together with all other workers, and remove those that are too old.
 
     Args:
         frozen: leave out the parameters that are not trained (LoRA).
+        keep: newest checkpoints kept.
     """
-    path = run_dir / "checkpoints" / f"step-{progress.step:06d}"
+    path = _place(run_dir) / f"step-{progress.step:06d}"
+    partial = path.with_suffix(".partial")
+    if dist.get_rank() == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+    dist.barrier()
     engine.save_checkpoint(
-        str(path), tag=TAG, client_state=asdict(progress), exclude_frozen_parameters=frozen
+        str(partial), tag=TAG, client_state=asdict(progress), exclude_frozen_parameters=frozen
     )
-    ray.train.report(
-        {"step": progress.step},
-        checkpoint=Checkpoint(str(path)),
-        checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
-    )
+    digests = _digests_of_all(partial)
+    if dist.get_rank() == 0:
+        record_checksums(partial, digests)
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(partial, path)
+        for old in checkpoints(run_dir)[keep:]:
+            shutil.rmtree(old)
+    dist.barrier()
 
 
-def resume(engine: DeepSpeedEngine, frozen: bool) -> Progress:
-    """Load the newest complete checkpoint, if there is one, and return its progress."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
+def _digests_of_all(folder: Path) -> dict[str, str]:
+    """Hash a folder's files, each worker a share of them."""
+    dist.barrier()
+    rank, workers = dist.get_rank(), dist.get_world_size()
+    shares: list[dict[str, str]] = [{} for _ in range(workers)]
+    dist.all_gather_object(shares, file_digests(folder, rank, workers))
+    return {name: digest for share in shares for name, digest in share.items()}
+
+
+def resume(engine: DeepSpeedEngine, run_dir: Path, frozen: bool) -> Progress:
+    """Load the newest checkpoint, if there is one, and return its progress."""
+    found = checkpoints(run_dir)
+    if not found:
         return Progress()
     state: dict[str, Any]
-    _, state = engine.load_checkpoint(checkpoint.path, tag=TAG, load_module_strict=not frozen)
+    _, state = engine.load_checkpoint(str(found[0]), tag=TAG, load_module_strict=not frozen)
     return Progress(step=state["step"], tokens=state["tokens"])
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """Return the finished checkpoints of a run, the newest first."""
+    found = [path for path in _place(run_dir).glob("step-*") if not path.suffix]
+    return sorted(found, key=steps_in, reverse=True)
+
+
+def steps_in(checkpoint: Path) -> int:
+    """Return the number of steps that a checkpoint's name says."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def find_intact(run_dir: Path) -> tuple[int, list[str]]:
+    """Check the checkpoints of a run before it is resumed, from the newest to the first intact one.
+
+    Damaged ones are renamed, so that workers resume from the intact one.
+
+    Returns:
+        The steps in the intact one, 0 for a run without checkpoints; and one line for each damaged.
+
+    Raises:
+        CheckpointError: for a run whose checkpoints are all damaged.
+    """
+    damaged: dict[Path, str] = {}
+    for path in checkpoints(run_dir):
+        try:
+            verify_checksums(path, "it is set aside")
+        except ModelError as error:
+            damaged[path] = str(error)
+            continue
+        return steps_in(path), [
+            f"checkpoint {set_aside(bad, 'damaged').name}: {reason}"
+            for bad, reason in damaged.items()
+        ]
+    if damaged:
+        raise CheckpointError(
+            f"no checkpoint in {_place(run_dir)} is intact (the newest: "
+            f"{next(iter(damaged.values())).partition(';')[0]}); restore one from a copy, choose "
+            f"a new trainer.run_name, or remove {run_dir} to begin again"
+        )
+    return 0, []
+
+
+def set_aside(checkpoint: Path, reason: str) -> Path:
+    """Rename a checkpoint so that no run resumes from it, and return its new path."""
+    aside = checkpoint.with_suffix(f".{reason}")
+    shutil.rmtree(aside, ignore_errors=True)
+    return checkpoint.rename(aside)
+
+
+def _place(run_dir: Path) -> Path:
+    return run_dir / "checkpoints"

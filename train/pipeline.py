@@ -9,20 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from rich.console import Console
 
 from cluster.session import ray_session
-from llamahome.config import TrainRoot
+from llamahome.config import ConfigError, TrainRoot
 from llamahome.models import ModelManager
 from train import metrics
+from train.checkpoint import find_intact
+from train.errors import FINAL
 from train.logs import RecordFailures
+from train.preflight import check_cluster, check_machine
 from train.progress import plain_console, show_progress
 from train.run import Run, dense_stage, prepare_run, second_stage
 from train.tracking import track
 
-# A report waits until the controller polls the workers, which Ray does every two seconds.
+# The controller notices late that workers have failed or ended: it polls every two seconds.
 RAY_ENV = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
 
 
@@ -78,15 +81,34 @@ class TrainingPipeline:
 
         Raises:
             ConfigError, DataError, ModelError: before any worker starts, with what to change.
+            TrainingError: for damaged checkpoints, before any worker starts; for a run that
+                diverges or exports something else than it trained, without a restart.
             ray.train.TrainingFailedError: after `trainer.max_failures` restarts.
         """
+        if self.root.cluster.address == "local" and not ray.is_initialized():
+            check_machine(self.root.trainer, self.root.cluster)
         run = prepare_run(self.root, self.manager)
         if not run.root.trainer.dense_steps:
+            self._look_at_checkpoints(run)
             return self._fit(run)
         dense = dense_stage(run)
+        for stage in (dense, run):
+            self._look_at_checkpoints(stage)
         with _session(run.root):
             first = _result(dense) if dense.model_dir.is_dir() else self._fit(dense)
             return replace(self._fit(second_stage(run, dense)), dense=first)
+
+    def _look_at_checkpoints(self, run: Run) -> None:
+        done, damaged = find_intact(run.directory)
+        for line in damaged:
+            self.console.print(line)
+        if done > run.root.trainer.steps:
+            raise ConfigError(
+                f"trainer.steps={run.root.trainer.steps}: run {run.name} has done {done} steps; "
+                f"set trainer.steps to at least {done}"
+            )
+        if done:
+            self.console.print(f"run {run.name} goes on after step {done}")
 
     def _fit(self, run: Run) -> TrainingResult:
         self.console.print(_headline(run))
@@ -97,7 +119,10 @@ class TrainingPipeline:
             metrics.follow(directory, [progress, curves]),
             _session(run.root),
         ):
-            _trainer(run).fit()
+            have = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            if waiting := check_cluster(run.root.trainer, run.root.cluster, have):
+                self.console.print(waiting)
+            _until_done(_trainer(run))
         return _result(run)
 
 
@@ -121,6 +146,18 @@ def _session(root: TrainRoot) -> AbstractContextManager[None]:
         return nullcontext()
     cpus = root.trainer.num_workers * root.trainer.cpus_per_worker
     return ray_session(root.cluster, min_cpus=cpus, env=RAY_ENV)
+
+
+def _until_done(trainer: TorchTrainer) -> None:
+    try:
+        trainer.fit()
+    except ControllerError as error:
+        failure: Exception = error
+        while isinstance(failure, ControllerError):
+            failure = failure.controller_failure
+        if isinstance(failure, FINAL):
+            raise failure from None
+        raise
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -149,7 +186,6 @@ def _trainer(run: Run) -> TorchTrainer:
             name=run.name,
             storage_path=str(run.directory.parent),
             failure_config=FailureConfig(max_failures=trainer.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=trainer.keep_checkpoints),
             callbacks=[RecordFailures(run.directory)],  # type: ignore[list-item]
             worker_runtime_env={
                 "env_vars": {"DS_ACCELERATOR": "cuda" if trainer.use_gpu else "cpu"}
@@ -160,7 +196,8 @@ def _trainer(run: Run) -> TorchTrainer:
 
 
 def _result(run: Run) -> TrainingResult:
-    records = metrics.read(run.directory)
+    steps = run.root.trainer.steps  # a run that diverged has records beyond its good checkpoint
+    records = [r for r in metrics.read(run.directory) if r.get("step", 0) <= steps]
     losses, tokens = metrics.series(records, "loss"), metrics.series(records, "tokens")
     held_out = list(metrics.series(records, "eval_loss").values())
     return TrainingResult(

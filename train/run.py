@@ -17,6 +17,7 @@ from llamahome.config.policy import CARRIED, rescaled
 from llamahome.models import ModelInfo, ModelManager
 from llamahome.models.adapter_chain import adapter_chain
 from train.data import batches, build_datasets, eval_batches, resolve_files
+from train.preflight import check_model
 
 RUN_FILE = "run.json"
 
@@ -56,6 +57,7 @@ def prepare_run(root: TrainRoot, manager: ModelManager) -> Run:
     manager.resolve(root.model.name, root.model.revision)
     model = manager.describe(root.model.name, root.model.revision)
     root = _looked_up(root, model)
+    check_model(root, adapter_chain(model.path, manager.resolve))
     _check_data(root, model, manager)
     output_dir = root.trainer.output_dir
     return _opened(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -29,9 +28,6 @@ def train_step(
 
     Returns:
         The objective's columns as means over the labels of the global batch, and its tokens.
-
-    Raises:
-        FloatingPointError: when the loss is not finite.
     """
     labels, tokens = count_tokens(micro_batches, engine.device)
     scale = gradient_scale(labels)
@@ -46,11 +42,6 @@ def train_step(
     total = torch.stack(list(totals.values()))
     dist.all_reduce(total)
     means = dict(zip(totals, (total / max(labels, 1)).tolist(), strict=True))
-    if not math.isfinite(means["loss"]):
-        raise FloatingPointError(
-            f"the loss is {means['loss']} after {engine.global_steps} steps; "
-            "lower trainer.learning_rate"
-        )
     return means, tokens
 
 

@@ -22,6 +22,7 @@ from train import checkpoint, metrics
 from train.anneal import policy_at
 from train.data import batches, build_datasets, eval_batches
 from train.deepspeed_config import deepspeed_config
+from train.divergence import DivergenceGuard
 from train.export import export_model
 from train.logs import record_warnings
 from train.model import POLICY_MODULE, bare_model, prepare_model
@@ -45,7 +46,8 @@ def run_worker(config: dict[str, Any]) -> None:
     bare = bare_model(model)
     attention = HybridAttention(policy, bare)
     objective = build_objective(trainer)
-    progress = checkpoint.resume(engine, has_frozen)
+    progress = checkpoint.resume(engine, run_dir, has_frozen)
+    guard = DivergenceGuard(run_dir, engine.skipped_steps)
 
     data = build_datasets(root.data, tokenizer, trainer.seed)
     share = {"rank": rank, "world_size": world_size, "pad_id": tokenizer.pad_token_id}
@@ -58,10 +60,11 @@ def run_worker(config: dict[str, Any]) -> None:
             metrics.append(run_dir, {"step": progress.step, **values})
 
     def report_held_out() -> None:
-        held_out = eval_batches(data.eval, trainer, **share)
-        report(eval_loss=evaluate(engine, held_out, attention))
+        loss = evaluate(engine, eval_batches(data.eval, trainer, **share), attention)
+        guard.after_evaluation(progress.step, loss)
+        report(eval_loss=loss)
 
-    if progress.step == 0:
+    if progress.step in (0, trainer.steps):
         report_held_out()
     while progress.step < trainer.steps:
         started = time.perf_counter()
@@ -77,18 +80,23 @@ def run_worker(config: dict[str, Any]) -> None:
         )
         progress.step += 1
         progress.tokens += tokens
+        warning = guard.after_step(progress.step, losses["loss"], engine.skipped_steps)
+        if warning and rank == 0:
+            metrics.append(run_dir, {"warning": warning})
         report(
             **losses,
             learning_rate=learning_rate,
-            grad_norm=float(engine.get_global_grad_norm()),
+            **({} if warning else {"grad_norm": float(engine.get_global_grad_norm())}),
             tokens=progress.tokens,
             tokens_per_second=tokens / (time.perf_counter() - started),
         )
         if is_due(progress.step, trainer.eval_every, trainer.steps):
             report_held_out()
         if is_due(progress.step, trainer.checkpoint_every, trainer.steps):
-            checkpoint.save(engine, run_dir, progress, has_frozen)
-    export_model(engine, tokenizer, root, run_dir)
+            checkpoint.save(
+                engine, run_dir, progress, frozen=has_frozen, keep=trainer.keep_checkpoints
+            )
+    export_model(engine, tokenizer, root, run_dir, data.eval[0]["input_ids"])
 
 
 def prepare_process(trainer: TrainerConfig) -> None:

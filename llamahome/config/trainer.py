@@ -117,9 +117,12 @@ class TrainerConfig:
             at_least(f"trainer.{name}", getattr(self, name), 0)
         at_least("trainer.eval_batches", self.eval_batches, 1)
         at_least("trainer.keep_checkpoints", self.keep_checkpoints, 1)
-        above("trainer.learning_rate", self.learning_rate, 0)
-        if self.policy_learning_rate is not None:
-            above("trainer.policy_learning_rate", self.policy_learning_rate, 0)
+        for name in ("learning_rate", "policy_learning_rate"):
+            rate = getattr(self, name)
+            if rate is not None:
+                above(f"trainer.{name}", rate, 0)
+                # AdamW moves each weight by about this much in a step; float32 ends at 3e38.
+                require(rate <= 100, f"trainer.{name}", rate, "it must be at most 100")
         above("trainer.max_grad_norm", self.max_grad_norm, 0)
         fraction("trainer.dense_share", self.dense_share)
         require(

@@ -63,7 +63,7 @@ def _train(
         for batch in islice(stream, steps)
     ]
     run_dir.mkdir(parents=True, exist_ok=True)
-    export_model(engine, tokenizer, root, run_dir)
+    export_model(engine, tokenizer, root, run_dir, rows[0]["input_ids"])
     return losses, load_model(ModelConfig(name=str(run_dir / "model")))
 
 
