@@ -30,7 +30,7 @@ from llamahome.data import (
     split_rows,
     text_rows,
 )
-from train.packing import fit, pack
+from train.packing import fit, is_pair, learns, longest, pack
 from train.recipes import custom_rows, groups_by_length
 
 logger = logging.getLogger(__name__)
@@ -40,10 +40,15 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Datasets:
-    """Rows ready to be batched: packed or cut to context_length, each with a label to learn."""
+    """Rows ready to be batched: packed or cut to context_length, each with a label to learn.
+
+    Attributes:
+        pairs: they hold pairs of answers, for DPO and ORPO.
+    """
 
     train: list[Row]
     eval: list[Row]
+    pairs: bool = False
 
 
 def resolve_files(data: DataConfig) -> DataConfig:
@@ -53,13 +58,13 @@ def resolve_files(data: DataConfig) -> DataConfig:
         DataError: names both places, for a file that is neither in the working directory nor in
             the repository.
     """
-    named = {
-        "train_file": _resolve("train_file", data.train_file, data.format),
-        "mix": [_resolve("mix", file, data.format) for file in data.mix],
-    }
-    if data.eval_file is None:
-        return replace(data, **named)
-    return replace(data, **named, eval_file=_resolve("eval_file", data.eval_file, data.format))
+    held_out = data.eval_file
+    return replace(
+        data,
+        train_file=_resolve("train_file", data.train_file, data.format),
+        mix=[_resolve("mix", file, data.format) for file in data.mix],
+        eval_file=None if held_out is None else _resolve("eval_file", held_out, data.format),
+    )
 
 
 def _resolve(key: str, name: str, format: str) -> str:
@@ -168,27 +173,37 @@ def arrange(train: list[Row], held: list[Row], data: DataConfig, seed: int) -> D
         DataError: when no row is left that has a token to learn.
     """
     random.Random(seed).shuffle(train)
-    return Datasets(train=_arrange(train, data, "training"), eval=_arrange(held, data, "held-out"))
+    pairs = {is_pair(row) for row in (*train, *held)}
+    if len(pairs) > 1:
+        raise DataError(
+            "some records are pairs of answers (chosen, rejected) and some are not; "
+            "train on them in runs of their own"
+        )
+    return Datasets(
+        train=_arrange(train, data, "training"),
+        eval=_arrange(held, data, "held-out"),
+        pairs=pairs == {True},
+    )
 
 
 def _arrange(rows: list[Row], data: DataConfig, name: str) -> list[Row]:
-    long = sum(len(row["input_ids"]) > data.context_length for row in rows)
-    if long:
+    length = data.context_length
+    if long := sum(longest(row) > length for row in rows):
         done = {"cut": "cut to their beginning", "split": "split", "drop": "dropped"}
         logger.warning(
             "%d %s records of more than %d tokens %s (data.overlong=%s)",
-            *(long, name, data.context_length, done[data.overlong], data.overlong),
+            *(long, name, length, done[data.overlong], data.overlong),
         )
-    arranged = fit(rows, data.context_length, data.overlong)
-    if data.batching == "packing":
-        arranged = pack(arranged, data.context_length)
-    # A model predicts the next token, so no position predicts the first label of a row.
-    kept = [row for row in arranged if any(label != IGNORED for label in row["labels"][1:])]
-    if len(kept) < len(arranged):
-        logger.warning("%d %s rows without a label dropped", len(arranged) - len(kept), name)
+    fitting = fit(rows, length, data.overlong)
+    kept = [row for row in fitting if learns(row)]
+    if len(kept) < len(fitting):
+        logger.warning("%d %s records without a label dropped", len(fitting) - len(kept), name)
+    if kept and data.batching == "packing":
+        # A row of pairs has room for the longest of them.
+        kept = pack(kept, 2 * length if is_pair(kept[0]) else length)
     if not kept:
         raise DataError(
-            f"no {name} row has a token to learn within data.context_length="
+            f"no {name} record has a token to learn within data.context_length="
             f"{data.context_length}; raise it, or give records whose answers come earlier"
         )
     logger.info(

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from llamahome.config import ConfigError, ModelConfig, PolicyConfig, TrainRoot
 from llamahome.config.fixed import changed_keys
 from llamahome.config.policy import CARRIED, rescaled
+from llamahome.data import DataError
 from llamahome.models import ModelInfo, ModelManager
 from llamahome.models.adapter_chain import adapter_chain
 from train.data import batches, build_datasets, eval_batches, resolve_files
@@ -124,7 +125,7 @@ def _policy(policy: PolicyConfig, model: ModelInfo) -> PolicyConfig:
     if policy.name != CARRIED:
         return policy
     if model.policy is None:
-        return PolicyConfig(**({} if policy.budget is None else {"budget": policy.budget}))
+        return PolicyConfig() if policy.budget is None else PolicyConfig(budget=policy.budget)
     if policy.budget is None:
         return model.policy
     return rescaled(model.policy, policy.budget, model.layers, model.kv_heads)
@@ -134,6 +135,13 @@ def _check_data(root: TrainRoot, model: ModelInfo, manager: ModelManager) -> Non
     """Build the workers' data here first: one error now is better than one in each worker."""
     tokenizer = load_tokenizer(model.path, manager)
     data, trainer = build_datasets(root.data, tokenizer, root.trainer.seed), root.trainer
+    if data.pairs != (trainer.objective != "cross_entropy"):
+        held = "pairs of answers" if data.pairs else "no pairs of chosen and rejected answers"
+        fitting = "dpo or orpo" if data.pairs else "cross_entropy"
+        raise DataError(
+            f"trainer.objective={trainer.objective}: {root.data.train_file} holds {held}; "
+            f"set trainer.objective={fitting}, or give other data"
+        )
     share = {"rank": 0, "world_size": trainer.num_workers, "pad_id": 0}
     batches(data.train, root.data, trainer, start_step=0, **share)
     eval_batches(data.eval, trainer, **share)

@@ -60,7 +60,7 @@ def run_worker(config: dict[str, Any]) -> None:
             metrics.append(run_dir, {"step": progress.step, **values})
 
     def report_held_out() -> None:
-        loss = evaluate(engine, eval_batches(data.eval, trainer, **share), attention)
+        loss = evaluate(engine, eval_batches(data.eval, trainer, **share), attention, objective)
         guard.after_evaluation(progress.step, loss)
         report(eval_loss=loss)
 

@@ -7,7 +7,10 @@ from math import inf
 
 from llamahome.config.checks import at_least, one_of, require
 
-FORMATS = ("auto", "chat", "sharegpt", "alpaca", "completion", "text", "tokens", "custom")
+FORMATS = (
+    *("auto", "chat", "sharegpt", "alpaca", "completion", "preference"),
+    *("text", "tokens", "custom"),
+)
 TRAIN_ON = ("assistant", "last", "all")
 BATCHING = ("packing", "padding")
 OVERLONG = ("cut", "split", "drop")
@@ -21,8 +24,9 @@ class DataConfig:
         format: what a record holds; `auto` follows from its keys, and .txt files are plain texts.
             `chat`: messages of role and content, with tool_calls, tools, train or weight (0 or 1);
             `sharegpt`: conversations of from and value; `alpaca`: instruction, input, output;
-            `completion`: prompt and completion, two texts or two lists of messages; `text`: text
-            of a document, or a plain text; every token is learned; `tokens`: input_ids, and
+            `completion`: prompt and completion, two texts or two lists of messages;
+            `preference`: chosen and rejected, the same, for trainer.objective=dpo and orpo; `text`:
+            text of a document, or a plain text; every token is learned; `tokens`: input_ids, and
             labels if not all are learned; `custom`: a Python file in llama-recipes' convention.
         train_file: records, relative to the working directory or else to the repository: a file
             of JSON lines, JSON, Parquet or plain text (.gz too), a folder of such, a pattern like
@@ -34,7 +38,7 @@ class DataConfig:
         eval_file: held-out records; None holds out `eval_fraction` of train_file and of each of
             `mix` (the end of a text) or, for `custom`, asks train_file for its "validation" split.
         eval_fraction: share of train_file held out without an eval_file.
-        context_length: tokens in one training sequence.
+        context_length: tokens in one training sequence; of a pair, in each answer with its prompt.
         batching: `packing` joins whole records up to context_length, and attention keeps them
             apart; `padding` gives each a row, and batches records of similar length.
         overlong: for records of more than context_length tokens: `cut` keeps the beginning,

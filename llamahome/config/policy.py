@@ -104,7 +104,7 @@ class PolicyConfig:
                     value == getattr(plain, own.name),
                     f"policy.{own.name}",
                     value,
-                    "policy=carried brings its own; leave it out, or name a policy, like policy=h2o",
+                    "policy=carried brings its own; leave it out, or name a policy, like h2o",
                 )
 
     def _check_budgets(self) -> None:

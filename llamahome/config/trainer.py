@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from llamahome.config.checks import above, at_least, fraction, one_of, require
 from llamahome.config.fixed import FIXED, fixed
 
+OBJECTIVES = ("cross_entropy", "dpo", "orpo")
+
 
 @dataclass(kw_only=True)
 class LoraConfig:
@@ -52,6 +54,9 @@ class TrainerConfig:
             one that the second stage trains under the policy, and its teacher. 0 has one stage.
         batch_size: sequences per worker and micro-step.
         accumulation: micro-steps per optimiser step.
+        objective: `cross_entropy`; or, for pairs of answers, `dpo`, whose reference is the model
+            without its adapters, or `orpo`.
+        beta: of dpo: weight of the distance to the reference; of orpo: weight of the odds ratio.
         kl_weight: weight of KL(dense || under the policy), added to cross-entropy; the dense model
             is the same one without its adapters, so it is the one that dense_steps made. 0 leaves
             cross-entropy alone.
@@ -81,6 +86,8 @@ class TrainerConfig:
     policy_learning_rate: float | None = fixed(None)
     warmup_steps: int = fixed(10)
     weight_decay: float = fixed(0.0)
+    objective: str = fixed("cross_entropy")
+    beta: float = fixed(0.1)
     kl_weight: float = fixed(0.0)
     anneal_steps: int = fixed(0)
     budget_jitter: float = fixed(0.0)
@@ -102,6 +109,7 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         one_of("trainer.method", self.method, ("full", "lora"))
         one_of("trainer.export", self.export, ("merged", "adapter"))
+        one_of("trainer.objective", self.objective, OBJECTIVES)
         one_of("trainer.precision", self.precision, ("fp32", "mixed", "bf16"))
         require(
             self.export == "merged" or self.method == "lora",
@@ -130,6 +138,25 @@ class TrainerConfig:
             "trainer.kl_weight",
             self.kl_weight,
             "the dense model is this one without its adapters; set trainer.method=lora",
+        )
+        above("trainer.beta", self.beta, 0)
+        require(
+            self.objective != "dpo" or self.method == "lora",
+            "trainer.objective",
+            self.objective,
+            "its reference is the model without its adapters; set trainer.method=lora",
+        )
+        require(
+            self.objective == "cross_entropy" or self.kl_weight == 0,
+            "trainer.kl_weight",
+            self.kl_weight,
+            f"trainer.objective={self.objective} has no dense teacher; set it to 0",
+        )
+        require(
+            self.objective == "cross_entropy" or self.dense_steps == 0,
+            "trainer.dense_steps",
+            self.dense_steps,
+            "the dense stage learns answers, not pairs; give it a run of its own",
         )
         require(
             self.anneal_steps < self.steps,

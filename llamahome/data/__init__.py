@@ -3,7 +3,15 @@
 from llamahome.data.chat_template import ChatError, ChatTemplate, ControlTokenError, NoTemplateError
 from llamahome.data.encode import IGNORED, Row, RowEncoder
 from llamahome.data.errors import BadRecord, DataError
-from llamahome.data.records import Chat, Completion, Record, Tokens, parse_record, split_rows
+from llamahome.data.records import (
+    Chat,
+    Completion,
+    Preference,
+    Record,
+    Tokens,
+    parse_record,
+    split_rows,
+)
 from llamahome.data.rows import BadRecords, read_rows
 from llamahome.data.sources import exists, is_hub_id, plain_texts, raw_records
 from llamahome.data.texts import read_text, text_rows
@@ -19,6 +27,7 @@ __all__ = [
     "ControlTokenError",
     "DataError",
     "NoTemplateError",
+    "Preference",
     "Record",
     "Row",
     "RowEncoder",

@@ -18,12 +18,13 @@ from llamahome.data.chat_template import (
     private_text,
 )
 from llamahome.data.errors import BadRecord, DataError
-from llamahome.data.records import Chat, Completion, Message, Record, Tokens
+from llamahome.data.records import Chat, Completion, Message, Preference, Record, Tokens
 
 # The label that torch's cross entropy ignores.
 IGNORED = -100
 
-# One sequence: input_ids, attention_mask and labels of the same length.
+# One sequence: input_ids, attention_mask and labels of the same length. Two answers to one prompt
+# are a row whose `documents` are 0, the chosen one, and 1.
 Row = dict[str, list[int]]
 
 
@@ -70,6 +71,8 @@ class RowEncoder:
                 return self._completion(record)
             case Tokens():
                 return self._tokens(record)
+            case Preference():
+                return _pair(self.encode(record.chosen), self.encode(record.rejected))
 
     @property
     def _name(self) -> str:
@@ -268,6 +271,12 @@ class RowEncoder:
 
 def _row(ids: list[int], labels: list[int]) -> Row:
     return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
+
+
+def _pair(chosen: Row, rejected: Row) -> Row:
+    sizes = [len(answer["input_ids"]) for answer in (chosen, rejected)]
+    joined = {key: chosen[key] + rejected[key] for key in chosen}
+    return {**joined, "documents": [0] * sizes[0] + [1] * sizes[1]}
 
 
 def _with_name(message: Message, name: str) -> Message:

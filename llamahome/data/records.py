@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from llamahome.data.errors import BadRecord, DataError
@@ -65,15 +66,24 @@ class Tokens:
     labels: list[int]
 
 
-Record = Chat | Completion | Tokens
+@dataclass(frozen=True)
+class Preference:
+    """A prompt with two answers, the one that people chose first."""
+
+    where: str
+    chosen: Chat | Completion
+    rejected: Chat | Completion
+
+
+Record = Chat | Completion | Tokens | Preference
 
 
 def parse_record(raw: Any, format: str, where: str) -> Record:
     """Check one object of a file.
 
     Args:
-        format: `chat`, `sharegpt`, `alpaca`, `completion`, `text`, `tokens`, or `auto`, which
-            follows from the keys. Keys that the format does not have are ignored.
+        format: `chat`, `sharegpt`, `alpaca`, `completion`, `preference`, `text`, `tokens`, or
+            `auto`, which follows from the keys. Keys that the format does not have are ignored.
         where: the file and line, which messages of errors begin with.
 
     Raises:
@@ -137,6 +147,49 @@ def _alpaca(raw: dict[str, Any], where: str) -> Chat:
     return Chat(where, messages, [None, None])
 
 
+def _preference(raw: dict[str, Any], where: str) -> Preference:
+    chosen, rejected = (_answered(raw, name, where) for name in ("chosen", "rejected"))
+    if type(chosen) is not type(rejected):
+        raise BadRecord(f"{where}: chosen and rejected must both be texts, or both messages")
+    if isinstance(chosen, Chat) and isinstance(rejected, Chat):
+        shared = _shared_turns(chosen.messages, rejected.messages)
+        if shared == len(chosen.messages) == len(rejected.messages):
+            raise BadRecord(f"{where}: chosen and rejected are the same; remove the record")
+        chosen, rejected = (
+            replace(chat, learned=[*[False] * shared, *chat.learned[shared:]])
+            for chat in (chosen, rejected)
+        )
+        for name, chat in (("chosen", chosen), ("rejected", rejected)):
+            if all(m["role"] != "assistant" for m in chat.messages[shared:]):
+                raise BadRecord(
+                    f"{where}: {name} has no answer after the turns that both share; add it"
+                )
+    elif chosen == rejected:
+        raise BadRecord(f"{where}: chosen and rejected are the same; remove the record")
+    return Preference(where, chosen, rejected)
+
+
+def _answered(raw: dict[str, Any], name: str, where: str) -> Chat | Completion:
+    """Return the prompt with one of its answers; messages may hold the prompt themselves."""
+    if isinstance(_field(raw, name, where), list):
+        answer, prompt = _list(raw, name, where), raw.get("prompt")
+        if isinstance(prompt, list):
+            answer = [*prompt, *answer]
+        elif prompt is not None and isinstance(answer[0], dict) and _is_answer(answer[0]):
+            answer = [{"role": "user", "content": _text(raw, "prompt", where)}, *answer]
+        return _chat_of(answer, f"{where}: {name}", raw, where)
+    return Completion(where, _text(raw, "prompt", where), _text(raw, name, where))
+
+
+def _is_answer(turn: dict[str, Any]) -> bool:
+    return ROLES.get(str(turn.get("role", turn.get("from")))) == "assistant"
+
+
+def _shared_turns(one: list[Message], other: list[Message]) -> int:
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
 def _completion(raw: dict[str, Any], where: str) -> Chat | Completion:
     prompt, completion = _field(raw, "prompt", where), _field(raw, "completion", where)
     if isinstance(prompt, list) and isinstance(completion, list):
@@ -167,6 +220,7 @@ _PARSERS: dict[str, Callable[[dict[str, Any], str], Record]] = {
     "sharegpt": _sharegpt,
     "tokens": _tokens,
     "alpaca": _alpaca,
+    "preference": _preference,
     "completion": _completion,
     "text": _document,
 }
@@ -176,6 +230,7 @@ _KEYS = {
     "sharegpt": ("conversations",),
     "tokens": ("input_ids",),
     "alpaca": ("instruction", "output"),
+    "preference": ("chosen", "rejected"),
     "completion": ("prompt", "completion"),
     "text": ("text",),
 }

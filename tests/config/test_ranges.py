@@ -48,6 +48,8 @@ RULES: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
     "trainer.run_name": (["", "a/b", ".hidden", ".."], ["a", "a.b-c"], {}),
     "trainer.method": (["qlora"], ["full", "lora"], {}),
     "trainer.export": (["zip"], ["merged", "adapter"], {"trainer.method": "lora"}),
+    "trainer.objective": (["ppo"], ["cross_entropy", "dpo", "orpo"], {"trainer.method": "lora"}),
+    "trainer.beta": ([0.0, -1.0], [0.1], {}),
     "trainer.precision": (["fp16"], ["fp32", "mixed", "bf16"], {}),
     "trainer.steps": ([0], [1], {}),
     "trainer.batch_size": ([0], [1], {}),

@@ -354,3 +354,18 @@ def test_tokens_are_taken_as_they_are(byte_tokenizer: PreTrainedTokenizerFast) -
         encode(Tokens("a:1", [1, 258], [1, 2]), byte_tokenizer)
     with pytest.raises(BadRecord, match=r"a:1: labels holds -1"):
         encode(Tokens("a:1", [1, 2], [-1, 2]), byte_tokenizer)
+
+
+def test_a_pair_is_a_row_of_two_documents(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    answers = [[{"role": "assistant", "content": text}] for text in ("Yes.", "No!")]
+    prompt = [{"role": "user", "content": "So?"}]
+    raw = {"prompt": prompt, "chosen": answers[0], "rejected": answers[1]}
+    encoder = RowEncoder(byte_tokenizer)
+    row = encoder.encode(parse_record(raw, "auto", "f:1"))
+    alone = [
+        encoder.encode(parse_record({"messages": [*prompt, *answer]}, "chat", "f:1"))
+        for answer in answers
+    ]
+    for key in ("input_ids", "labels", "attention_mask"):
+        assert row[key] == alone[0][key] + alone[1][key]
+    assert row["documents"] == [0] * len(alone[0]["labels"]) + [1] * len(alone[1]["labels"])

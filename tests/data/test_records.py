@@ -12,6 +12,7 @@ from llamahome.data import (
     Chat,
     Completion,
     DataError,
+    Preference,
     Tokens,
     parse_record,
     split_rows,
@@ -19,6 +20,7 @@ from llamahome.data import (
 
 USER = {"role": "user", "content": "Hi."}
 ASSISTANT = {"role": "assistant", "content": "Hello."}
+WORSE = {"role": "assistant", "content": "What?"}
 CALL = {"name": "sky", "arguments": {"at": "noon"}}
 CALLS = [{"type": "function", "function": CALL}]
 SKY = {"name": "sky", "parameters": {"type": "object"}}
@@ -48,6 +50,14 @@ FORMATS = {
         {"prompt": "2 + 2 =", "completion": " 4"},
         Completion("f:2", "2 + 2 =", " 4"),
     ),
+    "preference": (
+        {"prompt": [USER], "chosen": [ASSISTANT], "rejected": [WORSE]},
+        Preference(
+            "f:2",
+            Chat("f:2", [USER, ASSISTANT], [False, None]),
+            Chat("f:2", [USER, WORSE], [False, None]),
+        ),
+    ),
     "text": ({"text": "one\r\ntwo"}, Completion("f:2", "", "one\ntwo")),
     "tokens": ({"input_ids": [1, 2], "labels": [-100, 2]}, Tokens("f:2", [1, 2], [-100, 2])),
 }
@@ -68,6 +78,30 @@ def test_alpacas_input_follows_the_instruction() -> None:
 
 def test_tokens_without_labels_are_all_learned() -> None:
     assert parsed({"input_ids": [3, 4]}).labels == [3, 4]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"chosen": [USER, ASSISTANT], "rejected": [USER, WORSE]},
+        {"prompt": "Hi.", "chosen": [USER, ASSISTANT], "rejected": [USER, WORSE]},
+        {"prompt": "Hi.", "chosen": [ASSISTANT], "rejected": [WORSE]},
+    ],
+)
+def test_a_prompt_is_in_the_answers_or_next_to_them(raw: dict[str, Any]) -> None:
+    assert parsed(raw) == FORMATS["preference"][1]
+
+
+def test_turns_that_both_answers_share_are_not_learned() -> None:
+    before = [USER, ASSISTANT, USER]
+    found = parsed({"chosen": [*before, ASSISTANT], "rejected": [*before, WORSE]})
+    assert found.chosen.learned == found.rejected.learned == [False, False, False, None]
+
+
+def test_texts_are_preferred_as_completions() -> None:
+    found = parsed({"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"})
+    assert found.chosen == Completion("f:2", "2 + 2 =", " 4")
+    assert found.rejected == Completion("f:2", "2 + 2 =", " 5")
 
 
 def test_of_a_completion_of_messages_only_the_completion_is_learned() -> None:
@@ -210,6 +244,18 @@ BAD: list[tuple[str, Any, str]] = [
     ("alpaca", {"instruction": "a", "input": 3, "output": "a"}, "f:2: input is int"),
     ("alpaca", turns(USER), "f:2: the key 'instruction' is missing .* set data.format to what"),
     ("completion", {"prompt": "a", "completion": ""}, "f:2: completion is empty"),
+    ("preference", {"chosen": "a", "rejected": "b"}, "f:2: the key 'prompt' is missing"),
+    ("preference", {"prompt": "a", "chosen": "b", "rejected": "b"}, "f:2: chosen and rejected are"),
+    (
+        "preference",
+        {"prompt": "a", "chosen": [ASSISTANT], "rejected": "b"},
+        "f:2: chosen and rejected must both be texts",
+    ),
+    (
+        "preference",
+        {"chosen": [USER, ASSISTANT], "rejected": [USER, ASSISTANT, USER]},
+        "f:2: chosen has no answer after the turns",
+    ),
     ("completion", {"prompt": [USER], "completion": "a"}, "f:2: prompt is list; it must"),
     ("completion", {"prompt": ["a"], "completion": [ASSISTANT]}, "f:2: prompt holds what is no"),
     ("text", {"text": 3}, "f:2: text is int"),

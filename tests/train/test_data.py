@@ -182,14 +182,14 @@ def test_rows_without_a_label_are_dropped_and_counted(
     )
     built = build_datasets(custom_data(custom_file), byte_tokenizer, seed=0)
     assert [row["input_ids"][0] for row in built.train] == [1]
-    assert "2 training rows without a label dropped" in caplog.text
+    assert "2 training records without a label dropped" in caplog.text
 
 
 def test_no_row_left_is_an_error_with_the_cure(
     chat_data: DataConfig, byte_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     data = replace(chat_data, batching="padding", context_length=5)
-    with pytest.raises(DataError, match=r"no training row .* data\.context_length=5; raise it"):
+    with pytest.raises(DataError, match=r"no training record .* data\.context_length=5; raise it"):
         build_datasets(data, byte_tokenizer, seed=0)
 
 

@@ -15,7 +15,7 @@ from tests.train.engine import QUIET, engine_for, one_worker
 from train.checkpoint import checkpoints
 from train.divergence import DivergenceGuard
 from train.errors import DivergedError
-from train.objectives import cross_entropy
+from train.objectives import Objective, cross_entropy
 from train.step import train_step
 
 pytestmark = QUIET
@@ -94,7 +94,7 @@ def test_deepspeed_counts_the_steps_that_it_leaves_out(
     batch = {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
     dense = HybridAttention(build_policy(PolicyConfig.dense()))
     guard = DivergenceGuard(run_dir, engine.skipped_steps)
-    losses, _ = train_step(engine, [batch], dense, cross_entropy)
+    losses, _ = train_step(engine, [batch], dense, Objective(cross_entropy))
     assert guard.after_step(1, losses["loss"], engine.skipped_steps) is None
-    losses, _ = train_step(engine, [batch], dense, overflowing)
+    losses, _ = train_step(engine, [batch], dense, Objective(overflowing))
     assert guard.after_step(2, losses["loss"], engine.skipped_steps) is not None
