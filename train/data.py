@@ -52,13 +52,14 @@ def resolve_files(data: DataConfig) -> DataConfig:
         DataError: names both places, for a file that is neither in the working directory nor in
             the repository.
     """
-    named = {
-        "train_file": _resolve("train_file", data.train_file, data.format),
-        "mix": [_resolve("mix", file, data.format) for file in data.mix],
-    }
+    resolved = replace(
+        data,
+        train_file=_resolve("train_file", data.train_file, data.format),
+        mix=[_resolve("mix", file, data.format) for file in data.mix],
+    )
     if data.eval_file is None:
-        return replace(data, **named)
-    return replace(data, **named, eval_file=_resolve("eval_file", data.eval_file, data.format))
+        return resolved
+    return replace(resolved, eval_file=_resolve("eval_file", data.eval_file, data.format))
 
 
 def _resolve(key: str, name: str, format: str) -> str:

@@ -146,10 +146,9 @@ def _json(text: str, file: Path) -> Iterator[Raw]:
             if after and not after.startswith("{"):
                 raise json.JSONDecodeError("Extra data", text, end)
             yield where, value
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             end = _next_object(text, at)
-            place = f"column {error.colno}" if error.lineno == line else f"line {error.lineno}"
-            yield where, BadRecord(f"{where}: not JSON ({error.msg}, {place}); {_JSON_CURE}")
+            yield where, BadRecord(f"{where}: not JSON ({_fault(error, line)}); {_JSON_CURE}")
         line += text.count("\n", at, end)
         at = end
 
@@ -173,11 +172,18 @@ def _next_object(text: str, at: int) -> int:
 def _json_list(text: str, file: Path) -> list[Any]:
     try:
         values: list[Any] = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{file}:{error.lineno}: not JSON ({error.msg}, column {error.colno}); {_JSON_CURE}"
-        ) from error
+    except (ValueError, RecursionError) as error:
+        line = getattr(error, "lineno", 1)
+        raise DataError(f"{file}:{line}: not JSON ({_fault(error, line)}); {_JSON_CURE}") from error
     return values
+
+
+def _fault(error: ValueError | RecursionError, line: int) -> str:
+    """Say what is wrong with JSON; nesting and numbers without end have no place."""
+    if not isinstance(error, json.JSONDecodeError):
+        return str(error).partition(";")[0]
+    place = f"column {error.colno}" if error.lineno == line else f"line {error.lineno}"
+    return f"{error.msg}, {place}"
 
 
 def _parquet(file: Path) -> Iterator[Raw]:

@@ -76,6 +76,8 @@ def test_line_separators_within_a_string_do_not_end_the_line(tmp_path: Path) -> 
         ('{"text": "one"', r"a.jsonl:2: not JSON \(.*line 3\)"),
         ('{"text": "one"},', r"a.jsonl:2: not JSON \(Extra data"),
         ("nonsense", r"a.jsonl:2: not JSON"),
+        ("[" * 200_000, r"a.jsonl:2: not JSON \(maximum recursion depth"),
+        ("9" * 5000, r"a.jsonl:2: not JSON \(Exceeds the limit"),
         ('{\n  "text": one,\n  "b": {}\n}', r"a.jsonl:2: not JSON \(.*line 3\)"),
     ],
 )
