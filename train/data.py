@@ -110,8 +110,8 @@ def records_as_rows(
         more_train, more_held = read(file)
         train += _repeated(more_train, times, seed)
         held += more_held
-    if data.eval_file is not None and data.format != "custom":
-        held = _rows(data.eval_file, data, tokenizer, bad)
+    if data.eval_file is not None:
+        held = _rows(data.eval_file, "validation", data, tokenizer, bad)
     return train, held
 
 
@@ -119,22 +119,22 @@ def _read(
     file: str, *, data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int, bad: BadRecords
 ) -> tuple[list[Row], list[Row]]:
     """Return a source's rows to train on, and those to hold out unless there is an eval_file."""
-    if data.format == "custom":
-        split = partial(
-            custom_rows, tokenizer=tokenizer, limit=data.limit, length=data.context_length
-        )
-        return split(file, split="train"), split(data.eval_file or file, split="validation")
-    rows = _rows(file, data, tokenizer, bad)
+    rows = _rows(file, "train", data, tokenizer, bad)
     if data.eval_file is not None:
         return rows, []
+    if data.format == "custom":
+        return rows, _rows(file, "validation", data, tokenizer, bad)
     if plain_texts(file, data.format):
         return _without_end(rows, file, data)
     return split_rows(rows, data.eval_fraction, seed)
 
 
 def _rows(
-    file: str, data: DataConfig, tokenizer: PreTrainedTokenizerBase, bad: BadRecords
+    file: str, split: str, data: DataConfig, tokenizer: PreTrainedTokenizerBase, bad: BadRecords
 ) -> list[Row]:
+    """Return a source's rows; only a custom file is asked for a split."""
+    if data.format == "custom":
+        return custom_rows(file, tokenizer, split, data.limit, data.context_length)
     texts = plain_texts(file, data.format)
     if not texts:
         encoder = RowEncoder(tokenizer, data.train_on)
