@@ -58,13 +58,14 @@ def resolve_files(data: DataConfig) -> DataConfig:
         DataError: names both places, for a file that is neither in the working directory nor in
             the repository.
     """
-    held_out = data.eval_file
-    return replace(
+    resolved = replace(
         data,
         train_file=_resolve("train_file", data.train_file, data.format),
         mix=[_resolve("mix", file, data.format) for file in data.mix],
-        eval_file=None if held_out is None else _resolve("eval_file", held_out, data.format),
     )
+    if data.eval_file is None:
+        return resolved
+    return replace(resolved, eval_file=_resolve("eval_file", data.eval_file, data.format))
 
 
 def _resolve(key: str, name: str, format: str) -> str:
@@ -115,8 +116,8 @@ def records_as_rows(
         more_train, more_held = read(file)
         train += _repeated(more_train, times, seed)
         held += more_held
-    if data.eval_file is not None and data.format != "custom":
-        held = _rows(data.eval_file, data, tokenizer, bad)
+    if data.eval_file is not None:
+        held = _rows(data.eval_file, "validation", data, tokenizer, bad)
     return train, held
 
 
@@ -124,22 +125,22 @@ def _read(
     file: str, *, data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int, bad: BadRecords
 ) -> tuple[list[Row], list[Row]]:
     """Return a source's rows to train on, and those to hold out unless there is an eval_file."""
-    if data.format == "custom":
-        split = partial(
-            custom_rows, tokenizer=tokenizer, limit=data.limit, length=data.context_length
-        )
-        return split(file, split="train"), split(data.eval_file or file, split="validation")
-    rows = _rows(file, data, tokenizer, bad)
+    rows = _rows(file, "train", data, tokenizer, bad)
     if data.eval_file is not None:
         return rows, []
+    if data.format == "custom":
+        return rows, _rows(file, "validation", data, tokenizer, bad)
     if plain_texts(file, data.format):
         return _without_end(rows, file, data)
     return split_rows(rows, data.eval_fraction, seed)
 
 
 def _rows(
-    file: str, data: DataConfig, tokenizer: PreTrainedTokenizerBase, bad: BadRecords
+    file: str, split: str, data: DataConfig, tokenizer: PreTrainedTokenizerBase, bad: BadRecords
 ) -> list[Row]:
+    """Return a source's rows; only a custom file is asked for a split."""
+    if data.format == "custom":
+        return custom_rows(file, tokenizer, split, data.limit, data.context_length)
     texts = plain_texts(file, data.format)
     if not texts:
         encoder = RowEncoder(tokenizer, data.train_on)

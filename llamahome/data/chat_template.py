@@ -90,11 +90,8 @@ class ChatTemplate:
         except (TemplateError, TypeError) as error:  # roles and orders that it does not know
             raise ChatError(str(error)) from error
         except ValueError as error:
-            if not continue_final_message:
-                raise
-            raise ChatError(
-                "it changes the last message, so the answer cannot continue it"
-            ) from error
+            reason = "it changes the last message, so the answer cannot continue it"
+            raise ChatError(reason if continue_final_message else str(error)) from error
         return str(text)
 
     def plain(self, rendered: str) -> str:

@@ -188,7 +188,7 @@ class RowEncoder:
         return closing
 
     def _check_tools(self, chat: Chat) -> None:
-        """Refuse a chat of whose tools, calls or results the template writes nothing."""
+        """Refuse a chat whose tools, calls, results or words next to a call are not written."""
         probe = private_text()
         if chat.tools:
             tools = [{**t, "function": {**t["function"], "name": probe}} for t in chat.tools]
@@ -197,8 +197,8 @@ class RowEncoder:
         for i, message in enumerate(chat.messages):
             if "tool_calls" in message:
                 self._check_written(chat, i, _with_name(message, probe), probe, "tool_calls")
-            if message["role"] == "tool":
-                self._check_written(chat, i, {**message, "content": probe}, probe, "role 'tool'")
+            if message["role"] == "tool" or ("tool_calls" in message and message["content"]):
+                self._check_written(chat, i, {**message, "content": probe}, probe, "content")
 
     def _check_written(self, chat: Chat, i: int, probing: Message, probe: str, part: str) -> None:
         messages = [*chat.messages[:i], probing]
@@ -208,7 +208,7 @@ class RowEncoder:
     def _left_out(self, chat: Chat, part: str) -> BadRecord:
         return BadRecord(
             f"{chat.where}: {part} is left out by the chat template of {self._name}; use a model "
-            "whose template writes tools, or remove the record"
+            "whose template writes it, or remove it or the record"
         )
 
     def _completion(self, record: Completion) -> Row:

@@ -14,7 +14,7 @@ from typing import Any
 
 from llamahome.data.errors import BadRecord, DataError
 
-TEXT_SUFFIXES = (".txt", ".md")
+TEXT_SUFFIXES = (".txt",)
 RECORD_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _SAVED = ("state.json", "dataset_dict.json")  # files that `save_to_disk` writes
@@ -36,10 +36,10 @@ def is_hub_id(name: str) -> bool:
     )
 
 
-def split_of(source: str) -> tuple[str, str]:
-    """Return a data set's name and the split after its colon, `train` where it names none."""
+def split_of(source: str) -> tuple[str, str | None]:
+    """Return a data set's name and the split that it names after a colon."""
     name, colon, split = source.rpartition(":")
-    return (name, split) if colon and not Path(source).exists() else (source, "train")
+    return (name, split) if colon and not Path(source).exists() else (source, None)
 
 
 def plain_texts(source: str, format: str) -> list[Path]:
@@ -105,12 +105,16 @@ def _files(source: str) -> list[Path]:
     path = Path(source)
     if path.is_dir():
         known = (*TEXT_SUFFIXES, *RECORD_SUFFIXES)
-        files = [f for f in sorted(path.rglob("*")) if f.is_file() and _suffix(f) in known]
+        visible = (f for f in sorted(path.rglob("[!.]*")) if "/." not in f"/{f.relative_to(path)}")
+        files = [file for file in visible if file.is_file() and _suffix(file) in known]
     elif path.exists():
         files = [path]
     else:
         matches = map(Path, sorted(glob.glob(source, recursive=True)))
         files = [file for file in matches if file.is_file()]
+    name, split = split_of(source)
+    if not files and split is not None and Path(name).exists():
+        raise DataError(f"{source}: only data sets have splits; leave the colon out")
     if not files:
         raise DataError(
             f"{source}: holds no file of records; give files ending in "
@@ -146,10 +150,9 @@ def _json(text: str, file: Path) -> Iterator[Raw]:
             if after and not after.startswith("{"):
                 raise json.JSONDecodeError("Extra data", text, end)
             yield where, value
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             end = _next_object(text, at)
-            place = f"column {error.colno}" if error.lineno == line else f"line {error.lineno}"
-            yield where, BadRecord(f"{where}: not JSON ({error.msg}, {place}); {_JSON_CURE}")
+            yield where, BadRecord(f"{where}: not JSON ({_fault(error, line)}); {_JSON_CURE}")
         line += text.count("\n", at, end)
         at = end
 
@@ -173,11 +176,18 @@ def _next_object(text: str, at: int) -> int:
 def _json_list(text: str, file: Path) -> list[Any]:
     try:
         values: list[Any] = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{file}:{error.lineno}: not JSON ({error.msg}, column {error.colno}); {_JSON_CURE}"
-        ) from error
+    except (ValueError, RecursionError) as error:
+        line = getattr(error, "lineno", 1)
+        raise DataError(f"{file}:{line}: not JSON ({_fault(error, line)}); {_JSON_CURE}") from error
     return values
+
+
+def _fault(error: ValueError | RecursionError, line: int) -> str:
+    """Say what is wrong with JSON; nesting and numbers without end have no place."""
+    if not isinstance(error, json.JSONDecodeError):
+        return str(error).partition(";")[0]
+    place = f"column {error.colno}" if error.lineno == line else f"line {error.lineno}"
+    return f"{error.msg}, {place}"
 
 
 def _parquet(file: Path) -> Iterator[Raw]:
@@ -201,11 +211,14 @@ def _dataset(source: str) -> Iterator[Raw]:
     name, split = split_of(source)
     loaded = _loaded(name, source)
     if hasattr(loaded, "keys"):  # a data set for each split
+        split = split or "train"
         if split not in loaded:
             raise DataError(
                 f"{source}: has no split {split!r}; name one of {', '.join(loaded)} after a colon"
             )
         loaded = loaded[split]
+    elif split is not None:
+        raise DataError(f"{source}: it was saved without splits; leave :{split} out")
     for number, row in enumerate(loaded):
         yield f"{source}: row {number}", _without_nulls(row)
 

@@ -308,7 +308,7 @@ def test_tool_calls_are_learned_as_the_template_writes_them() -> None:
     [
         (chat(USER, CALL), r"messages\[1\]: tool_calls"),
         (chat(USER, FIRST, tools=TOOLS), "tools"),
-        (chat(USER, FIRST, RESULT, SECOND), r"messages\[2\]: role 'tool'"),
+        (chat(USER, FIRST, RESULT, SECOND), r"messages\[2\]: content"),
     ],
 )
 def test_what_a_template_leaves_out_is_refused(record: Record, part: str) -> None:
@@ -320,6 +320,17 @@ def test_what_a_template_leaves_out_is_refused(record: Record, part: str) -> Non
         BadRecord, match=rf"a.jsonl:1: {part} is left out by .* 'tiny'; use a model"
     ):
         encode(record, byte_tokenizer_with(template, "<end>"))
+
+
+def test_words_next_to_a_call_that_a_template_leaves_out_are_refused() -> None:
+    tokenizer = byte_tokenizer_with(
+        "{% for m in messages %}{{ m.tool_calls | tojson if m.tool_calls else m.content }}<end>"
+        "{% endfor %}",
+        "<end>",
+    )
+    assert encode(chat(USER, CALL), tokenizer)
+    with pytest.raises(BadRecord, match=r"messages\[1\]: content is left out"):
+        encode(chat(USER, {**CALL, "content": "Let me look."}), tokenizer)
 
 
 def test_a_completion_is_learned_after_its_prompt_and_ends(

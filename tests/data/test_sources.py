@@ -76,6 +76,8 @@ def test_line_separators_within_a_string_do_not_end_the_line(tmp_path: Path) -> 
         ('{"text": "one"', r"a.jsonl:2: not JSON \(.*line 3\)"),
         ('{"text": "one"},', r"a.jsonl:2: not JSON \(Extra data"),
         ("nonsense", r"a.jsonl:2: not JSON"),
+        ("[" * 200_000, r"a.jsonl:2: not JSON \(maximum recursion depth"),
+        ("9" * 5000, r"a.jsonl:2: not JSON \(Exceeds the limit"),
         ('{\n  "text": one,\n  "b": {}\n}', r"a.jsonl:2: not JSON \(.*line 3\)"),
     ],
 )
@@ -129,7 +131,9 @@ def test_parquet_without_the_nulls_that_it_fills_in(tmp_path: Path) -> None:
 
 def test_folders_and_patterns_are_read_in_the_order_of_names(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    for name in ("b.jsonl", "a.json", "in/c.jsonl", "in/notes.csv"):
+    (tmp_path / ".cache").mkdir()
+    ignored = ("in/notes.csv", "README.md", ".hidden.jsonl", ".cache/d.jsonl")
+    for name in ("b.jsonl", "a.json", "in/c.jsonl", *ignored):
         write(tmp_path, name, json.dumps({"text": name}))
     assert values(tmp_path) == [{"text": n} for n in ("a.json", "b.jsonl", "in/c.jsonl")]
     assert values(tmp_path / "*.jsonl") == [{"text": "b.jsonl"}]
@@ -151,6 +155,10 @@ def test_a_saved_data_set_and_its_splits(tmp_path: Path) -> None:
     assert places(f"{tmp_path}/both:test") == ["both:test: row 0"]
     with pytest.raises(DataError, match="both:dev: has no split 'dev'; name one of train, test"):
         values(f"{tmp_path}/both:dev")
+    with pytest.raises(DataError, match="one:test: it was saved without splits; leave :test out"):
+        values(f"{tmp_path}/one:test")
+    with pytest.raises(DataError, match="only data sets have splits; leave the colon out"):
+        values(f"{tmp_path}:test")
 
 
 def test_a_hub_id_that_cannot_be_loaded_is_one_line() -> None:

@@ -434,6 +434,17 @@ def test_a_mixture_takes_each_source_as_often_as_it_says(
     assert not kept & {byte_tokenizer.decode(row["input_ids"]) for row in held.eval}
 
 
+def test_a_mixture_of_custom_files_has_one_held_out_file(
+    custom_file: Path, byte_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    data = custom_data(
+        custom_file, mix=[f"{custom_file}:as_tensors"], mix_times=[1.0], eval_file=str(custom_file)
+    )
+    built = build_datasets(data, byte_tokenizer, seed=0)
+    assert sorted(row["input_ids"][0] for row in built.train) == [1, 2, 3, 5, 5]
+    assert [row["input_ids"][0] for row in built.eval] == [8]
+
+
 def test_a_mixture_is_resolved_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "more.jsonl").write_text(json.dumps({}))
