@@ -27,6 +27,7 @@ from llamahome.data import IGNORED, BadRecords, DataError, Row
 from llamahome.logs import configure_logging
 from llamahome.models import ModelError, ModelManager
 from train.data import Datasets, arrange, records_as_rows
+from train.packing import fit, learns, longest
 from train.progress import plain_console
 from train.run import load_tokenizer
 
@@ -125,7 +126,7 @@ def _figures(records: list[Row], rows: list[Row], data: DataConfig) -> dict[str,
         "90th percentile": f"{_percentile(lengths, 90):,}",
         "99th percentile": f"{_percentile(lengths, 99):,}",
         "longest": f"{lengths[-1]:,}",
-        f"longer than {length:,} tokens": f"{sum(n > length for n in lengths):,}",
+        f"longer than {length:,} tokens": f"{sum(longest(r) > length for r in records):,}",
         f"nothing to learn in the first {length:,}": f"{_unlearned(records, length):,}",
         f"rows after {data.batching}": f"{len(rows):,}",
         "their tokens": f"{tokens:,}",
@@ -139,7 +140,7 @@ def _percentile(ordered: list[int], percent: int) -> int:
 
 
 def _unlearned(records: list[Row], length: int) -> int:
-    return sum(_learned(record["labels"][1:length]) == 0 for record in records)
+    return sum(not learns(record) for record in fit(records, length, "cut"))
 
 
 def _learned(labels: list[int]) -> int:
