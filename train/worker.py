@@ -16,11 +16,11 @@ from deepspeed import DeepSpeedEngine
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup, set_seed
 
-from llamahome.attention import HybridAttention
+from llamahome.attention import HybridAttention, Policy
 from llamahome.config import TrainerConfig, TrainRoot
 from train import checkpoint, metrics
 from train.anneal import policy_at
-from train.data import batches, build_datasets, eval_batches
+from train.data import Datasets, batches, build_datasets, eval_batches
 from train.deepspeed_config import deepspeed_config
 from train.divergence import DivergenceGuard
 from train.export import export_model
@@ -28,75 +28,132 @@ from train.logs import record_warnings
 from train.model import POLICY_MODULE, bare_model, prepare_model
 from train.objectives import build_objective
 from train.step import evaluate, train_step
+from train.stopping import is_asked_to_stop
 
 
-def run_worker(config: dict[str, Any]) -> None:
-    """Train `config["root"]` in `config["run_dir"]`, in step with all other workers."""
+def run_worker(config: dict[str, Any]) -> int:
+    """Train `config["root"]` in `config["run_dir"]`, in step with all other workers.
+
+    Returns:
+        The steps done: all, or fewer if the driver has asked for the end.
+    """
     root: TrainRoot = config["root"]
     run_dir = Path(config["run_dir"])
-    trainer, has_frozen = root.trainer, root.trainer.method == "lora"
-    prepare_process(trainer)
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    if rank == 0:
+    prepare_process(root.trainer)
+    if dist.get_rank() == 0:
         record_warnings(run_dir)
-
-    settings = deepspeed_config(root.deepspeed, trainer)
+    settings = deepspeed_config(root.deepspeed, root.trainer)
     model, policy, tokenizer = prepare_model(root, settings, config["policy_model"])
-    engine = start_engine(model, trainer, settings)
-    bare = bare_model(model)
-    attention = HybridAttention(policy, bare)
-    objective = build_objective(trainer)
-    progress = checkpoint.resume(engine, run_dir, has_frozen)
-    guard = DivergenceGuard(run_dir, engine.skipped_steps)
+    engine = start_engine(model, root.trainer, settings)
+    data = build_datasets(root.data, tokenizer, root.trainer.seed)
+    training = Training(root, run_dir, engine, policy, data, tokenizer.pad_token_id)
+    if training.until_done():
+        export_model(engine, tokenizer, root, run_dir, data.eval[0]["input_ids"])
+    return training.progress.step
 
-    data = build_datasets(root.data, tokenizer, trainer.seed)
-    share = {"rank": rank, "world_size": world_size, "pad_id": tokenizer.pad_token_id}
-    # A second stage goes on in the data where the first one stopped.
-    start = (trainer.dense_steps + progress.step) * trainer.accumulation
-    stream = batches(data.train, root.data, trainer, start_step=start, **share)
 
-    def report(**values: float) -> None:
-        if rank == 0:
-            metrics.append(run_dir, {"step": progress.step, **values})
+class Training:
+    """One worker's part of a run, from the newest checkpoint on."""
 
-    def report_held_out() -> None:
-        loss = evaluate(engine, eval_batches(data.eval, trainer, **share), attention)
-        guard.after_evaluation(progress.step, loss)
-        report(eval_loss=loss)
+    def __init__(
+        self,
+        root: TrainRoot,
+        run_dir: Path,
+        engine: DeepSpeedEngine,
+        policy: Policy,
+        data: Datasets,
+        pad_id: int,
+    ) -> None:
+        trainer = root.trainer
+        self.root, self.run_dir, self.engine = root, run_dir, engine
+        self.policy, self.bare = policy, bare_model(engine.module)
+        self.held_out = data.eval
+        self.objective = build_objective(trainer)
+        self.rank, self.workers = dist.get_rank(), dist.get_world_size()
+        self.share = {"rank": self.rank, "world_size": self.workers, "pad_id": pad_id}
+        self.progress = checkpoint.resume(engine, run_dir, trainer.method == "lora")
+        self.guard = DivergenceGuard(run_dir, engine.skipped_steps)
+        # A second stage goes on in the data where the first one stopped.
+        start = (trainer.dense_steps + self.progress.step) * trainer.accumulation
+        self.stream = batches(data.train, root.data, trainer, start_step=start, **self.share)
 
-    if progress.step in (0, trainer.steps):
-        report_held_out()
-    while progress.step < trainer.steps:
+    def until_done(self) -> bool:
+        """Take the steps that are left; return False if the driver has asked for the end."""
+        trainer, progress = self.root.trainer, self.progress
+        if progress.step in (0, trainer.steps):
+            self.evaluate()
+        while progress.step < trainer.steps:
+            if is_asked_to_stop(self.run_dir, self.engine.device):
+                self.save()
+                return False
+            self.step()
+            if is_due(progress.step, trainer.eval_every, trainer.steps):
+                self.evaluate()
+            if self._is_worth_saving():
+                self.save()
+        return True
+
+    def step(self) -> None:
+        """Take one optimiser step with all workers, and report it."""
+        trainer, progress = self.root.trainer, self.progress
         started = time.perf_counter()
         # A seed from the step alone, so that a restart continues dropout as well.
-        set_seed(trainer.seed + progress.step * world_size + rank)
-        learning_rate = engine.get_lr()[0]
-        budgets = policy_at(root.policy, trainer, root.data.context_length, progress.step)
+        set_seed(trainer.seed + progress.step * self.workers + self.rank)
+        learning_rate = self.engine.get_lr()[0]
+        budgets = policy_at(self.root.policy, trainer, self.root.data.context_length, progress.step)
         losses, tokens = train_step(
-            engine,
-            list(islice(stream, trainer.accumulation)),
-            HybridAttention(policy.with_config(budgets), bare),
-            objective,
+            self.engine,
+            list(islice(self.stream, trainer.accumulation)),
+            HybridAttention(self.policy.with_config(budgets), self.bare),
+            self.objective,
         )
         progress.step += 1
         progress.tokens += tokens
-        warning = guard.after_step(progress.step, losses["loss"], engine.skipped_steps)
-        if warning and rank == 0:
-            metrics.append(run_dir, {"warning": warning})
-        report(
+        norm = {}
+        if warning := self.guard.after_step(
+            progress.step, losses["loss"], self.engine.skipped_steps
+        ):
+            self._record(warning=warning)
+        else:
+            norm["grad_norm"] = float(self.engine.get_global_grad_norm())
+        self._record(
+            step=progress.step,
             **losses,
             learning_rate=learning_rate,
-            **({} if warning else {"grad_norm": float(engine.get_global_grad_norm())}),
+            **norm,
             tokens=progress.tokens,
             tokens_per_second=tokens / (time.perf_counter() - started),
         )
-        if is_due(progress.step, trainer.eval_every, trainer.steps):
-            report_held_out()
-        if is_due(progress.step, trainer.checkpoint_every, trainer.steps):
+
+    def evaluate(self) -> None:
+        """Measure the held-out loss under the policy, and report it."""
+        held_out = eval_batches(self.held_out, self.root.trainer, **self.share)
+        loss = evaluate(self.engine, held_out, HybridAttention(self.policy, self.bare))
+        self.guard.after_evaluation(self.progress.step, loss)
+        self._record(step=self.progress.step, eval_loss=loss)
+
+    def save(self) -> None:
+        """Write a checkpoint, if there is anything to save."""
+        trainer = self.root.trainer
+        if self.progress.step:
             checkpoint.save(
-                engine, run_dir, progress, frozen=has_frozen, keep=trainer.keep_checkpoints
+                self.engine,
+                self.run_dir,
+                self.progress,
+                frozen=trainer.method == "lora",
+                keep=trainer.keep_checkpoints,
             )
-    export_model(engine, tokenizer, root, run_dir, data.eval[0]["input_ids"])
+
+    def _is_worth_saving(self) -> bool:
+        """Return whether a checkpoint is due; one of weights that stand still replaces no other."""
+        step, trainer = self.progress.step, self.root.trainer
+        if self.guard.in_a_row and step < trainer.steps:
+            return False
+        return is_due(step, trainer.checkpoint_every, trainer.steps)
+
+    def _record(self, **values: Any) -> None:
+        if self.rank == 0:
+            metrics.append(self.run_dir, values)
 
 
 def prepare_process(trainer: TrainerConfig) -> None:
