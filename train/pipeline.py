@@ -126,10 +126,11 @@ class TrainingPipeline:
             if waiting := check_cluster(run.root.trainer, run.root.cluster, have):
                 self.console.print(waiting)
             with ctrl_c_saves(directory, self.console):
-                done = in_a_thread(partial(_until_done, _trainer(run)))
-        if done < run.root.trainer.steps:
+                stopped_at = in_a_thread(partial(_until_done, _trainer(run)))
+        if stopped_at is not None:
             raise StoppedError(
-                f"stopped after step {done} and saved; trainer.run_name={run.name} goes on from it"
+                f"stopped after step {stopped_at} and saved; trainer.run_name={run.name} goes on "
+                "from it"
             )
         return _result(run)
 
@@ -156,10 +157,10 @@ def _session(root: TrainRoot) -> AbstractContextManager[None]:
     return ray_session(root.cluster, min_cpus=cpus, env=RAY_ENV)
 
 
-def _until_done(trainer: TorchTrainer) -> int:
-    """Train, and return the number of steps done."""
+def _until_done(trainer: TorchTrainer) -> int | None:
+    """Train, and return the steps done if the driver has asked for the end."""
     try:
-        return cast(int, trainer.fit().return_value)  # type: ignore[attr-defined]  # of V2
+        return cast("int | None", trainer.fit().return_value)  # type: ignore[attr-defined]  # of V2
     except ControllerError as error:
         failure: Exception = error
         while isinstance(failure, ControllerError):
@@ -169,7 +170,7 @@ def _until_done(trainer: TorchTrainer) -> int:
         raise
 
 
-def _work(config: dict[str, Any]) -> int:
+def _work(config: dict[str, Any]) -> int | None:
     from train.worker import run_worker  # in the worker alone: DeepSpeed looks for its device
 
     return run_worker(config)

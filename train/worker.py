@@ -31,11 +31,11 @@ from train.step import evaluate, train_step
 from train.stopping import is_asked_to_stop
 
 
-def run_worker(config: dict[str, Any]) -> int:
+def run_worker(config: dict[str, Any]) -> int | None:
     """Train `config["root"]` in `config["run_dir"]`, in step with all other workers.
 
     Returns:
-        The steps done: all, or fewer if the driver has asked for the end.
+        The steps done if the driver has asked for the end; None after an export.
     """
     root: TrainRoot = config["root"]
     run_dir = Path(config["run_dir"])
@@ -47,9 +47,10 @@ def run_worker(config: dict[str, Any]) -> int:
     engine = start_engine(model, root.trainer, settings)
     data = build_datasets(root.data, tokenizer, root.trainer.seed)
     training = Training(root, run_dir, engine, policy, data, tokenizer.pad_token_id)
-    if training.until_done():
-        export_model(engine, tokenizer, root, run_dir, data.eval[0]["input_ids"])
-    return training.progress.step
+    if not training.until_done():
+        return training.progress.step
+    export_model(engine, tokenizer, root, run_dir, data.eval[0]["input_ids"])
+    return None
 
 
 class Training:
@@ -71,18 +72,23 @@ class Training:
         self.objective = build_objective(trainer)
         self.rank, self.workers = dist.get_rank(), dist.get_world_size()
         self.share = {"rank": self.rank, "world_size": self.workers, "pad_id": pad_id}
-        self.progress = checkpoint.resume(engine, run_dir, trainer.method == "lora")
+        self._has_frozen = trainer.method == "lora"
+        self.progress = checkpoint.resume(engine, run_dir, self._has_frozen)
         self.guard = DivergenceGuard(run_dir, engine.skipped_steps)
         # A second stage goes on in the data where the first one stopped.
         start = (trainer.dense_steps + self.progress.step) * trainer.accumulation
         self.stream = batches(data.train, root.data, trainer, start_step=start, **self.share)
 
     def until_done(self) -> bool:
-        """Take the steps that are left; return False if the driver has asked for the end."""
+        """Take the steps that are left; return False if the driver has asked for the end.
+
+        With early stopping the weights are then those of the lowest held-out loss.
+        """
         trainer, progress = self.root.trainer, self.progress
+        patience = trainer.early_stopping_patience
         if progress.step in (0, trainer.steps):
             self.evaluate()
-        while progress.step < trainer.steps:
+        while progress.step < trainer.steps and not 0 < patience <= progress.worse:
             if is_asked_to_stop(self.run_dir, self.engine.device):
                 self.save()
                 return False
@@ -91,7 +97,17 @@ class Training:
                 self.evaluate()
             if self._is_worth_saving():
                 self.save()
+        if patience:
+            self.take_best()
         return True
+
+    def take_best(self) -> None:
+        """Go back to the checkpoint of the lowest held-out loss, unless this is it."""
+        best = self.progress.best_step
+        if best and best != self.progress.step:
+            path = checkpoint.path_of(self.run_dir, best)
+            self.progress = checkpoint.load(self.engine, path, self._has_frozen)
+            self.evaluate()
 
     def step(self) -> None:
         """Take one optimiser step with all workers, and report it."""
@@ -130,6 +146,8 @@ class Training:
         held_out = eval_batches(self.held_out, self.root.trainer, **self.share)
         loss = evaluate(self.engine, held_out, HybridAttention(self.policy, self.bare))
         self.guard.after_evaluation(self.progress.step, loss)
+        if self.progress.step:  # there is no checkpoint to go back to before the first step
+            self.progress.evaluated(loss)
         self._record(step=self.progress.step, eval_loss=loss)
 
     def save(self) -> None:
@@ -140,7 +158,7 @@ class Training:
                 self.engine,
                 self.run_dir,
                 self.progress,
-                frozen=trainer.method == "lora",
+                frozen=self._has_frozen,
                 keep=trainer.keep_checkpoints,
             )
 
@@ -149,7 +167,8 @@ class Training:
         step, trainer = self.progress.step, self.root.trainer
         if self.guard.in_a_row and step < trainer.steps:
             return False
-        return is_due(step, trainer.checkpoint_every, trainer.steps)
+        best = trainer.early_stopping_patience > 0 and step == self.progress.best_step
+        return best or is_due(step, trainer.checkpoint_every, trainer.steps)
 
     def _record(self, **values: Any) -> None:
         if self.rank == 0:

@@ -66,6 +66,8 @@ class TrainerConfig:
         eval_every, checkpoint_every: optimiser steps between two; 0 only at the end.
         eval_batches: held-out batches per evaluation and worker.
         keep_checkpoints: newest checkpoints kept.
+        early_stopping_patience: held-out evaluations without a lower loss after which the run ends;
+            it then exports the model with the lowest one. 0 trains all steps and exports the last.
         max_failures: worker crashes survived before the run fails.
     """
 
@@ -96,6 +98,7 @@ class TrainerConfig:
     eval_batches: int = fixed(8)
     checkpoint_every: int = 50
     keep_checkpoints: int = 2
+    early_stopping_patience: int = 0
     max_failures: int = 2
     lora: LoraConfig = field(default_factory=LoraConfig, metadata=FIXED)
 
@@ -113,6 +116,7 @@ class TrainerConfig:
             at_least(f"trainer.{name}", getattr(self, name), 1)
         for name in ("seed", "warmup_steps", "eval_every", "checkpoint_every", "max_failures"):
             at_least(f"trainer.{name}", getattr(self, name), 0)
+        at_least("trainer.early_stopping_patience", self.early_stopping_patience, 0)
         for name in ("dense_steps", "anneal_steps", "weight_decay", "kl_weight", "budget_jitter"):
             at_least(f"trainer.{name}", getattr(self, name), 0)
         at_least("trainer.eval_batches", self.eval_batches, 1)
@@ -136,6 +140,12 @@ class TrainerConfig:
             "trainer.anneal_steps",
             self.anneal_steps,
             f"the last of trainer.steps={self.steps} must train at the policy's own budget",
+        )
+        require(
+            self.early_stopping_patience == 0 or self.eval_every > 0,
+            "trainer.early_stopping_patience",
+            self.early_stopping_patience,
+            "it counts evaluations, so it needs trainer.eval_every above 0",
         )
         if self.run_name is not None:
             require(
