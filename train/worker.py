@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 from torch import nn
-from transformers import get_cosine_schedule_with_warmup, set_seed
+from transformers import get_scheduler, set_seed
 
 from llamahome.attention import HybridAttention, Policy
 from llamahome.config import TrainerConfig, TrainRoot
@@ -29,6 +29,8 @@ from train.model import POLICY_MODULE, bare_model, prepare_model
 from train.objectives import build_objective
 from train.step import evaluate, train_step
 from train.stopping import is_asked_to_stop
+
+SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
 def run_worker(config: dict[str, Any]) -> int | None:
@@ -191,13 +193,15 @@ def prepare_process(trainer: TrainerConfig) -> None:
 def start_engine(
     model: nn.Module, trainer: TrainerConfig, settings: dict[str, Any]
 ) -> DeepSpeedEngine:
-    """Put DeepSpeed around the model, with AdamW and a warm-up followed by a cosine decay."""
+    """Put DeepSpeed around the model, with AdamW, a warm-up and the schedule that follows it."""
     optimizer = torch.optim.AdamW(
         parameter_groups(model, trainer),
         lr=trainer.learning_rate,
         weight_decay=trainer.weight_decay,
     )
-    schedule = get_cosine_schedule_with_warmup(optimizer, trainer.warmup_steps, trainer.steps)
+    schedule = get_scheduler(
+        SCHEDULES[trainer.schedule], optimizer, trainer.warmup_steps, trainer.steps
+    )
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, lr_scheduler=schedule, config=settings
     )
@@ -205,18 +209,32 @@ def start_engine(
 
 
 def parameter_groups(model: nn.Module, trainer: TrainerConfig) -> list[dict[str, Any]]:
-    """Return the trained parameters, those of the policy in a group of their own."""
-    of_model: list[nn.Parameter] = []
+    """Return the trained parameters, those of the policy in a group of their own.
+
+    Norms and biases do not decay: they are vectors, and shrinking them regularises nothing.
+    """
+    maps: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
     of_policy: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            own = of_policy if name.startswith(f"{POLICY_MODULE}.") else of_model
-            own.append(parameter)
-    groups: list[dict[str, Any]] = [{"params": of_model}]
-    if of_policy:
-        rate = trainer.policy_learning_rate or trainer.learning_rate
-        groups.append({"params": of_policy, "lr": rate})
-    return groups
+        if not parameter.requires_grad:
+            continue
+        if name.startswith(f"{POLICY_MODULE}."):
+            of_policy.append(parameter)
+        else:
+            (maps if _rank(parameter) > 1 else vectors).append(parameter)
+    rate = trainer.policy_learning_rate or trainer.learning_rate
+    groups: list[dict[str, Any]] = [
+        {"params": maps},
+        {"params": vectors, "weight_decay": 0.0},
+        {"params": of_policy, "lr": rate},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _rank(parameter: nn.Parameter) -> int:
+    """Return the number of a parameter's axes, also of one that ZeRO-3 has flattened."""
+    return len(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def is_due(step: int, every: int, last: int) -> bool:

@@ -15,6 +15,11 @@ class LoraConfig:
     Attributes:
         train_norms: also train the decoder's norms, a few thousand numbers that shift what every
             layer attends to (cf. LongLoRA, Chen et al. 2023, arXiv 2309.12307, section 3.3).
+        target_modules: the last part of their names; `all-linear` alone means every linear map but
+            the output layer.
+        rslora: scale adapters by alpha / sqrt(r) (Kalajdzievski 2023, arXiv 2312.03732), so that a
+            large r learns as fast as a small one.
+        dora: learn magnitudes apart from directions (Liu et al. 2024, arXiv 2402.09353).
     """
 
     r: int = 16
@@ -24,6 +29,8 @@ class LoraConfig:
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"]
     )
     train_norms: bool = True
+    rslora: bool = False
+    dora: bool = False
 
     def __post_init__(self) -> None:
         at_least("trainer.lora.r", self.r, 1)
@@ -58,7 +65,9 @@ class TrainerConfig:
         anneal_steps: steps over which each KV head's budget falls from dense to its own.
         dense_share: share of the steps without eviction, so that dense serving loses nothing.
         budget_jitter: j draws a factor between 1 / (1 + j) and 1 + j for the budgets of each step.
-        learning_rate: peak of a linear warm-up over warmup_steps and a cosine decay to 0.
+        learning_rate: peak of a linear warm-up over warmup_steps.
+        schedule: the way from there, to 0 along a `cosine` or `linear`, or `constant`.
+        weight_decay: AdamW's, on all trained weights but norms and biases.
         policy_learning_rate: the same for weights of the policy; None is learning_rate.
         precision: fp32, mixed (fp32 weights, linear layers multiply in bf16) or bf16 (DeepSpeed's
             bf16 with fp32 master weights).
@@ -82,6 +91,7 @@ class TrainerConfig:
     learning_rate: float = fixed(2e-5)
     policy_learning_rate: float | None = fixed(None)
     warmup_steps: int = fixed(10)
+    schedule: str = fixed("cosine")
     weight_decay: float = fixed(0.0)
     kl_weight: float = fixed(0.0)
     anneal_steps: int = fixed(0)
@@ -105,6 +115,7 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         one_of("trainer.method", self.method, ("full", "lora"))
         one_of("trainer.export", self.export, ("merged", "adapter"))
+        one_of("trainer.schedule", self.schedule, ("cosine", "linear", "constant"))
         one_of("trainer.precision", self.precision, ("fp32", "mixed", "bf16"))
         require(
             self.export == "merged" or self.method == "lora",

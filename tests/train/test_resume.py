@@ -19,9 +19,9 @@ FIXED = {
     "positions",
     "data": "format train_file eval_file eval_fraction context_length batching limit",
     "trainer": "method dense_steps batch_size accumulation learning_rate policy_learning_rate "
-    "warmup_steps weight_decay kl_weight anneal_steps budget_jitter dense_share "
+    "warmup_steps schedule weight_decay kl_weight anneal_steps budget_jitter dense_share "
     "max_grad_norm precision seed num_workers eval_batches",
-    "trainer.lora": "r alpha dropout target_modules train_norms",
+    "trainer.lora": "r alpha dropout target_modules train_norms rslora dora",
     "deepspeed": "zero_stage",
 }
 FREE = {

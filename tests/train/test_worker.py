@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llamahome.config import TrainRoot
+from llamahome.config import DeepSpeedConfig, TrainRoot
 from tests.train.engine import QUIET, one_worker
 from tests.train.test_run import changed
 from train import metrics
@@ -98,3 +98,29 @@ def test_early_stopping_ends_with_the_lowest_held_out_loss(
     again = start(replace(root), tmp_path / "run")
     assert again.until_done()
     assert again.progress.step == best
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_norms_do_not_decay(alone: TrainRoot, tmp_path: Path, stage: int) -> None:
+    zero = DeepSpeedConfig(zero_stage=stage)
+    root = changed(replace(alone, deepspeed=zero), "trainer", weight_decay=0.5)
+    groups = start(root, tmp_path / "run").engine.optimizer.param_groups
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("cosine", [0.0, 0.5, 1.0, 0.75, 0.25]),
+        ("linear", [0.0, 0.5, 1.0, 2 / 3, 1 / 3]),
+        ("constant", [0.0, 0.5, 1.0, 1.0, 1.0]),
+    ],
+)
+def test_the_learning_rate_follows_its_schedule(
+    alone: TrainRoot, tmp_path: Path, schedule: str, expected: list[float]
+) -> None:
+    asked = {"steps": 5, "warmup_steps": 2, "learning_rate": 1e-3, "schedule": schedule}
+    training = start(changed(alone, "trainer", **asked), tmp_path / "run")
+    assert training.until_done()
+    rates = values(tmp_path / "run", "learning_rate")
+    assert list(rates.values()) == pytest.approx([1e-3 * share for share in expected])
