@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from train.pipeline import TrainingResult
 
 CONF = str(checkout() / "conf")
-REFUSED, FAILED = 2, 1  # exit codes: before anything started, and after
+REFUSED, FAILED, INTERRUPTED = 2, 1, 130  # exit codes: before anything started, after, by Ctrl-C
 
 # The base of conf/train.yaml: exactly the keys of the dataclasses can be overridden.
 ConfigStore.instance().store(name="train_root", node=TrainRoot)
@@ -55,6 +55,9 @@ def main() -> None:
     except (HydraException, YAMLError) as error:
         _complain(explain_override(error, TrainRoot))
         sys.exit(REFUSED)
+    except KeyboardInterrupt:
+        _complain("interrupted; a run's own name (trainer.run_name) resumes it")
+        sys.exit(INTERRUPTED)
     finally:
         if outcomes:
             plain_console().print(f"\n{sweep_table(outcomes)}")
@@ -95,12 +98,15 @@ def _run(config: DictConfig) -> TrainingResult:
     except ConfigError as error:
         raise RunError(str(error), REFUSED) from error
 
-    from train.errors import FINAL, TrainingError
+    from train.errors import FINAL, StoppedError, TrainingError
     from train.pipeline import TrainingPipeline
 
     console = plain_console()
     try:
         result = TrainingPipeline(root, console=console).run()
+    except StoppedError as error:
+        _complain(str(error))
+        sys.exit(INTERRUPTED)  # a sweep ends here, too
     except FINAL as error:
         code = FAILED if isinstance(error, TrainingError) else REFUSED
         raise RunError(str(error), code) from error

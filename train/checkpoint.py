@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +31,22 @@ class Progress:
     Attributes:
         step: optimiser steps done.
         tokens: tokens read by all workers.
+        best_loss, best_step: lowest held-out loss after a step, and that step; None before any.
+        worse: evaluations since then.
     """
 
     step: int = 0
     tokens: int = 0
+    best_loss: float | None = None
+    best_step: int | None = None
+    worse: int = 0
+
+    def evaluated(self, loss: float) -> None:
+        """Take in a held-out loss; one at the step of the lowest is that one again."""
+        if self.best_loss is None or loss < self.best_loss:
+            self.best_loss, self.best_step, self.worse = loss, self.step, 0
+        elif self.step != self.best_step:
+            self.worse += 1
 
 
 def save(
@@ -46,7 +58,7 @@ def save(
         frozen: leave out the parameters that are not trained (LoRA).
         keep: newest checkpoints kept.
     """
-    path = _place(run_dir) / f"step-{progress.step:06d}"
+    path = path_of(run_dir, progress.step)
     partial = path.with_suffix(".partial")
     if dist.get_rank() == 0:
         shutil.rmtree(partial, ignore_errors=True)
@@ -60,7 +72,8 @@ def save(
         shutil.rmtree(path, ignore_errors=True)
         os.replace(partial, path)
         for old in checkpoints(run_dir)[keep:]:
-            shutil.rmtree(old)
+            if steps_in(old) != progress.best_step:
+                shutil.rmtree(old)
     dist.barrier()
 
 
@@ -76,11 +89,19 @@ def _digests_of_all(folder: Path) -> dict[str, str]:
 def resume(engine: DeepSpeedEngine, run_dir: Path, frozen: bool) -> Progress:
     """Load the newest checkpoint, if there is one, and return its progress."""
     found = checkpoints(run_dir)
-    if not found:
-        return Progress()
+    return load(engine, found[0], frozen) if found else Progress()
+
+
+def load(engine: DeepSpeedEngine, path: Path, frozen: bool) -> Progress:
+    """Load a checkpoint and return its progress."""
     state: dict[str, Any]
-    _, state = engine.load_checkpoint(str(found[0]), tag=TAG, load_module_strict=not frozen)
-    return Progress(step=state["step"], tokens=state["tokens"])
+    _, state = engine.load_checkpoint(str(path), tag=TAG, load_module_strict=not frozen)
+    return Progress(**{field.name: state[field.name] for field in fields(Progress)})
+
+
+def path_of(run_dir: Path, step: int) -> Path:
+    """Return the place of a step's checkpoint."""
+    return _place(run_dir) / f"step-{step:06d}"
 
 
 def checkpoints(run_dir: Path) -> list[Path]:

@@ -74,7 +74,7 @@ class DivergenceGuard:
                 checkpoint.set_aside(path, "diverged")
         cure = "lower trainer.learning_rate or trainer.max_grad_norm in a new run"
         if good is None:
-            return DivergedError(f"{reason}; {cure}: no checkpoint before it is good")
+            return DivergedError(f"{reason}; {cure} (no checkpoint before that is good)")
         return DivergedError(
             f"{reason}; {cure}; trainer.run_name={self.run_dir.name} "
             f"trainer.steps={checkpoint.steps_in(good)} exports the last good checkpoint, {good}"

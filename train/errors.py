@@ -19,6 +19,10 @@ class DivergedError(TrainingError):
     """A loss or gradients that are no longer finite."""
 
 
+class StoppedError(TrainingError):
+    """A run that was asked to end early, and has saved what it did."""
+
+
 class ExportError(TrainingError):
     """An exported model that computes something else than the trained one."""
 

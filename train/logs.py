@@ -45,6 +45,8 @@ class RecordWarnings(logging.Handler):
         self.run_dir = run_dir
 
     def emit(self, record: logging.LogRecord) -> None:
+        if "OVERFLOW! Skipping step" in record.getMessage():
+            return  # train.divergence says so with the step's number
         metrics.append(self.run_dir, {"warning": f"{record.name}: {record.getMessage()}"})
 
 

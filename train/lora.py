@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 from llamahome.config import ConfigError, LoraConfig
 from train.recipes import quiet_recipes
 
+ALL_LINEAR = "all-linear"
+
 
 def add_adapters(model: PreTrainedModel, lora: LoraConfig, base: str) -> PeftModel:
     """Freeze the weights of `model` and add adapters to train.
@@ -34,6 +36,9 @@ def add_adapters(model: PreTrainedModel, lora: LoraConfig, base: str) -> PeftMod
             "target_modules": list(lora.target_modules),
         },
     )
+    if lora.target_modules == [ALL_LINEAR]:
+        config.target_modules = ALL_LINEAR
+    config.use_rslora, config.use_dora = lora.rslora, lora.dora
     if lora.train_norms:
         config.modules_to_save = norms(model)
     # DeepSpeed holds weights and adapters in one precision.
@@ -49,6 +54,8 @@ def check_targets(model: PreTrainedModel, lora: LoraConfig) -> None:
     Raises:
         ConfigError: for a target module that the model does not have.
     """
+    if lora.target_modules == [ALL_LINEAR]:
+        return
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     for target in lora.target_modules:
         if not any(f".{name}".endswith(f".{target}") for name in linear):

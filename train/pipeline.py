@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
@@ -18,11 +19,12 @@ from llamahome.config import ConfigError, TrainRoot
 from llamahome.models import ModelManager
 from train import metrics
 from train.checkpoint import find_intact
-from train.errors import FINAL
+from train.errors import FINAL, StoppedError
 from train.logs import RecordFailures
 from train.preflight import check_cluster, check_machine
 from train.progress import plain_console, show_progress
 from train.run import Run, dense_stage, prepare_run, second_stage
+from train.stopping import ctrl_c_saves, in_a_thread
 from train.tracking import track
 
 # The controller notices late that workers have failed or ended: it polls every two seconds.
@@ -81,6 +83,7 @@ class TrainingPipeline:
 
         Raises:
             ConfigError, DataError, ModelError: before any worker starts, with what to change.
+            StoppedError: after Ctrl-C.
             TrainingError: for damaged checkpoints, before any worker starts; for a run that
                 diverges or exports something else than it trained, without a restart.
             ray.train.TrainingFailedError: after `trainer.max_failures` restarts.
@@ -122,7 +125,13 @@ class TrainingPipeline:
             have = ray.cluster_resources()  # type: ignore[no-untyped-call]
             if waiting := check_cluster(run.root.trainer, run.root.cluster, have):
                 self.console.print(waiting)
-            _until_done(_trainer(run))
+            with ctrl_c_saves(directory, self.console):
+                stopped_at = in_a_thread(partial(_until_done, _trainer(run)))
+        if stopped_at is not None:
+            raise StoppedError(
+                f"stopped after step {stopped_at} and saved; trainer.run_name={run.name} goes on "
+                "from it"
+            )
         return _result(run)
 
 
@@ -148,9 +157,10 @@ def _session(root: TrainRoot) -> AbstractContextManager[None]:
     return ray_session(root.cluster, min_cpus=cpus, env=RAY_ENV)
 
 
-def _until_done(trainer: TorchTrainer) -> None:
+def _until_done(trainer: TorchTrainer) -> int | None:
+    """Train, and return the steps done if the driver has asked for the end."""
     try:
-        trainer.fit()
+        return cast("int | None", trainer.fit().return_value)  # type: ignore[attr-defined]  # of V2
     except ControllerError as error:
         failure: Exception = error
         while isinstance(failure, ControllerError):
@@ -160,17 +170,17 @@ def _until_done(trainer: TorchTrainer) -> None:
         raise
 
 
-def _work(config: dict[str, Any]) -> None:
+def _work(config: dict[str, Any]) -> int | None:
     from train.worker import run_worker  # in the worker alone: DeepSpeed looks for its device
 
-    run_worker(config)
+    return run_worker(config)
 
 
 def _trainer(run: Run) -> TorchTrainer:
     trainer = run.root.trainer
     resources = {"CPU": trainer.cpus_per_worker, **({"GPU": 1} if trainer.use_gpu else {})}
     return TorchTrainer(
-        _work,
+        _work,  # type: ignore[arg-type]  # what rank 0 returns comes with the result
         train_loop_config={
             "root": run.root,
             "run_dir": str(run.directory),

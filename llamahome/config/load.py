@@ -51,7 +51,7 @@ def explain_override(error: Exception, root: type[Any]) -> str:
             load_config(OmegaConf.from_dotlist([f"{cause.full_key}="]), root)
         except ConfigError as unknown_key:
             return str(unknown_key)
-    override: str | None = getattr(error, "override", None)  # from Hydra's parser
+    override: str | None = getattr(error, "override", None)  # Hydra's parser has it
     key, _, value = (override or "").partition("=")
     if "=" in value and value[0] not in "'\"[{":
         return (

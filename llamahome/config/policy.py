@@ -207,7 +207,7 @@ def with_budgets(policy: PolicyConfig, budgets: Sequence[Sequence[int | None]]) 
 def rescaled(policy: PolicyConfig, total: int, num_layers: int, num_kv_heads: int) -> PolicyConfig:
     """Return `policy` with budgets of `total` entries per KV head on average.
 
-    They fall in proportion. As they grow they become more alike, since the large ones come near the
+    They fall in proportion. As they grow they become more even, since the large ones come near the
     whole context: in proportion to b ** (growth ** -1/3), which at twice and five times the total
     of the embedded model's policy lowers the KL to dense by a tenth and by a half. Heads that never
     evict go on so, and do not count. Recent entries become fewer with the budgets, but not more.

@@ -17,6 +17,11 @@ class LoraConfig:
     Attributes:
         train_norms: also train the decoder's norms, a few thousand numbers that shift what every
             layer attends to (cf. LongLoRA, Chen et al. 2023, arXiv 2309.12307, section 3.3).
+        target_modules: the last part of their names; `all-linear` alone means every linear map but
+            the output layer.
+        rslora: scale adapters by alpha / sqrt(r) (Kalajdzievski 2023, arXiv 2312.03732), so that a
+            large r learns as fast as a small one.
+        dora: learn magnitudes apart from directions (Liu et al. 2024, arXiv 2402.09353).
     """
 
     r: int = 16
@@ -26,6 +31,8 @@ class LoraConfig:
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"]
     )
     train_norms: bool = True
+    rslora: bool = False
+    dora: bool = False
 
     def __post_init__(self) -> None:
         at_least("trainer.lora.r", self.r, 1)
@@ -63,7 +70,9 @@ class TrainerConfig:
         anneal_steps: steps over which each KV head's budget falls from dense to its own.
         dense_share: share of the steps without eviction, so that dense serving loses nothing.
         budget_jitter: j draws a factor between 1 / (1 + j) and 1 + j for the budgets of each step.
-        learning_rate: peak of a linear warm-up over warmup_steps and a cosine decay to 0.
+        learning_rate: peak of a linear warm-up over warmup_steps.
+        schedule: the way from there, to 0 along a `cosine` or `linear`, or `constant`.
+        weight_decay: AdamW's, on all trained weights but norms and biases.
         policy_learning_rate: the same for weights of the policy; None is learning_rate.
         precision: fp32, mixed (fp32 weights, linear layers multiply in bf16) or bf16 (DeepSpeed's
             bf16 with fp32 master weights).
@@ -71,6 +80,8 @@ class TrainerConfig:
         eval_every, checkpoint_every: optimiser steps between two; 0 only at the end.
         eval_batches: held-out batches per evaluation and worker.
         keep_checkpoints: newest checkpoints kept.
+        early_stopping_patience: held-out evaluations without a lower loss after which the run ends;
+            it then exports the model with the lowest one. 0 trains all steps and exports the last.
         max_failures: worker crashes survived before the run fails.
     """
 
@@ -85,6 +96,7 @@ class TrainerConfig:
     learning_rate: float = fixed(2e-5)
     policy_learning_rate: float | None = fixed(None)
     warmup_steps: int = fixed(10)
+    schedule: str = fixed("cosine")
     weight_decay: float = fixed(0.0)
     objective: str = fixed("cross_entropy")
     beta: float = fixed(0.1)
@@ -103,6 +115,7 @@ class TrainerConfig:
     eval_batches: int = fixed(8)
     checkpoint_every: int = 50
     keep_checkpoints: int = 2
+    early_stopping_patience: int = 0
     max_failures: int = 2
     lora: LoraConfig = field(default_factory=LoraConfig, metadata=FIXED)
 
@@ -110,6 +123,7 @@ class TrainerConfig:
         one_of("trainer.method", self.method, ("full", "lora"))
         one_of("trainer.export", self.export, ("merged", "adapter"))
         one_of("trainer.objective", self.objective, OBJECTIVES)
+        one_of("trainer.schedule", self.schedule, ("cosine", "linear", "constant"))
         one_of("trainer.precision", self.precision, ("fp32", "mixed", "bf16"))
         require(
             self.export == "merged" or self.method == "lora",
@@ -121,6 +135,7 @@ class TrainerConfig:
             at_least(f"trainer.{name}", getattr(self, name), 1)
         for name in ("seed", "warmup_steps", "eval_every", "checkpoint_every", "max_failures"):
             at_least(f"trainer.{name}", getattr(self, name), 0)
+        at_least("trainer.early_stopping_patience", self.early_stopping_patience, 0)
         for name in ("dense_steps", "anneal_steps", "weight_decay", "kl_weight", "budget_jitter"):
             at_least(f"trainer.{name}", getattr(self, name), 0)
         at_least("trainer.eval_batches", self.eval_batches, 1)
@@ -163,6 +178,12 @@ class TrainerConfig:
             "trainer.anneal_steps",
             self.anneal_steps,
             f"the last of trainer.steps={self.steps} must train at the policy's own budget",
+        )
+        require(
+            self.early_stopping_patience == 0 or self.eval_every > 0,
+            "trainer.early_stopping_patience",
+            self.early_stopping_patience,
+            "it counts evaluations, so it needs trainer.eval_every above 0",
         )
         if self.run_name is not None:
             require(

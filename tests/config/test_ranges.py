@@ -61,6 +61,8 @@ RULES: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
     "trainer.eval_every": ([-1], [0], {}),
     "trainer.checkpoint_every": ([-1], [0], {}),
     "trainer.max_failures": ([-1], [0], {}),
+    "trainer.schedule": (["step"], ["cosine", "linear", "constant"], {}),
+    "trainer.early_stopping_patience": ([-1], [0, 1], {}),
     "trainer.eval_batches": ([0], [1], {}),
     "trainer.keep_checkpoints": ([0], [1], {}),
     "trainer.learning_rate": ([0.0, -1e-5, float("inf"), float("nan")], [1e-12], {}),
@@ -202,6 +204,17 @@ def test_adapters_are_exported_by_lora_alone():
 def test_a_dense_teacher_needs_adapters_to_take_off():
     with pytest.raises(ConfigError, match=r"trainer\.kl_weight=1\.0 .* trainer\.method=lora"):
         config.TrainerConfig(kl_weight=1.0)
+
+
+@pytest.mark.parametrize("key", ["learning_rate", "policy_learning_rate"])
+def test_a_learning_rate_that_overflows_is_refused(key):
+    with pytest.raises(ConfigError, match=rf"trainer\.{key}=1e\+39 .* at most 100"):
+        config.TrainerConfig(**{key: 1e39})
+
+
+def test_early_stopping_needs_evaluations():
+    with pytest.raises(ConfigError, match=r"early_stopping_patience=2 .* trainer\.eval_every"):
+        config.TrainerConfig(early_stopping_patience=2, eval_every=0)
 
 
 def test_a_dense_stage_comes_before_one_that_evicts():

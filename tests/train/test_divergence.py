@@ -71,7 +71,7 @@ def test_steps_left_out_in_a_row_stop(run_dir: Path) -> None:
 
 
 def test_a_first_step_has_no_checkpoint_to_name(tmp_path: Path, run_dir: Path) -> None:
-    with pytest.raises(DivergedError, match="no checkpoint before it is good"):
+    with pytest.raises(DivergedError, match="no checkpoint before that is good"):
         DivergenceGuard(tmp_path / "other", 0).after_step(1, NAN, 0)
 
 

@@ -18,6 +18,7 @@ from tests.train.engine import QUIET, engine_for, one_worker
 from train.errors import ExportError
 
 pytestmark = QUIET
+LINEAR = {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}  # no lm_head
 IDS = list(range(40, 60))
 
 
@@ -74,6 +75,20 @@ def test_adapters_export_what_they_compute(
     if kind == "merged":
         plain = AutoModelForCausalLM.from_pretrained(folder)(ids).logits
         torch.testing.assert_close(plain, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [{"rslora": True}, {"dora": True}])
+def test_every_kind_of_adapter_exports(
+    root: TrainRoot, tmp_path: Path, kind: dict[str, bool]
+) -> None:
+    root = with_lora(root, "merged", "all-linear")
+    lora = replace(root.trainer.lora, r=4, **kind)
+    root = replace(root, trainer=replace(root.trainer, lora=lora))
+    engine, tokenizer = trained(root)
+    config = engine.module.peft_config["default"]
+    assert {name.rpartition(".")[2] for name in config.target_modules} == LINEAR
+    assert (config.use_rslora, config.use_dora) == ("rslora" in kind, "dora" in kind)
+    assert export(root, engine, tokenizer, tmp_path).is_dir()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "mixed", "bf16"])
