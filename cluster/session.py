@@ -10,13 +10,14 @@ import os
 import secrets
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
@@ -225,8 +226,22 @@ def _private_dir() -> Iterator[Path]:
     """
     usual = tempfile.gettempdir()
     parent = usual if len(os.fsencode(usual)) + 25 <= LONGEST_TEMP_DIR else "/tmp"
-    with tempfile.TemporaryDirectory(prefix="llamahome-", dir=parent) as folder:
-        yield Path(folder).resolve()
+    with _reaper() as reaper, tempfile.TemporaryDirectory(prefix="llamahome-", dir=parent) as name:
+        folder = Path(name).resolve()
+        reaper.write(f"{folder}\n")
+        reaper.flush()
+        yield folder
+
+
+@contextlib.contextmanager
+def _reaper() -> Iterator[IO[str]]:
+    """Start the program that ends Ray and removes the folder when this process is killed."""
+    program = Path(__file__).with_name("reaper.py")
+    with subprocess.Popen(
+        [sys.executable, str(program)], stdin=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdin is not None
+        yield process.stdin
 
 
 def _checked(configured: str) -> Path:

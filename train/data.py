@@ -18,16 +18,19 @@ from transformers import PreTrainedTokenizerBase
 from llamahome.config import DataConfig, TrainerConfig, checkout
 from llamahome.data import (
     IGNORED,
+    BadRecords,
     DataError,
-    Record,
     Row,
-    encode,
-    read_records,
+    RowEncoder,
+    exists,
+    is_hub_id,
+    plain_texts,
+    read_rows,
     read_text,
-    split_records,
+    split_rows,
     text_rows,
 )
-from train.packing import fit, pack
+from train.packing import fit, is_pair, learns, longest, pack
 from train.recipes import custom_rows, groups_by_length
 
 logger = logging.getLogger(__name__)
@@ -37,10 +40,15 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Datasets:
-    """Rows ready to be batched: packed or cut to context_length, each with a label to learn."""
+    """Rows ready to be batched: packed or cut to context_length, each with a label to learn.
+
+    Attributes:
+        pairs: they hold pairs of answers, for DPO and ORPO.
+    """
 
     train: list[Row]
     eval: list[Row]
+    pairs: bool = False
 
 
 def resolve_files(data: DataConfig) -> DataConfig:
@@ -50,23 +58,33 @@ def resolve_files(data: DataConfig) -> DataConfig:
         DataError: names both places, for a file that is neither in the working directory nor in
             the repository.
     """
-    train_file = _resolve("train_file", data.train_file, data.format)
+    resolved = replace(
+        data,
+        train_file=_resolve("train_file", data.train_file, data.format),
+        mix=[_resolve("mix", file, data.format) for file in data.mix],
+    )
     if data.eval_file is None:
-        return replace(data, train_file=train_file)
-    eval_file = _resolve("eval_file", data.eval_file, data.format)
-    return replace(data, train_file=train_file, eval_file=eval_file)
+        return resolved
+    return replace(resolved, eval_file=_resolve("eval_file", data.eval_file, data.format))
 
 
 def _resolve(key: str, name: str, format: str) -> str:
-    path, colon, function = name.partition(":") if format == "custom" else (name, "", "")
+    path, colon, part = name.rpartition(":") if _has_part(name) else (name, "", "")
     if format == "custom" and not path.endswith(".py"):
         raise DataError(f"data.{key}={name!r} must be file.py or file.py:function")
     places = dict.fromkeys(root / Path(path).expanduser() for root in (Path.cwd(), checkout()))
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
-        tried = " and ".join(map(str, places))
-        raise DataError(f"data.{key}={name!r}: no such file; looked at {tried}")
-    return f"{found.resolve()}{colon}{function}"
+    found = next((place for place in places if exists(place)), None)
+    if found is not None:
+        return f"{found.resolve()}{colon}{part}"
+    if format != "custom" and is_hub_id(path):
+        return name
+    tried = " and ".join(map(str, places))
+    raise DataError(f"data.{key}={name!r}: no such file; looked at {tried}")
+
+
+def _has_part(name: str) -> bool:
+    """Tell whether a name ends in `:part`, the function of a file or the split of a data set."""
+    return ":" in name and not exists(Path(name))
 
 
 def build_datasets(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> Datasets:
@@ -79,66 +97,114 @@ def build_datasets(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: i
     Raises:
         DataError: for a file, record or row that cannot be used, or when no row is left.
     """
+    train, held = records_as_rows(data, tokenizer, seed, BadRecords(data.max_bad_records))
+    return arrange(train, held, data, seed)
+
+
+def records_as_rows(
+    data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int, bad: BadRecords
+) -> tuple[list[Row], list[Row]]:
+    """Return a row for each training record and each held-out one, in the order of the files.
+
+    Raises:
+        DataError: for a file or a record that cannot be used.
+    """
     data = resolve_files(data)
-    if data.format == "text":
-        train, held = _read_text(data, tokenizer)
-    elif data.format == "custom":
-        split = partial(
-            custom_rows, tokenizer=tokenizer, limit=data.limit, length=data.context_length
-        )
-        train = split(data.train_file, split="train")
-        held = split(data.eval_file or data.train_file, split="validation")
-    else:
-        train_records, held_records = _read(data, seed)
-        train = [encode(record, tokenizer) for record in train_records]
-        held = [encode(record, tokenizer) for record in held_records]
-    random.Random(seed).shuffle(train)
-    return Datasets(train=_arrange(train, data, "training"), eval=_arrange(held, data, "held-out"))
-
-
-def _read(data: DataConfig, seed: int) -> tuple[list[Record], list[Record]]:
-    records = read_records(Path(data.train_file), data.format)[: data.limit]
-    if data.eval_file is None:
-        return split_records(records, data.eval_fraction, seed)
-    return records, read_records(Path(data.eval_file), data.format)[: data.limit]
-
-
-def _read_text(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Row], list[Row]]:
-    """Return rows of the training text, and of the held-out text or else the end of the same."""
-
-    def rows(file: str) -> list[Row]:
-        return text_rows(read_text(Path(file)), tokenizer, data.context_length)[: data.limit]
-
-    train = rows(data.train_file)
+    read = partial(_read, data=data, tokenizer=tokenizer, seed=seed, bad=bad)
+    train, held = read(data.train_file)
+    for file, times in zip(data.mix, data.mix_times, strict=True):
+        more_train, more_held = read(file)
+        train += _repeated(more_train, times, seed)
+        held += more_held
     if data.eval_file is not None:
-        return train, rows(data.eval_file)
-    held = max(1, round(len(train) * data.eval_fraction))
-    if held >= len(train):
+        held = _rows(data.eval_file, "validation", data, tokenizer, bad)
+    return train, held
+
+
+def _read(
+    file: str, *, data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int, bad: BadRecords
+) -> tuple[list[Row], list[Row]]:
+    """Return a source's rows to train on, and those to hold out unless there is an eval_file."""
+    rows = _rows(file, "train", data, tokenizer, bad)
+    if data.eval_file is not None:
+        return rows, []
+    if data.format == "custom":
+        return rows, _rows(file, "validation", data, tokenizer, bad)
+    if plain_texts(file, data.format):
+        return _without_end(rows, file, data)
+    return split_rows(rows, data.eval_fraction, seed)
+
+
+def _rows(
+    file: str, split: str, data: DataConfig, tokenizer: PreTrainedTokenizerBase, bad: BadRecords
+) -> list[Row]:
+    """Return a source's rows; only a custom file is asked for a split."""
+    if data.format == "custom":
+        return custom_rows(file, tokenizer, split, data.limit, data.context_length)
+    texts = plain_texts(file, data.format)
+    if not texts:
+        encoder = RowEncoder(tokenizer, data.train_on)
+        return read_rows(file, data.format, encoder, data.limit, bad)
+    each = (text_rows(read_text(text), tokenizer, data.context_length) for text in texts)
+    return [row for rows in each for row in rows][: data.limit]
+
+
+def _repeated(rows: list[Row], times: float, seed: int) -> list[Row]:
+    """Return each row `times` times; of a fraction, a random share of the rows."""
+    whole = int(times)
+    share = random.Random(seed).sample(rows, round(len(rows) * (times - whole)))
+    return rows * whole + share
+
+
+def _without_end(rows: list[Row], file: str, data: DataConfig) -> tuple[list[Row], list[Row]]:
+    """Hold out the end of a plain text."""
+    held = max(1, round(len(rows) * data.eval_fraction))
+    if held >= len(rows):
         raise DataError(
-            f"{data.train_file}: {len(train)} rows of data.context_length={data.context_length} "
+            f"{file}: {len(rows)} rows of data.context_length={data.context_length} "
             "leave nothing to hold out; give a longer text or data.eval_file"
         )
-    return train[:-held], train[-held:]
+    return rows[:-held], rows[-held:]
+
+
+def arrange(train: list[Row], held: list[Row], data: DataConfig, seed: int) -> Datasets:
+    """Shuffle the training rows, and pack or cut both kinds.
+
+    Raises:
+        DataError: when no row is left that has a token to learn.
+    """
+    random.Random(seed).shuffle(train)
+    pairs = {is_pair(row) for row in (*train, *held)}
+    if len(pairs) > 1:
+        raise DataError(
+            "some records are pairs of answers (chosen, rejected) and some are not; "
+            "train on them in runs of their own"
+        )
+    return Datasets(
+        train=_arrange(train, data, "training"),
+        eval=_arrange(held, data, "held-out"),
+        pairs=pairs == {True},
+    )
 
 
 def _arrange(rows: list[Row], data: DataConfig, name: str) -> list[Row]:
-    long = sum(len(row["input_ids"]) > data.context_length for row in rows)
-    if long:
+    length = data.context_length
+    if long := sum(longest(row) > length for row in rows):
         done = {"cut": "cut to their beginning", "split": "split", "drop": "dropped"}
         logger.warning(
             "%d %s records of more than %d tokens %s (data.overlong=%s)",
-            *(long, name, data.context_length, done[data.overlong], data.overlong),
+            *(long, name, length, done[data.overlong], data.overlong),
         )
-    arranged = fit(rows, data.context_length, data.overlong)
-    if data.batching == "packing":
-        arranged = pack(arranged, data.context_length)
-    # A model predicts the next token, so no position predicts the first label of a row.
-    kept = [row for row in arranged if any(label != IGNORED for label in row["labels"][1:])]
-    if len(kept) < len(arranged):
-        logger.warning("%d %s rows without a label dropped", len(arranged) - len(kept), name)
+    fitting = fit(rows, length, data.overlong)
+    kept = [row for row in fitting if learns(row)]
+    if len(kept) < len(fitting):
+        logger.warning("%d %s records without a label dropped", len(fitting) - len(kept), name)
+    if kept and data.batching == "packing":
+        # A row of pairs has room for the longest of them.
+        kept = pack(kept, 2 * length if is_pair(kept[0]) else length)
     if not kept:
         raise DataError(
-            f"no {name} row has a token to learn within data.context_length="
+            f"no {name} record has a token to learn within data.context_length="
             f"{data.context_length}; raise it, or give records whose answers come earlier"
         )
     logger.info(

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import deepspeed
+import torch
 import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llamahome.config import TrainRoot
+from llamahome.attention import HybridAttention, build_policy
+from llamahome.config import PolicyConfig, TrainRoot
 from llamahome.models import (
     load_model,
     write_adapter_policy,
@@ -24,17 +28,35 @@ from llamahome.models import (
     write_policy_weights,
 )
 from llamahome.models.adapters import merge_adapter
+from llamahome.models.probe import LIMITS
+from train.errors import ExportError
 from train.model import POLICY_MODULE, model_to_train
+
+SAMPLE_TOKENS = 16
+_DENSE = HybridAttention(build_policy(PolicyConfig.dense()))
 
 
 def export_model(
-    engine: DeepSpeedEngine, tokenizer: PreTrainedTokenizerBase, root: TrainRoot, run_dir: Path
+    engine: DeepSpeedEngine,
+    tokenizer: PreTrainedTokenizerBase,
+    root: TrainRoot,
+    run_dir: Path,
+    sample: Sequence[int],
 ) -> None:
     """Write `run_dir/model`, complete or not at all; all workers take part, rank 0 writes.
 
     Full fine-tuning exports all weights, LoRA the weights with the adapters merged in or, with
     `trainer.export=adapter`, the adapters alone.
+
+    Args:
+        sample: tokens on which the exported model must predict what the trained one does.
+
+    Raises:
+        ExportError: when it predicts something else.
     """
+    ids = torch.tensor([sample[:SAMPLE_TOKENS]])
+    engine.eval()
+    trained = _log_probs(engine, ids.to(engine.device))
     weights = _trained_weights(engine)
     if dist.get_rank() != 0:
         return
@@ -52,6 +74,28 @@ def export_model(
             write_policy_weights(folder, of_policy)
         tokenizer.save_pretrained(folder)
         write_checksums(folder)
+        _check_same(trained, ids, root, folder)
+
+
+@torch.no_grad()
+def _log_probs(model: Callable[..., Any], ids: Tensor) -> Tensor:
+    """Return log-probabilities (1, T, V) in float32 on the CPU, without eviction."""
+    positions = _DENSE.position_ids(ids)
+    logits = model(input_ids=ids, position_ids=positions, use_cache=False, hybrid=_DENSE).logits
+    return cast(Tensor, logits.float().log_softmax(dim=-1).cpu())
+
+
+def _check_same(trained: Tensor, ids: Tensor, root: TrainRoot, folder: Path) -> None:
+    exported = load_model(replace(model_to_train(root), name=str(folder), revision=None)).model
+    HybridAttention.attach(exported)
+    gap = float((_log_probs(exported, ids) - trained).abs().mean())
+    rounded = root.trainer.precision != "fp32"  # `mixed` trains in bf16 what it exports in fp32
+    if not gap <= LIMITS[torch.bfloat16 if rounded else torch.float32]:  # nor is nan
+        raise ExportError(
+            f"the exported model predicts something else than the trained one (log-probabilities "
+            f"are off by {gap:.2g} nats), so nothing was exported; {folder} has it for a report. "
+            "Choose other trainer.lora.target_modules, or trainer.method=full, in a new run"
+        )
 
 
 def _trained_weights(engine: DeepSpeedEngine) -> dict[str, Tensor]:

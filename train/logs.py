@@ -13,6 +13,7 @@ from typing import Any
 from ray.train import UserCallback
 
 from train import metrics
+from train.errors import FINAL
 
 
 class RecordFailures(UserCallback):
@@ -22,7 +23,15 @@ class RecordFailures(UserCallback):
         self.run_dir = run_dir
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Record what failed; a failure that would come again ends the run here.
+
+        Raises:
+            Exception: the worker's, one of `train.errors.FINAL`. Ray restarts no workers after an
+                error of its controller.
+        """
         for rank, error in sorted(worker_exceptions.items()):
+            if isinstance(error, FINAL):
+                raise error
             reason = str(error).partition("\n")[0].partition(". ")[0]  # Ray explains at length
             failure = f"worker {rank}: {type(error).__name__}: {reason}"
             metrics.append(self.run_dir, {"failure": failure})
@@ -36,6 +45,8 @@ class RecordWarnings(logging.Handler):
         self.run_dir = run_dir
 
     def emit(self, record: logging.LogRecord) -> None:
+        if "OVERFLOW! Skipping step" in record.getMessage():
+            return  # train.divergence says so with the step's number
         metrics.append(self.run_dir, {"warning": f"{record.name}: {record.getMessage()}"})
 
 

@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 from llamahome.config import ConfigError, LoraConfig
 from train.recipes import quiet_recipes
 
+ALL_LINEAR = "all-linear"
+
 
 def add_adapters(model: PreTrainedModel, lora: LoraConfig, base: str) -> PeftModel:
     """Freeze the weights of `model` and add adapters to train.
@@ -21,7 +23,7 @@ def add_adapters(model: PreTrainedModel, lora: LoraConfig, base: str) -> PeftMod
     Raises:
         ConfigError: for a target module that the model does not have.
     """
-    _check_targets(model, lora)
+    check_targets(model, lora)
     with quiet_recipes():
         from llama_recipes.configs import train_config
         from llama_recipes.utils.config_utils import generate_peft_config
@@ -34,14 +36,26 @@ def add_adapters(model: PreTrainedModel, lora: LoraConfig, base: str) -> PeftMod
             "target_modules": list(lora.target_modules),
         },
     )
-    config.base_model_name_or_path = base
+    if lora.target_modules == [ALL_LINEAR]:
+        config.target_modules = ALL_LINEAR
+    config.use_rslora, config.use_dora = lora.rslora, lora.dora
     if lora.train_norms:
         config.modules_to_save = norms(model)
     # DeepSpeed holds weights and adapters in one precision.
-    return cast(PeftModel, get_peft_model(model, config, autocast_adapter_dtype=False))
+    adapted = cast(PeftModel, get_peft_model(model, config, autocast_adapter_dtype=False))
+    # PEFT writes the folder of the weights, which for an adapter on an adapter is not the base.
+    adapted.peft_config["default"].base_model_name_or_path = base
+    return adapted
 
 
-def _check_targets(model: PreTrainedModel, lora: LoraConfig) -> None:
+def check_targets(model: PreTrainedModel, lora: LoraConfig) -> None:
+    """Compare the targets of adapters with the model's linear maps.
+
+    Raises:
+        ConfigError: for a target module that the model does not have.
+    """
+    if lora.target_modules == [ALL_LINEAR]:
+        return
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     for target in lora.target_modules:
         if not any(f".{name}".endswith(f".{target}") for name in linear):

@@ -5,24 +5,29 @@ from __future__ import annotations
 import asyncio
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
-from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from rich.console import Console
 
 from cluster.session import ray_session
-from llamahome.config import TrainRoot
+from llamahome.config import ConfigError, TrainRoot
 from llamahome.models import ModelManager
 from train import metrics
+from train.checkpoint import find_intact
+from train.errors import FINAL, StoppedError
 from train.logs import RecordFailures
+from train.preflight import check_cluster, check_machine
 from train.progress import plain_console, show_progress
 from train.run import Run, dense_stage, prepare_run, second_stage
+from train.stopping import ctrl_c_saves, in_a_thread
 from train.tracking import track
 
-# A report waits until the controller polls the workers, which Ray does every two seconds.
+# The controller notices late that workers have failed or ended: it polls every two seconds.
 RAY_ENV = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
 
 
@@ -78,15 +83,35 @@ class TrainingPipeline:
 
         Raises:
             ConfigError, DataError, ModelError: before any worker starts, with what to change.
+            StoppedError: after Ctrl-C.
+            TrainingError: for damaged checkpoints, before any worker starts; for a run that
+                diverges or exports something else than it trained, without a restart.
             ray.train.TrainingFailedError: after `trainer.max_failures` restarts.
         """
+        if self.root.cluster.address == "local" and not ray.is_initialized():
+            check_machine(self.root.trainer, self.root.cluster)
         run = prepare_run(self.root, self.manager)
         if not run.root.trainer.dense_steps:
+            self._look_at_checkpoints(run)
             return self._fit(run)
         dense = dense_stage(run)
+        for stage in (dense, run):
+            self._look_at_checkpoints(stage)
         with _session(run.root):
             first = _result(dense) if dense.model_dir.is_dir() else self._fit(dense)
             return replace(self._fit(second_stage(run, dense)), dense=first)
+
+    def _look_at_checkpoints(self, run: Run) -> None:
+        done, damaged = find_intact(run.directory)
+        for line in damaged:
+            self.console.print(line)
+        if done > run.root.trainer.steps:
+            raise ConfigError(
+                f"trainer.steps={run.root.trainer.steps}: run {run.name} has done {done} steps; "
+                f"set trainer.steps to at least {done}"
+            )
+        if done:
+            self.console.print(f"run {run.name} goes on after step {done}")
 
     def _fit(self, run: Run) -> TrainingResult:
         self.console.print(_headline(run))
@@ -97,7 +122,16 @@ class TrainingPipeline:
             metrics.follow(directory, [progress, curves]),
             _session(run.root),
         ):
-            _trainer(run).fit()
+            have = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            if waiting := check_cluster(run.root.trainer, run.root.cluster, have):
+                self.console.print(waiting)
+            with ctrl_c_saves(directory, self.console):
+                stopped_at = in_a_thread(partial(_until_done, _trainer(run)))
+        if stopped_at is not None:
+            raise StoppedError(
+                f"stopped after step {stopped_at} and saved; trainer.run_name={run.name} goes on "
+                "from it"
+            )
         return _result(run)
 
 
@@ -123,17 +157,30 @@ def _session(root: TrainRoot) -> AbstractContextManager[None]:
     return ray_session(root.cluster, min_cpus=cpus, env=RAY_ENV)
 
 
-def _work(config: dict[str, Any]) -> None:
+def _until_done(trainer: TorchTrainer) -> int | None:
+    """Train, and return the steps done if the driver has asked for the end."""
+    try:
+        return cast("int | None", trainer.fit().return_value)  # type: ignore[attr-defined]  # of V2
+    except ControllerError as error:
+        failure: Exception = error
+        while isinstance(failure, ControllerError):
+            failure = failure.controller_failure
+        if isinstance(failure, FINAL):
+            raise failure from None
+        raise
+
+
+def _work(config: dict[str, Any]) -> int | None:
     from train.worker import run_worker  # in the worker alone: DeepSpeed looks for its device
 
-    run_worker(config)
+    return run_worker(config)
 
 
 def _trainer(run: Run) -> TorchTrainer:
     trainer = run.root.trainer
     resources = {"CPU": trainer.cpus_per_worker, **({"GPU": 1} if trainer.use_gpu else {})}
     return TorchTrainer(
-        _work,
+        _work,  # type: ignore[arg-type]  # what rank 0 returns comes with the result
         train_loop_config={
             "root": run.root,
             "run_dir": str(run.directory),
@@ -149,7 +196,6 @@ def _trainer(run: Run) -> TorchTrainer:
             name=run.name,
             storage_path=str(run.directory.parent),
             failure_config=FailureConfig(max_failures=trainer.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=trainer.keep_checkpoints),
             callbacks=[RecordFailures(run.directory)],  # type: ignore[list-item]
             worker_runtime_env={
                 "env_vars": {"DS_ACCELERATOR": "cuda" if trainer.use_gpu else "cpu"}
@@ -160,7 +206,8 @@ def _trainer(run: Run) -> TorchTrainer:
 
 
 def _result(run: Run) -> TrainingResult:
-    records = metrics.read(run.directory)
+    steps = run.root.trainer.steps  # a run that diverged has records beyond its good checkpoint
+    records = [r for r in metrics.read(run.directory) if r.get("step", 0) <= steps]
     losses, tokens = metrics.series(records, "loss"), metrics.series(records, "tokens")
     held_out = list(metrics.series(records, "eval_loss").values())
     return TrainingResult(

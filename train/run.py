@@ -9,14 +9,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from llamahome.config import ConfigError, ModelConfig, PolicyConfig, TrainRoot
 from llamahome.config.fixed import changed_keys
 from llamahome.config.policy import CARRIED, rescaled
+from llamahome.data import DataError
 from llamahome.models import ModelInfo, ModelManager
 from llamahome.models.adapter_chain import adapter_chain
 from train.data import batches, build_datasets, eval_batches, resolve_files
+from train.preflight import check_model
 
 RUN_FILE = "run.json"
 
@@ -56,6 +58,7 @@ def prepare_run(root: TrainRoot, manager: ModelManager) -> Run:
     manager.resolve(root.model.name, root.model.revision)
     model = manager.describe(root.model.name, root.model.revision)
     root = _looked_up(root, model)
+    check_model(root, adapter_chain(model.path, manager.resolve))
     _check_data(root, model, manager)
     output_dir = root.trainer.output_dir
     return _opened(
@@ -122,7 +125,7 @@ def _policy(policy: PolicyConfig, model: ModelInfo) -> PolicyConfig:
     if policy.name != CARRIED:
         return policy
     if model.policy is None:
-        raise ConfigError(f"policy.name=carried: {model.name} carries none; name one, like h2o")
+        return PolicyConfig() if policy.budget is None else PolicyConfig(budget=policy.budget)
     if policy.budget is None:
         return model.policy
     return rescaled(model.policy, policy.budget, model.layers, model.kv_heads)
@@ -130,13 +133,26 @@ def _policy(policy: PolicyConfig, model: ModelInfo) -> PolicyConfig:
 
 def _check_data(root: TrainRoot, model: ModelInfo, manager: ModelManager) -> None:
     """Build the workers' data here first: one error now is better than one in each worker."""
-    folders = adapter_chain(model.path, manager.resolve)
-    folder = next((f for f in folders if (f / "tokenizer_config.json").is_file()), model.path)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = load_tokenizer(model.path, manager)
     data, trainer = build_datasets(root.data, tokenizer, root.trainer.seed), root.trainer
+    if data.pairs != (trainer.objective != "cross_entropy"):
+        held = "pairs of answers" if data.pairs else "no pairs of chosen and rejected answers"
+        fitting = "dpo or orpo" if data.pairs else "cross_entropy"
+        raise DataError(
+            f"trainer.objective={trainer.objective}: {root.data.train_file} holds {held}; "
+            f"set trainer.objective={fitting}, or give other data"
+        )
     share = {"rank": 0, "world_size": trainer.num_workers, "pad_id": 0}
     batches(data.train, root.data, trainer, start_step=0, **share)
     eval_batches(data.eval, trainer, **share)
+
+
+def load_tokenizer(folder: Path, manager: ModelManager) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model's folder, or of the first of its adapter's bases with one."""
+    folders = adapter_chain(folder, manager.resolve)
+    own = next((f for f in folders if (f / "tokenizer_config.json").is_file()), folder)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(own, local_files_only=True)
+    return tokenizer
 
 
 def _named(runs_dir: Path, root: TrainRoot) -> Path:

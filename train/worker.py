@@ -14,81 +14,168 @@ import torch
 import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 from torch import nn
-from transformers import get_cosine_schedule_with_warmup, set_seed
+from transformers import get_scheduler, set_seed
 
-from llamahome.attention import HybridAttention
+from llamahome.attention import HybridAttention, Policy
 from llamahome.config import TrainerConfig, TrainRoot
 from train import checkpoint, metrics
 from train.anneal import policy_at
-from train.data import batches, build_datasets, eval_batches
+from train.data import Datasets, batches, build_datasets, eval_batches
 from train.deepspeed_config import deepspeed_config
+from train.divergence import DivergenceGuard
 from train.export import export_model
 from train.logs import record_warnings
 from train.model import POLICY_MODULE, bare_model, prepare_model
 from train.objectives import build_objective
 from train.step import evaluate, train_step
+from train.stopping import is_asked_to_stop
+
+SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
-def run_worker(config: dict[str, Any]) -> None:
-    """Train `config["root"]` in `config["run_dir"]`, in step with all other workers."""
+def run_worker(config: dict[str, Any]) -> int | None:
+    """Train `config["root"]` in `config["run_dir"]`, in step with all other workers.
+
+    Returns:
+        The steps done if the driver has asked for the end; None after an export.
+    """
     root: TrainRoot = config["root"]
     run_dir = Path(config["run_dir"])
-    trainer, has_frozen = root.trainer, root.trainer.method == "lora"
-    prepare_process(trainer)
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    if rank == 0:
+    prepare_process(root.trainer)
+    if dist.get_rank() == 0:
         record_warnings(run_dir)
-
-    settings = deepspeed_config(root.deepspeed, trainer)
+    settings = deepspeed_config(root.deepspeed, root.trainer)
     model, policy, tokenizer = prepare_model(root, settings, config["policy_model"])
-    engine = start_engine(model, trainer, settings)
-    bare = bare_model(model)
-    attention = HybridAttention(policy, bare)
-    objective = build_objective(trainer)
-    progress = checkpoint.resume(engine, has_frozen)
+    engine = start_engine(model, root.trainer, settings)
+    data = build_datasets(root.data, tokenizer, root.trainer.seed)
+    training = Training(root, run_dir, engine, policy, data, tokenizer.pad_token_id)
+    if not training.until_done():
+        return training.progress.step
+    export_model(engine, tokenizer, root, run_dir, data.eval[0]["input_ids"])
+    return None
 
-    data = build_datasets(root.data, tokenizer, trainer.seed)
-    share = {"rank": rank, "world_size": world_size, "pad_id": tokenizer.pad_token_id}
-    # A second stage goes on in the data where the first one stopped.
-    start = (trainer.dense_steps + progress.step) * trainer.accumulation
-    stream = batches(data.train, root.data, trainer, start_step=start, **share)
 
-    def report(**values: float) -> None:
-        if rank == 0:
-            metrics.append(run_dir, {"step": progress.step, **values})
+class Training:
+    """One worker's part of a run, from the newest checkpoint on."""
 
-    def report_held_out() -> None:
-        held_out = eval_batches(data.eval, trainer, **share)
-        report(eval_loss=evaluate(engine, held_out, attention))
+    def __init__(
+        self,
+        root: TrainRoot,
+        run_dir: Path,
+        engine: DeepSpeedEngine,
+        policy: Policy,
+        data: Datasets,
+        pad_id: int,
+    ) -> None:
+        trainer = root.trainer
+        self.root, self.run_dir, self.engine = root, run_dir, engine
+        self.policy, self.bare = policy, bare_model(engine.module)
+        self.held_out = data.eval
+        self.objective = build_objective(trainer)
+        self.rank, self.workers = dist.get_rank(), dist.get_world_size()
+        self.share = {"rank": self.rank, "world_size": self.workers, "pad_id": pad_id}
+        self._has_frozen = trainer.method == "lora"
+        self.progress = checkpoint.resume(engine, run_dir, self._has_frozen)
+        self.guard = DivergenceGuard(run_dir, engine.skipped_steps)
+        # A second stage goes on in the data where the first one stopped.
+        start = (trainer.dense_steps + self.progress.step) * trainer.accumulation
+        self.stream = batches(data.train, root.data, trainer, start_step=start, **self.share)
 
-    if progress.step == 0:
-        report_held_out()
-    while progress.step < trainer.steps:
+    def until_done(self) -> bool:
+        """Take the steps that are left; return False if the driver has asked for the end.
+
+        With early stopping the weights are then those of the lowest held-out loss.
+        """
+        trainer, progress = self.root.trainer, self.progress
+        patience = trainer.early_stopping_patience
+        if progress.step in (0, trainer.steps):
+            self.evaluate()
+        while progress.step < trainer.steps and not 0 < patience <= progress.worse:
+            if is_asked_to_stop(self.run_dir, self.engine.device):
+                self.save()
+                return False
+            self.step()
+            if is_due(progress.step, trainer.eval_every, trainer.steps):
+                self.evaluate()
+            if self._is_worth_saving():
+                self.save()
+        if patience:
+            self.take_best()
+        return True
+
+    def take_best(self) -> None:
+        """Go back to the checkpoint of the lowest held-out loss, unless this is it."""
+        best = self.progress.best_step
+        if best and best != self.progress.step:
+            path = checkpoint.path_of(self.run_dir, best)
+            self.progress = checkpoint.load(self.engine, path, self._has_frozen)
+            self.evaluate()
+
+    def step(self) -> None:
+        """Take one optimiser step with all workers, and report it."""
+        trainer, progress = self.root.trainer, self.progress
         started = time.perf_counter()
         # A seed from the step alone, so that a restart continues dropout as well.
-        set_seed(trainer.seed + progress.step * world_size + rank)
-        learning_rate = engine.get_lr()[0]
-        budgets = policy_at(root.policy, trainer, root.data.context_length, progress.step)
+        set_seed(trainer.seed + progress.step * self.workers + self.rank)
+        learning_rate = self.engine.get_lr()[0]
+        budgets = policy_at(self.root.policy, trainer, self.root.data.context_length, progress.step)
         losses, tokens = train_step(
-            engine,
-            list(islice(stream, trainer.accumulation)),
-            HybridAttention(policy.with_config(budgets), bare),
-            objective,
+            self.engine,
+            list(islice(self.stream, trainer.accumulation)),
+            HybridAttention(self.policy.with_config(budgets), self.bare),
+            self.objective,
         )
         progress.step += 1
         progress.tokens += tokens
-        report(
+        norm = {}
+        if warning := self.guard.after_step(
+            progress.step, losses["loss"], self.engine.skipped_steps
+        ):
+            self._record(warning=warning)
+        else:
+            norm["grad_norm"] = float(self.engine.get_global_grad_norm())
+        self._record(
+            step=progress.step,
             **losses,
             learning_rate=learning_rate,
-            grad_norm=float(engine.get_global_grad_norm()),
+            **norm,
             tokens=progress.tokens,
             tokens_per_second=tokens / (time.perf_counter() - started),
         )
-        if is_due(progress.step, trainer.eval_every, trainer.steps):
-            report_held_out()
-        if is_due(progress.step, trainer.checkpoint_every, trainer.steps):
-            checkpoint.save(engine, run_dir, progress, has_frozen)
-    export_model(engine, tokenizer, root, run_dir)
+
+    def evaluate(self) -> None:
+        """Measure the held-out loss under the policy, and report it."""
+        held_out = eval_batches(self.held_out, self.root.trainer, **self.share)
+        attention = HybridAttention(self.policy, self.bare)
+        loss = evaluate(self.engine, held_out, attention, self.objective)
+        self.guard.after_evaluation(self.progress.step, loss)
+        if self.progress.step:  # there is no checkpoint to go back to before the first step
+            self.progress.evaluated(loss)
+        self._record(step=self.progress.step, eval_loss=loss)
+
+    def save(self) -> None:
+        """Write a checkpoint, if there is anything to save."""
+        trainer = self.root.trainer
+        if self.progress.step:
+            checkpoint.save(
+                self.engine,
+                self.run_dir,
+                self.progress,
+                frozen=self._has_frozen,
+                keep=trainer.keep_checkpoints,
+            )
+
+    def _is_worth_saving(self) -> bool:
+        """Return whether a checkpoint is due; one of weights that stand still replaces no other."""
+        step, trainer = self.progress.step, self.root.trainer
+        if self.guard.in_a_row and step < trainer.steps:
+            return False
+        best = trainer.early_stopping_patience > 0 and step == self.progress.best_step
+        return best or is_due(step, trainer.checkpoint_every, trainer.steps)
+
+    def _record(self, **values: Any) -> None:
+        if self.rank == 0:
+            metrics.append(self.run_dir, values)
 
 
 def prepare_process(trainer: TrainerConfig) -> None:
@@ -107,13 +194,15 @@ def prepare_process(trainer: TrainerConfig) -> None:
 def start_engine(
     model: nn.Module, trainer: TrainerConfig, settings: dict[str, Any]
 ) -> DeepSpeedEngine:
-    """Put DeepSpeed around the model, with AdamW and a warm-up followed by a cosine decay."""
+    """Put DeepSpeed around the model, with AdamW, a warm-up and the schedule that follows it."""
     optimizer = torch.optim.AdamW(
         parameter_groups(model, trainer),
         lr=trainer.learning_rate,
         weight_decay=trainer.weight_decay,
     )
-    schedule = get_cosine_schedule_with_warmup(optimizer, trainer.warmup_steps, trainer.steps)
+    schedule = get_scheduler(
+        SCHEDULES[trainer.schedule], optimizer, trainer.warmup_steps, trainer.steps
+    )
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, lr_scheduler=schedule, config=settings
     )
@@ -121,18 +210,32 @@ def start_engine(
 
 
 def parameter_groups(model: nn.Module, trainer: TrainerConfig) -> list[dict[str, Any]]:
-    """Return the trained parameters, those of the policy in a group of their own."""
-    of_model: list[nn.Parameter] = []
+    """Return the trained parameters, those of the policy in a group of their own.
+
+    Norms and biases do not decay: they are vectors, and shrinking them regularises nothing.
+    """
+    maps: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
     of_policy: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            own = of_policy if name.startswith(f"{POLICY_MODULE}.") else of_model
-            own.append(parameter)
-    groups: list[dict[str, Any]] = [{"params": of_model}]
-    if of_policy:
-        rate = trainer.policy_learning_rate or trainer.learning_rate
-        groups.append({"params": of_policy, "lr": rate})
-    return groups
+        if not parameter.requires_grad:
+            continue
+        if name.startswith(f"{POLICY_MODULE}."):
+            of_policy.append(parameter)
+        else:
+            (maps if _rank(parameter) > 1 else vectors).append(parameter)
+    rate = trainer.policy_learning_rate or trainer.learning_rate
+    groups: list[dict[str, Any]] = [
+        {"params": maps},
+        {"params": vectors, "weight_decay": 0.0},
+        {"params": of_policy, "lr": rate},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _rank(parameter: nn.Parameter) -> int:
+    """Return the number of a parameter's axes, also of one that ZeRO-3 has flattened."""
+    return len(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def is_due(step: int, every: int, last: int) -> bool:

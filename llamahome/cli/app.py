@@ -28,6 +28,9 @@ def _start(
     configure_logging("INFO" if verbose else "WARNING")
 
 
+data = typer.Typer(help="Look at training data.", no_args_is_help=True)
+data.command(context_settings=handover.PASS_ON)(handover.inspect)
+
 app.command()(generate.generate)
 app.command()(chat.chat)
 app.add_typer(models.app, name="models")
@@ -36,3 +39,4 @@ app.command("eval", context_settings=handover.PASS_ON)(evaluate.evaluate)
 app.command("lm_eval", context_settings=handover.PASS_ON)(lm_eval.lm_eval)
 app.command(context_settings=handover.PASS_ON)(handover.train)
 app.command(context_settings=handover.PASS_ON)(handover.serve)
+app.add_typer(data, name="data")

@@ -1,4 +1,4 @@
-"""`llamahome train` and `llamahome serve`: the Hydra applications of the repository."""
+"""Commands of the repository's Hydra applications: train, serve, data inspect."""
 
 from __future__ import annotations
 
@@ -29,12 +29,20 @@ def serve(context: typer.Context) -> None:
     _hand_over("serve", context.args)
 
 
-def _hand_over(package: str, arguments: list[str]) -> NoReturn:
+def inspect(context: typer.Context) -> None:
+    """Show the rows that a run would train on, with the learned tokens marked.
+
+    Takes a file or Hydra overrides: llamahome data inspect chats.jsonl data.train_on=last
+    """
+    _hand_over("train.inspect", context.args)
+
+
+def _hand_over(module: str, arguments: list[str]) -> NoReturn:
     try:
         root = checkout()
     except ConfigError as error:
         typer.secho(f"error: {error}", fg="red", err=True)
         raise typer.Exit(2) from error
     path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", package, *arguments]
+    command = [sys.executable, "-m", module, *arguments]
     os.execve(sys.executable, command, {**os.environ, "PYTHONPATH": path})

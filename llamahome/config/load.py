@@ -51,6 +51,13 @@ def explain_override(error: Exception, root: type[Any]) -> str:
             load_config(OmegaConf.from_dotlist([f"{cause.full_key}="]), root)
         except ConfigError as unknown_key:
             return str(unknown_key)
+    override: str | None = getattr(error, "override", None)  # Hydra's parser has it
+    key, _, value = (override or "").partition("=")
+    if "=" in value and value[0] not in "'\"[{":
+        return (
+            f"{key}={value} cannot be read: a value with = in it needs quotes of its own, "
+            f"'{key}=\"{value}\"'"
+        )
     said = " ".join(str(error).partition("Config search path")[0].split())
     return f"{said}: {str(cause).splitlines()[0]}" if cause else said
 

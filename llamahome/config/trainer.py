@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from llamahome.config.checks import above, at_least, fraction, one_of, require
 from llamahome.config.fixed import FIXED, fixed
 
+OBJECTIVES = ("cross_entropy", "dpo", "orpo")
+
 
 @dataclass(kw_only=True)
 class LoraConfig:
@@ -15,6 +17,11 @@ class LoraConfig:
     Attributes:
         train_norms: also train the decoder's norms, a few thousand numbers that shift what every
             layer attends to (cf. LongLoRA, Chen et al. 2023, arXiv 2309.12307, section 3.3).
+        target_modules: the last part of their names; `all-linear` alone means every linear map but
+            the output layer.
+        rslora: scale adapters by alpha / sqrt(r) (Kalajdzievski 2023, arXiv 2312.03732), so that a
+            large r learns as fast as a small one.
+        dora: learn magnitudes apart from directions (Liu et al. 2024, arXiv 2402.09353).
     """
 
     r: int = 16
@@ -24,6 +31,8 @@ class LoraConfig:
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"]
     )
     train_norms: bool = True
+    rslora: bool = False
+    dora: bool = False
 
     def __post_init__(self) -> None:
         at_least("trainer.lora.r", self.r, 1)
@@ -52,13 +61,18 @@ class TrainerConfig:
             one that the second stage trains under the policy, and its teacher. 0 has one stage.
         batch_size: sequences per worker and micro-step.
         accumulation: micro-steps per optimiser step.
+        objective: `cross_entropy`; or, for pairs of answers, `dpo`, whose reference is the model
+            without its adapters, or `orpo`.
+        beta: of dpo: weight of the distance to the reference; of orpo: weight of the odds ratio.
         kl_weight: weight of KL(dense || under the policy), added to cross-entropy; the dense model
             is the same one without its adapters, so it is the one that dense_steps made. 0 leaves
             cross-entropy alone.
         anneal_steps: steps over which each KV head's budget falls from dense to its own.
         dense_share: share of the steps without eviction, so that dense serving loses nothing.
         budget_jitter: j draws a factor between 1 / (1 + j) and 1 + j for the budgets of each step.
-        learning_rate: peak of a linear warm-up over warmup_steps and a cosine decay to 0.
+        learning_rate: peak of a linear warm-up over warmup_steps.
+        schedule: the way from there, to 0 along a `cosine` or `linear`, or `constant`.
+        weight_decay: AdamW's, on all trained weights but norms and biases.
         policy_learning_rate: the same for weights of the policy; None is learning_rate.
         precision: fp32, mixed (fp32 weights, linear layers multiply in bf16) or bf16 (DeepSpeed's
             bf16 with fp32 master weights).
@@ -66,6 +80,8 @@ class TrainerConfig:
         eval_every, checkpoint_every: optimiser steps between two; 0 only at the end.
         eval_batches: held-out batches per evaluation and worker.
         keep_checkpoints: newest checkpoints kept.
+        early_stopping_patience: held-out evaluations without a lower loss after which the run ends;
+            it then exports the model with the lowest one. 0 trains all steps and exports the last.
         max_failures: worker crashes survived before the run fails.
     """
 
@@ -80,7 +96,10 @@ class TrainerConfig:
     learning_rate: float = fixed(2e-5)
     policy_learning_rate: float | None = fixed(None)
     warmup_steps: int = fixed(10)
+    schedule: str = fixed("cosine")
     weight_decay: float = fixed(0.0)
+    objective: str = fixed("cross_entropy")
+    beta: float = fixed(0.1)
     kl_weight: float = fixed(0.0)
     anneal_steps: int = fixed(0)
     budget_jitter: float = fixed(0.0)
@@ -96,12 +115,15 @@ class TrainerConfig:
     eval_batches: int = fixed(8)
     checkpoint_every: int = 50
     keep_checkpoints: int = 2
+    early_stopping_patience: int = 0
     max_failures: int = 2
     lora: LoraConfig = field(default_factory=LoraConfig, metadata=FIXED)
 
     def __post_init__(self) -> None:
         one_of("trainer.method", self.method, ("full", "lora"))
         one_of("trainer.export", self.export, ("merged", "adapter"))
+        one_of("trainer.objective", self.objective, OBJECTIVES)
+        one_of("trainer.schedule", self.schedule, ("cosine", "linear", "constant"))
         one_of("trainer.precision", self.precision, ("fp32", "mixed", "bf16"))
         require(
             self.export == "merged" or self.method == "lora",
@@ -113,13 +135,17 @@ class TrainerConfig:
             at_least(f"trainer.{name}", getattr(self, name), 1)
         for name in ("seed", "warmup_steps", "eval_every", "checkpoint_every", "max_failures"):
             at_least(f"trainer.{name}", getattr(self, name), 0)
+        at_least("trainer.early_stopping_patience", self.early_stopping_patience, 0)
         for name in ("dense_steps", "anneal_steps", "weight_decay", "kl_weight", "budget_jitter"):
             at_least(f"trainer.{name}", getattr(self, name), 0)
         at_least("trainer.eval_batches", self.eval_batches, 1)
         at_least("trainer.keep_checkpoints", self.keep_checkpoints, 1)
-        above("trainer.learning_rate", self.learning_rate, 0)
-        if self.policy_learning_rate is not None:
-            above("trainer.policy_learning_rate", self.policy_learning_rate, 0)
+        for name in ("learning_rate", "policy_learning_rate"):
+            rate = getattr(self, name)
+            if rate is not None:
+                above(f"trainer.{name}", rate, 0)
+                # AdamW moves each weight by about this much in a step; float32 ends at 3e38.
+                require(rate <= 100, f"trainer.{name}", rate, "it must be at most 100")
         above("trainer.max_grad_norm", self.max_grad_norm, 0)
         fraction("trainer.dense_share", self.dense_share)
         require(
@@ -128,11 +154,36 @@ class TrainerConfig:
             self.kl_weight,
             "the dense model is this one without its adapters; set trainer.method=lora",
         )
+        above("trainer.beta", self.beta, 0)
+        require(
+            self.objective != "dpo" or self.method == "lora",
+            "trainer.objective",
+            self.objective,
+            "its reference is the model without its adapters; set trainer.method=lora",
+        )
+        require(
+            self.objective == "cross_entropy" or self.kl_weight == 0,
+            "trainer.kl_weight",
+            self.kl_weight,
+            f"trainer.objective={self.objective} has no dense teacher; set it to 0",
+        )
+        require(
+            self.objective == "cross_entropy" or self.dense_steps == 0,
+            "trainer.dense_steps",
+            self.dense_steps,
+            "the dense stage learns answers, not pairs; give it a run of its own",
+        )
         require(
             self.anneal_steps < self.steps,
             "trainer.anneal_steps",
             self.anneal_steps,
             f"the last of trainer.steps={self.steps} must train at the policy's own budget",
+        )
+        require(
+            self.early_stopping_patience == 0 or self.eval_every > 0,
+            "trainer.early_stopping_patience",
+            self.early_stopping_patience,
+            "it counts evaluations, so it needs trainer.eval_every above 0",
         )
         if self.run_name is not None:
             require(

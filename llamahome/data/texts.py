@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from llamahome.data.encode import Row
 from llamahome.data.errors import DataError
+from llamahome.data.sources import read_utf8
 
 
 def read_text(path: Path) -> str:
@@ -18,18 +17,10 @@ def read_text(path: Path) -> str:
     Raises:
         DataError: for a file that cannot be read, is no text, or is empty.
     """
-    try:
-        raw = path.read_bytes()
-        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path}: is no UTF-8 text ({error}); save it as UTF-8, as a .txt or .txt.gz"
-        ) from error
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; give a file that can be read") from error
+    text = read_utf8(path)
     if not text.strip():
         raise DataError(f"{path}: holds no text; give a file with some")
-    return text
+    return text.replace("\r\n", "\n")
 
 
 def text_rows(text: str, tokenizer: PreTrainedTokenizerBase, length: int) -> list[Row]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError
+from torch import nn
 from transformers import PreTrainedModel
 
 from llamahome.models.adapter_chain import ADAPTER_CONFIG, is_adapter
@@ -82,6 +83,7 @@ def merge_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
         _resize_embeddings(base, folder)
         adapted = _load(base, folder, "default")
         _check_names(adapted, folder, "default")
+        _untie(base)
         merged = cast(PreTrainedModel, adapted.merge_and_unload())
     except FAILURES as error:
         raise ModelError(
@@ -102,6 +104,21 @@ def _resize_embeddings(base: PreTrainedModel, folder: Path) -> None:
         rows = tensors.get_slice(own[0]).get_shape()[0] if own else None
     if rows is not None and rows != base.config.vocab_size:
         base.resize_token_embeddings(rows, mean_resizing=False)
+
+
+def _untie(base: PreTrainedModel) -> None:
+    """Give the output layer weights of its own if an adapter changes only one end of the model.
+
+    Tied embeddings are one tensor: what is merged into one end would change the other as well.
+    """
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    if not base.config.tie_word_embeddings or not any(
+        isinstance(end, LoraLayer | ModulesToSaveWrapper) for end in ends
+    ):
+        return
+    plain: list[Any] = [getattr(end, "base_layer", end) for end in ends]
+    plain[1].weight = nn.Parameter(plain[1].weight.detach().clone(), requires_grad=False)
+    base.config.tie_word_embeddings = False
 
 
 def _load(base: PreTrainedModel | PeftModel, folder: Path, name: str) -> PeftModel:

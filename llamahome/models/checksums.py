@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from llamahome.models.errors import ModelCorruptError, ModelError
+from llamahome.models.json_files import read_json
 
 CHECKSUMS = "checksums.json"
 
@@ -18,9 +20,18 @@ def file_sha256(file: Path) -> str:
 
 def write_checksums(folder: Path) -> None:
     """Record the hashes of a finished model folder's files. Call it last."""
+    record_checksums(folder, file_digests(folder))
+
+
+def file_digests(folder: Path, share: int = 0, shares: int = 1) -> dict[str, str]:
+    """Return the hashes of a folder's files, or of one of several equal shares of them."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)
-    digests = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
-    (folder / CHECKSUMS).write_text(json.dumps({"sha256": digests}, indent=1) + "\n")
+    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in files[share::shares]}
+
+
+def record_checksums(folder: Path, digests: Mapping[str, str]) -> None:
+    """Write the hashes of a folder's files into it."""
+    (folder / CHECKSUMS).write_text(json.dumps({"sha256": dict(digests)}, indent=1) + "\n")
 
 
 def verify_checksums(folder: Path, cure: str) -> int:
@@ -36,7 +47,9 @@ def verify_checksums(folder: Path, cure: str) -> int:
             f"{folder} has no {CHECKSUMS}, so there is nothing to verify it against; models that "
             "LlamaHome converts, downloads or trains have one"
         )
-    digests: dict[str, str] = json.loads(recorded.read_text())["sha256"]
+    digests = read_json(recorded).get("sha256")
+    if not isinstance(digests, dict):
+        raise ModelCorruptError(f"{recorded} lists no hashes; {cure}")
     for name, digest in digests.items():
         file = folder / name
         if not file.is_file():

@@ -31,6 +31,7 @@ OPTIONS = sorted(
 # Options that need a value from the user, and its key.
 TO_BE_GIVEN = {
     ("data", "alpaca"): "data.train_file",
+    ("data", "auto"): "data.train_file",
     ("data", "chat"): "data.train_file",
     ("data", "custom"): "data.train_file",
     ("serve", "cluster"): "serve.api_key",
@@ -199,14 +200,14 @@ def test_group_option_wins_over_dataclass():
 
 
 def test_a_pattern_can_be_given_on_the_command_line():
-    loaded = load("train", "+policy.pattern={L0H1:null,L1:140}")
+    loaded = load("train", "policy=h2o", "+policy.pattern={L0H1:null,L1:140}")
     assert loaded.policy.pattern == {"L0H1": None, "L1": 140}
     with pytest.raises(ConfigError, match=r"policy\.pattern='x' is not allowed"):
-        load("train", "+policy.pattern={x:140}")
+        load("train", "policy=h2o", "+policy.pattern={x:140}")
     with pytest.raises(ConfigError, match=r"policy\.pattern=.* dict\[str, int or null\]"):
         load_config(OmegaConf.create({"policy": {"pattern": {"L0": "many"}}}), TrainRoot)
     with pytest.raises(ConfigCompositionException, match=r"policy\.pattern"):
-        load("train", "+policy.pattern={L0:many}")
+        load("train", "policy=h2o", "+policy.pattern={L0:many}")
 
 
 def test_environment_gives_the_api_key_and_the_command_line_wins(monkeypatch):

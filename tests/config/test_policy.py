@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -47,6 +48,19 @@ def test_a_pattern_keeps_its_proportions_at_another_total(total: int) -> None:
         assert a is not None and b is not None and x is not None and y is not None  # noqa: PT018
         assert (x <= y) if a < b else True
     assert len(set(after)) <= 6
+
+
+def test_budgets_fall_in_proportion_and_become_more_alike_as_they_grow() -> None:
+    budgets = [[2000, 1000], [1000, 500], [500, 500], [250, 250]]
+    wide = with_budgets(replace(MEASURED, budget=250, recent=8, interval=8, pattern={}), budgets)
+
+    def ratio(total: int) -> float:
+        after = _budgets(rescaled(wide, total, 4, 2))
+        return (after[1] or 0) / (after[3] or 1)
+
+    assert ratio(750) == pytest.approx(2, rel=0.05)
+    assert ratio(375) == pytest.approx(2, rel=0.1)
+    assert ratio(6000) == pytest.approx(2**0.5, rel=0.02)  # eight times as many entries
 
 
 def test_the_same_total_gives_about_the_same_budgets() -> None:

@@ -30,16 +30,26 @@ RULES: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
     "policy.interval": ([0, 129], [1, 128], {}),
     "policy.seed": ([-1], [0], {}),
     "policy.budget": ([None, -1, 131], [132], {}),
-    "data.format": (["csv"], ["chat", "alpaca", "custom"], {}),
+    "data.format": (["csv"], ["auto", "chat", "sharegpt", "tokens", "custom"], {}),
     "data.train_file": ([""], ["records.jsonl"], {}),
     "data.batching": (["sorted"], ["packing", "padding"], {}),
     "data.overlong": (["keep"], ["cut", "split", "drop"], {}),
+    "data.mix": ([[""]], [["a.jsonl"]], {"data.mix_times": [0.5]}),
+    "data.mix_times": (
+        [[], [0.0], [1.0, 2.0], [float("inf")]],
+        [[0.5], [2.0]],
+        {"data.mix": ["a"]},
+    ),
+    "data.train_on": (["user"], ["assistant", "last", "all"], {}),
+    "data.max_bad_records": ([-1], [0, 5], {}),
     "data.context_length": ([1], [2], {}),
     "data.eval_fraction": ([0.0, 1.0, -0.1, float("nan")], [0.01, 0.99], {}),
     "data.limit": ([1], [2, None], {}),
     "trainer.run_name": (["", "a/b", ".hidden", ".."], ["a", "a.b-c"], {}),
     "trainer.method": (["qlora"], ["full", "lora"], {}),
     "trainer.export": (["zip"], ["merged", "adapter"], {"trainer.method": "lora"}),
+    "trainer.objective": (["ppo"], ["cross_entropy", "dpo", "orpo"], {"trainer.method": "lora"}),
+    "trainer.beta": ([0.0, -1.0], [0.1], {}),
     "trainer.precision": (["fp16"], ["fp32", "mixed", "bf16"], {}),
     "trainer.steps": ([0], [1], {}),
     "trainer.batch_size": ([0], [1], {}),
@@ -51,6 +61,8 @@ RULES: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
     "trainer.eval_every": ([-1], [0], {}),
     "trainer.checkpoint_every": ([-1], [0], {}),
     "trainer.max_failures": ([-1], [0], {}),
+    "trainer.schedule": (["step"], ["cosine", "linear", "constant"], {}),
+    "trainer.early_stopping_patience": ([-1], [0, 1], {}),
     "trainer.eval_batches": ([0], [1], {}),
     "trainer.keep_checkpoints": ([0], [1], {}),
     "trainer.learning_rate": ([0.0, -1e-5, float("inf"), float("nan")], [1e-12], {}),
@@ -192,6 +204,17 @@ def test_adapters_are_exported_by_lora_alone():
 def test_a_dense_teacher_needs_adapters_to_take_off():
     with pytest.raises(ConfigError, match=r"trainer\.kl_weight=1\.0 .* trainer\.method=lora"):
         config.TrainerConfig(kl_weight=1.0)
+
+
+@pytest.mark.parametrize("key", ["learning_rate", "policy_learning_rate"])
+def test_a_learning_rate_that_overflows_is_refused(key):
+    with pytest.raises(ConfigError, match=rf"trainer\.{key}=1e\+39 .* at most 100"):
+        config.TrainerConfig(**{key: 1e39})
+
+
+def test_early_stopping_needs_evaluations():
+    with pytest.raises(ConfigError, match=r"early_stopping_patience=2 .* trainer\.eval_every"):
+        config.TrainerConfig(early_stopping_patience=2, eval_every=0)
 
 
 def test_a_dense_stage_comes_before_one_that_evicts():

@@ -10,7 +10,7 @@ from llamahome.config import ConfigError, DataConfig, load_config
 from llamahome.data import read_text
 
 FOLDER = Path(__file__).parents[2] / "conf" / "data"
-NAMES = ("alpaca", "chat", "custom", "retrieval", "text", "wordnet")
+NAMES = ("alpaca", "auto", "chat", "custom", "retrieval", "text", "wordnet")
 
 
 def composed(name: str) -> DictConfig:
@@ -35,7 +35,7 @@ def test_text_is_ready_to_use() -> None:
     assert len(read_text(FOLDER.parents[1] / data.train_file)) > 500_000
 
 
-@pytest.mark.parametrize("name", ["alpaca", "chat", "custom"])
+@pytest.mark.parametrize("name", ["alpaca", "auto", "chat", "custom"])
 def test_own_data_needs_a_file(name: str) -> None:
     with pytest.raises(ConfigError, match=r"data\.train_file='' is not allowed: name a file"):
         load_config(composed(name), DataConfig)

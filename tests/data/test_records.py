@@ -1,156 +1,296 @@
+"""Records of every format: taken as they are meant, or refused by place and field."""
+
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llamahome.data import DataError, Record, read_records, split_records
+from llamahome.data import (
+    BadRecord,
+    Chat,
+    Completion,
+    DataError,
+    Preference,
+    Tokens,
+    parse_record,
+    split_rows,
+)
 
 USER = {"role": "user", "content": "Hi."}
 ASSISTANT = {"role": "assistant", "content": "Hello."}
-GOOD = json.dumps({"messages": [USER, ASSISTANT]})
+WORSE = {"role": "assistant", "content": "What?"}
+CALL = {"name": "sky", "arguments": {"at": "noon"}}
+CALLS = [{"type": "function", "function": CALL}]
+SKY = {"name": "sky", "parameters": {"type": "object"}}
 
 
-def write(folder: Path, text: str) -> Path:
-    file = folder / "records.jsonl"
-    file.write_text(text, encoding="utf-8")
-    return file
+def parsed(raw: Any, format: str = "auto") -> Any:
+    return parse_record(raw, format, "f:2")
 
 
-def chat_line(*messages: Any) -> str:
-    return json.dumps({"messages": list(messages)})
+def turns(*messages: Any, **keys: Any) -> dict[str, Any]:
+    return {"messages": list(messages), **keys}
 
 
-def numbered(count: int) -> list[Record]:
-    return [
-        {
-            "messages": [
-                {"role": "user", "content": f"{i}?"},
-                {"role": "assistant", "content": f"{i}"},
-            ]
-        }
-        for i in range(count)
-    ]
+def learned(*messages: Any) -> list[bool | None]:
+    return list(parsed(turns(*messages)).learned)
 
 
-def test_chat_lines_are_read_in_order_and_other_keys_ignored(tmp_path: Path) -> None:
-    extra = {"id": 7, "messages": [{**USER, "name": "me"}, ASSISTANT]}
-    file = write(tmp_path, "\ufeff" + GOOD + "\n\n" + json.dumps(extra) + "\n")
-    assert read_records(file, "chat") == [{"messages": [USER, ASSISTANT]}] * 2
+CHAT = Chat("f:2", [USER, ASSISTANT], [None, None])
+FORMATS = {
+    "chat": (turns({**USER, "id": 7}, ASSISTANT, id=7, text="Hi. Hello."), CHAT),
+    "sharegpt": (
+        {"conversations": [{"from": "human", "value": "Hi."}, {"from": "gpt", "value": "Hello."}]},
+        CHAT,
+    ),
+    "alpaca": ({"instruction": "Hi.", "input": "", "output": "Hello."}, CHAT),
+    "completion": (
+        {"prompt": "2 + 2 =", "completion": " 4"},
+        Completion("f:2", "2 + 2 =", " 4"),
+    ),
+    "preference": (
+        {"prompt": [USER], "chosen": [ASSISTANT], "rejected": [WORSE]},
+        Preference(
+            "f:2",
+            Chat("f:2", [USER, ASSISTANT], [False, None]),
+            Chat("f:2", [USER, WORSE], [False, None]),
+        ),
+    ),
+    "text": ({"text": "one\r\ntwo"}, Completion("f:2", "", "one\ntwo")),
+    "tokens": ({"input_ids": [1, 2], "labels": [-100, 2]}, Tokens("f:2", [1, 2], [-100, 2])),
+}
 
 
-def test_line_separators_within_a_string_do_not_end_the_line(tmp_path: Path) -> None:
-    message = {"role": "user", "content": "one\u2028two\x85three"}
-    line = json.dumps({"messages": [message, ASSISTANT]}, ensure_ascii=False)
-    assert read_records(write(tmp_path, line), "chat") == [{"messages": [message, ASSISTANT]}]
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_format_is_read_and_detected(format: str) -> None:
+    raw, record = FORMATS[format]
+    assert parsed(raw, format) == record
+    assert parsed(raw) == record
+    assert parsed({**raw, "weight": None, "other": 1}) == record
 
 
-@pytest.mark.parametrize("as_list", [True, False], ids=["list", "lines"])
-def test_alpaca_records_become_chats(tmp_path: Path, as_list: bool) -> None:
-    raw = [
-        {"instruction": "Add.", "input": "1 and 2", "output": "3"},
-        {"instruction": "Greet.", "input": "", "output": "Hello."},
-        {"instruction": "Part.", "output": "Bye."},
-    ]
-    text = json.dumps(raw, indent=1) if as_list else "\n".join(map(json.dumps, raw))
-    turns = [r["messages"] for r in read_records(write(tmp_path, text), "alpaca")]
-    assert [[m["role"] for m in turn] for turn in turns] == [["user", "assistant"]] * 3
-    assert [turn[0]["content"] for turn in turns] == ["Add.\n\n1 and 2", "Greet.", "Part."]
-    assert [turn[1]["content"] for turn in turns] == ["3", "Hello.", "Bye."]
+def test_alpacas_input_follows_the_instruction() -> None:
+    raw = {"instruction": "Add.", "input": "1 and 2", "output": "3"}
+    assert parsed(raw).messages[0]["content"] == "Add.\n\n1 and 2"
+
+
+def test_tokens_without_labels_are_all_learned() -> None:
+    assert parsed({"input_ids": [3, 4]}).labels == [3, 4]
 
 
 @pytest.mark.parametrize(
-    ("format", "second", "message"),
+    "raw",
     [
-        ("chat", "{'messages': 1}", r":2: not JSON \(.*column 2\); write one JSON object per line"),
-        ("chat", "[1]", r":2: list where a JSON object is needed"),
-        ("chat", '{"text": "a"}', r":2: the key 'messages' is missing \(keys here: text\)"),
-        ("chat", '{"messages": []}', r":2: messages must be a list of at least one turn"),
-        ("chat", chat_line({"role": "user"}), r":2: messages\[0\]: the key 'content' is missing"),
-        ("chat", chat_line({"content": "a"}), r":2: messages\[0\]: the key 'role' is missing"),
-        ("chat", chat_line("Hi."), r":2: messages\[0\]: str where a JSON object is needed"),
-        (
-            "chat",
-            chat_line({"role": "human", "content": "Hi."}, ASSISTANT),
-            r":2: messages\[0\]: role 'human' is unknown; use one of system, user, assistant",
-        ),
-        (
-            "chat",
-            chat_line(USER, {"role": "assistant", "content": " \n"}),
-            r":2: messages\[1\]: content is empty; fill it or remove the record",
-        ),
-        (
-            "chat",
-            chat_line({"role": "user", "content": [{"type": "text"}]}),
-            r":2: messages\[0\]: content is list; it must be a string",
-        ),
-        ("chat", chat_line(USER), r":2: messages has no assistant turn"),
-        ("chat", chat_line(ASSISTANT), r":2: messages\[0\]: put the user turn it answers before"),
-        (
-            "chat",
-            chat_line(USER, ASSISTANT, ASSISTANT),
-            r":2: messages\[2\]: put the user turn it answers before",
-        ),
-        ("alpaca", '{"instruction": "Do."}', r":2: the key 'output' is missing"),
-        ("alpaca", '{"instruction": "", "output": "a"}', r":2: instruction is empty"),
-        ("alpaca", '{"instruction": "a", "input": 3, "output": "a"}', r":2: input is int"),
-        ("alpaca", GOOD, r":2: the key 'instruction' is missing .* set data.format to what"),
+        {"chosen": [USER, ASSISTANT], "rejected": [USER, WORSE]},
+        {"prompt": "Hi.", "chosen": [USER, ASSISTANT], "rejected": [USER, WORSE]},
+        {"prompt": "Hi.", "chosen": [ASSISTANT], "rejected": [WORSE]},
     ],
 )
-def test_bad_records_are_named_by_file_line_and_field(
-    tmp_path: Path, format: str, second: str, message: str
-) -> None:
-    first = GOOD if format == "chat" else '{"instruction": "Do.", "output": "Done."}'
-    with pytest.raises(DataError, match=r"records\.jsonl" + message):
-        read_records(write(tmp_path, f"{first}\n{second}\n"), format)
+def test_a_prompt_is_in_the_answers_or_next_to_them(raw: dict[str, Any]) -> None:
+    assert parsed(raw) == FORMATS["preference"][1]
 
 
-def test_bad_record_of_a_list_is_named_by_its_number(tmp_path: Path) -> None:
-    file = write(tmp_path, json.dumps([{"instruction": "a", "output": "b"}, {"output": "b"}]))
-    with pytest.raises(DataError, match=r"records\.jsonl: record 2: the key 'instruction'"):
-        read_records(file, "alpaca")
+def test_turns_that_both_answers_share_are_not_learned() -> None:
+    before = [USER, ASSISTANT, USER]
+    found = parsed({"chosen": [*before, ASSISTANT], "rejected": [*before, WORSE]})
+    assert found.chosen.learned == found.rejected.learned == [False, False, False, None]
 
 
-def test_bad_json_within_a_list_is_named_by_its_line(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"records\.jsonl:3: not JSON"):
-        read_records(write(tmp_path, '[\n{"instruction": "a"},\n{"instruction" "b"}]'), "alpaca")
+def test_texts_are_preferred_as_completions() -> None:
+    found = parsed({"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"})
+    assert found.chosen == Completion("f:2", "2 + 2 =", " 4")
+    assert found.rejected == Completion("f:2", "2 + 2 =", " 5")
 
 
-@pytest.mark.parametrize("text", ["", "\n \n", "[]"])
-def test_file_without_records_is_refused(tmp_path: Path, text: str) -> None:
-    with pytest.raises(DataError, match=r"records\.jsonl: holds no record"):
-        read_records(write(tmp_path, text), "alpaca")
+def test_of_a_completion_of_messages_only_the_completion_is_learned() -> None:
+    raw = {"prompt": [USER, ASSISTANT, USER], "completion": [ASSISTANT]}
+    record = parsed(raw)
+    assert record.messages == [USER, ASSISTANT, USER, ASSISTANT]
+    assert record.learned == [False, False, False, None]
 
 
-def test_file_in_another_encoding_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "records.jsonl"
-    file.write_bytes('{"messages": "é"}'.encode("latin-1"))
-    with pytest.raises(DataError, match=r"records\.jsonl: not UTF-8 .*; save it as UTF-8"):
-        read_records(file, "chat")
+def test_roles_of_other_formats_have_the_templates_names() -> None:
+    names = ["developer", "human", "gpt", "observation", "model"]
+    raw = {"conversations": [{"from": name, "value": "x"} for name in names]}
+    roles = [message["role"] for message in parsed(raw).messages]
+    assert roles == ["system", "user", "assistant", "tool", "assistant"]
+
+
+def test_sharegpts_system_comes_first_and_its_calls_are_tool_calls() -> None:
+    conversations = [
+        {"from": "human", "value": "Hi."},
+        {"from": "function_call", "value": json.dumps(CALL)},
+        {"from": "observation", "value": "blue"},
+        {"from": "gpt", "value": "Hello."},
+    ]
+    raw = {"conversations": conversations, "system": "Be brief.", "tools": json.dumps([SKY])}
+    record = parsed(raw)
+    assert record.messages[0] == {"role": "system", "content": "Be brief."}
+    assert record.messages[2] == {"role": "assistant", "content": "", "tool_calls": CALLS}
+    assert record.tools == [{"type": "function", "function": SKY}]
+
+
+@pytest.mark.parametrize("arguments", [{"at": "noon"}, '{"at": "noon"}'])
+def test_tool_calls_hold_arguments_as_an_object(arguments: Any) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "sky", "arguments": arguments}}
+    asked = {"role": "assistant", "content": None, "tool_calls": [call]}
+    result = {"role": "tool", "tool_call_id": "1", "content": ""}
+    record = parsed(turns(USER, asked, result, ASSISTANT, tools=[SKY]))
+    assert record.messages[1]["tool_calls"] == [{"id": "1", **CALLS[0]}]
+    assert record.messages[2] == result
+
+
+def test_content_in_parts_is_joined() -> None:
+    parts = [{"type": "text", "text": "Hi"}, {"type": "text", "text": ".\r\n"}]
+    record = parsed(turns({"role": "user", "content": parts}, ASSISTANT))
+    assert record.messages[0]["content"] == "Hi.\n"
+
+
+@pytest.mark.parametrize("content", ["", " \n", None, []])
+def test_an_empty_system_turn_is_dropped(content: Any) -> None:
+    assert parsed(turns({"role": "system", "content": content}, USER, ASSISTANT)) == CHAT
+
+
+def test_assistant_turns_may_open_and_follow_each_other() -> None:
+    assert parsed(turns(ASSISTANT, USER, ASSISTANT, ASSISTANT)).learned == [None] * 4
+
+
+def test_train_and_weight_say_what_is_learned() -> None:
+    off, on = {**ASSISTANT, "weight": 0}, {**ASSISTANT, "train": True}
+    assert learned(USER, off, USER, on) == [None, False, None, True]
+    assert learned({**USER, "weight": 0}, {**ASSISTANT, "train": None}) == [False, None]
+    assert learned(USER, {**ASSISTANT, "weight": 1.0, "train": True}) == [None, True]
+
+
+BAD: list[tuple[str, Any, str]] = [
+    ("chat", [1], "f:2: list where a JSON object is needed"),
+    ("auto", {"a": 1, "b": 2}, r"f:2: keys 'a', 'b' are of no known format \(chat: messages; "),
+    ("auto", {}, r"f:2: keys none are of no known format .*; rename them, or set data.format"),
+    ("chat", {"text": "a"}, r"f:2: the key 'messages' is missing \(keys here: text\)"),
+    ("chat", turns(), "f:2: messages must be a list with at least one entry"),
+    ("chat", {"messages": "Hi."}, "f:2: messages must be a list"),
+    ("chat", turns({"role": "user"}), r"f:2: messages\[0\]: the key 'content' is missing"),
+    ("chat", turns({"content": "a"}), r"f:2: messages\[0\]: the key 'role' is missing"),
+    ("chat", turns("Hi."), r"f:2: messages\[0\]: str where a JSON object is needed"),
+    (
+        "chat",
+        turns({"role": "boss", "content": "Hi."}, ASSISTANT),
+        r"f:2: messages\[0\]: role 'boss' is unknown; use one of system, developer, user",
+    ),
+    (
+        "chat",
+        turns(USER, {"role": "assistant", "content": " \n"}),
+        r"f:2: messages\[1\]: content is empty; fill it or remove the record",
+    ),
+    ("chat", turns({"role": "user", "content": 3}), r"f:2: messages\[0\]: content is int; it must"),
+    (
+        "chat",
+        turns({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, ASSISTANT),
+        r"f:2: messages\[0\]: content\[0\]: a part of type 'image_url', .* remove the part",
+    ),
+    ("chat", turns(USER), "f:2: messages has no assistant turn"),
+    (
+        "chat",
+        turns(USER, {**ASSISTANT, "weight": 0}),
+        "f:2: messages: train or weight turns off every assistant turn",
+    ),
+    ("chat", turns(USER, {**ASSISTANT, "weight": 0.5}), r"messages\[1\]: weight is 0.5; .* 0 or 1"),
+    ("chat", turns(USER, {**ASSISTANT, "weight": [1]}), r"messages\[1\]: weight is \[1\]; it must"),
+    ("chat", turns(USER, {**ASSISTANT, "train": 1}), r"messages\[1\]: train is 1; it must be true"),
+    (
+        "chat",
+        turns(USER, {**ASSISTANT, "train": True, "weight": 0}),
+        r"messages\[1\]: train and weight contradict each other; leave one out",
+    ),
+    (
+        "chat",
+        turns({**USER, "train": True}, ASSISTANT),
+        r"messages\[0\]: a turn of 'user' cannot be learned by itself; .* data.train_on=all",
+    ),
+    (
+        "chat",
+        turns(USER, {**ASSISTANT, "function_call": CALL}),
+        r"messages\[1\]: function_call is OpenAI's former key; write it as tool_calls",
+    ),
+    (
+        "chat",
+        turns({**USER, "tool_calls": CALLS}, ASSISTANT),
+        r"messages\[0\]: tool_calls in a turn of 'user'; only an assistant",
+    ),
+    (
+        "chat",
+        turns(USER, {"role": "assistant", "tool_calls": [{"function": {"arguments": {}}}]}),
+        r"messages\[1\]: tool_calls\[0\]: the key 'name' is missing",
+    ),
+    (
+        "chat",
+        turns(USER, {"role": "assistant", "tool_calls": [{"name": "sky", "arguments": "{"}]}),
+        r"messages\[1\]: tool_calls\[0\]: arguments: not JSON",
+    ),
+    (
+        "chat",
+        turns(USER, {"role": "assistant", "tool_calls": [{"name": "sky", "arguments": "[1]"}]}),
+        r"messages\[1\]: tool_calls\[0\]: arguments is list; give a JSON object",
+    ),
+    ("chat", turns(USER, ASSISTANT, tools=[1]), "f:2: tools must be a list of JSON schemas"),
+    ("chat", turns(USER, ASSISTANT, tools="{"), "f:2: tools: not JSON"),
+    ("chat", turns(USER, ASSISTANT, tools=[{}]), r"f:2: tools\[0\]: the key 'name' is missing"),
+    ("chat", turns({"role": "user", "content": "\ud800"}, ASSISTANT), "half of a surrogate pair"),
+    ("sharegpt", {"conversations": [{"from": "x", "value": "y"}]}, r"\[0\]: from 'x' is unknown"),
+    ("alpaca", {"instruction": "Do."}, "f:2: the key 'output' is missing"),
+    ("alpaca", {"instruction": "", "output": "a"}, "f:2: instruction is empty"),
+    ("alpaca", {"instruction": "a", "input": 3, "output": "a"}, "f:2: input is int"),
+    ("alpaca", turns(USER), "f:2: the key 'instruction' is missing .* set data.format to what"),
+    ("completion", {"prompt": "a", "completion": ""}, "f:2: completion is empty"),
+    ("preference", {"chosen": "a", "rejected": "b"}, "f:2: the key 'prompt' is missing"),
+    ("preference", {"prompt": "a", "chosen": "b", "rejected": "b"}, "f:2: chosen and rejected are"),
+    (
+        "preference",
+        {"prompt": "a", "chosen": [ASSISTANT], "rejected": "b"},
+        "f:2: chosen and rejected must both be texts",
+    ),
+    (
+        "preference",
+        {"chosen": [USER, ASSISTANT], "rejected": [USER, ASSISTANT, USER]},
+        "f:2: chosen has no answer after the turns",
+    ),
+    ("completion", {"prompt": [USER], "completion": "a"}, "f:2: prompt is list; it must"),
+    ("completion", {"prompt": ["a"], "completion": [ASSISTANT]}, "f:2: prompt holds what is no"),
+    ("text", {"text": 3}, "f:2: text is int"),
+    ("tokens", {"input_ids": []}, "f:2: input_ids must be a list with at least one entry"),
+    ("tokens", {"input_ids": [1, "2"]}, "f:2: input_ids must be a flat list of integers"),
+    ("tokens", {"input_ids": [1, True]}, "f:2: input_ids must be a flat list of integers"),
+    ("tokens", {"input_ids": [1], "labels": [1, 2]}, "f:2: labels has 2 entries for 1 input_ids"),
+]
+
+
+@pytest.mark.parametrize(("format", "raw", "message"), BAD)
+def test_a_bad_record_is_named_by_place_and_field(format: str, raw: Any, message: str) -> None:
+    with pytest.raises(BadRecord, match=message) as caught:
+        parsed(raw, format)
+    assert str(caught.value).startswith("f:2: ")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("count", "fraction", "held"), [(100, 0.1, 10), (3, 0.01, 1), (2, 0.99, 1)]
 )
-def test_split_holds_out_a_share_and_loses_no_record(
-    count: int, fraction: float, held: int
-) -> None:
-    records = numbered(count)
-    train, evaluation = split_records(records, fraction, seed=3)
+def test_split_holds_out_a_share_and_loses_no_row(count: int, fraction: float, held: int) -> None:
+    rows = list(range(count))
+    train, evaluation = split_rows(rows, fraction, seed=3)
     assert len(evaluation) == held
-    in_order = sorted(train + evaluation, key=records.index)
-    assert in_order == records
-    assert train == [record for record in records if record in train]
+    assert sorted(train + evaluation) == rows
+    assert train == [row for row in rows if row in train]
 
 
 def test_split_is_a_function_of_the_seed() -> None:
-    records = numbered(50)
-    assert split_records(records, 0.2, 1) == split_records(records, 0.2, 1)
-    assert split_records(records, 0.2, 1) != split_records(records, 0.2, 2)
+    rows = list(range(50))
+    assert split_rows(rows, 0.2, 1) == split_rows(rows, 0.2, 1)
+    assert split_rows(rows, 0.2, 1) != split_rows(rows, 0.2, 2)
 
 
 def test_one_record_cannot_be_split() -> None:
     with pytest.raises(DataError, match="1 record cannot be split"):
-        split_records(numbered(1), 0.5, 0)
+        split_rows([1], 0.5, 0)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import make_wordnet
-from llamahome.data import read_records
+from llamahome.data import Chat, parse_record, raw_records
 from wordnet_topics import (
     Topic,
     as_sentence,
@@ -76,14 +76,19 @@ def shipped(name: str) -> list[dict[str, Any]]:
     ]
 
 
+def chats(file: Path) -> list[Chat]:
+    read = [parse_record(raw, "chat", where) for where, raw in raw_records(str(file))]
+    return [record for record in read if isinstance(record, Chat)]
+
+
 @pytest.mark.parametrize(("name", "count"), [("train", 2600), ("eval", 300)])
 def test_shipped_records_are_valid_chats(name: str, count: int) -> None:
-    records = read_records(FOLDER / f"wordnet_{name}.jsonl", "chat")
-    texts = [message["content"] for record in records for message in record["messages"]]
+    records = chats(FOLDER / f"wordnet_{name}.jsonl")
+    texts = [message["content"] for record in records for message in record.messages]
     assert len(records) == count
     assert all(re.fullmatch(r"[A-Z\"].*[.?!]", text) for text in texts)
     assert not any(re.search(r"[{}_]|  |\ba a\b|\ba adj|\bor or\b", text) for text in texts)
-    turns = [sum(m["role"] == "user" for m in record["messages"]) for record in records]
+    turns = [sum(m["role"] == "user" for m in record.messages) for record in records]
     assert min(turns) == 1
     assert max(turns) >= 5
 
@@ -191,7 +196,7 @@ def test_script_writes_both_files_without_a_synset_in_common(dictionary: Path) -
     synsets = []
     for name, count in (("train", 20), ("eval", 4)):
         file = dictionary / f"wordnet_{name}.jsonl"
-        assert len(read_records(file, "chat")) == count
+        assert len(chats(file)) == count
         lines = file.read_text().splitlines()
         synsets.append({synset for line in lines for synset in json.loads(line)["synsets"]})
     assert synsets[0]

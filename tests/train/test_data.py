@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from llamahome.config import DataConfig, TrainerConfig, checkout
-from llamahome.data import IGNORED, DataError, Row, encode, read_records
+from llamahome.data import IGNORED, BadRecords, DataError, Row, RowEncoder, read_rows
 from train.data import batches, build_datasets, eval_batches, resolve_files
 from train.recipes import groups_by_length
 
@@ -97,6 +97,10 @@ def same(one: list[Batch], other: list[Batch]) -> bool:
     )
 
 
+def encoded_rows(file: str, tokenizer: PreTrainedTokenizerFast) -> list[Row]:
+    return read_rows(file, "chat", RowEncoder(tokenizer), None, BadRecords(0))
+
+
 @pytest.fixture
 def chat_data(chats: Path) -> DataConfig:
     return DataConfig(train_file=str(chats), context_length=100, eval_fraction=0.2)
@@ -128,9 +132,7 @@ def test_packed_rows_hold_every_record_but_those_held_out(
 ) -> None:
     data = replace(chat_data, context_length=200)
     built = build_datasets(data, byte_tokenizer, seed=0)
-    encoded = [
-        encode(record, byte_tokenizer) for record in read_records(Path(data.train_file), "chat")
-    ]
+    encoded = encoded_rows(data.train_file, byte_tokenizer)
     both = built.train + built.eval
     for key in ("input_ids", "labels"):
         assert Counter(flat(both, key)) == Counter(flat(encoded, key))
@@ -163,8 +165,8 @@ def test_long_rows_are_cut_and_counted(
         built = build_datasets(data, byte_tokenizer, seed=0)
     lengths = [len(row["input_ids"]) for row in built.train]
     assert max(lengths) == 80
-    records = read_records(Path(data.train_file), "chat")
-    long = sum(len(encode(record, byte_tokenizer)["input_ids"]) > 80 for record in records)
+    rows = encoded_rows(data.train_file, byte_tokenizer)
+    long = sum(len(row["input_ids"]) > 80 for row in rows)
     cut = re.findall(r"(\d+) (?:training|held-out) records of more than 80 tokens cut", caplog.text)
     assert sum(map(int, cut)) == long > 0
 
@@ -180,14 +182,14 @@ def test_rows_without_a_label_are_dropped_and_counted(
     )
     built = build_datasets(custom_data(custom_file), byte_tokenizer, seed=0)
     assert [row["input_ids"][0] for row in built.train] == [1]
-    assert "2 training rows without a label dropped" in caplog.text
+    assert "2 training records without a label dropped" in caplog.text
 
 
 def test_no_row_left_is_an_error_with_the_cure(
     chat_data: DataConfig, byte_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     data = replace(chat_data, batching="padding", context_length=5)
-    with pytest.raises(DataError, match=r"no training row .* data\.context_length=5; raise it"):
+    with pytest.raises(DataError, match=r"no training record .* data\.context_length=5; raise it"):
         build_datasets(data, byte_tokenizer, seed=0)
 
 
@@ -196,8 +198,7 @@ def test_limit_takes_the_first_records(
 ) -> None:
     data = replace(chat_data, batching="padding", limit=5, context_length=500)
     built = build_datasets(data, byte_tokenizer, seed=0)
-    records = read_records(Path(data.train_file), "chat")[:5]
-    expected = sorted(encode(record, byte_tokenizer)["input_ids"] for record in records)
+    expected = sorted(row["input_ids"] for row in encoded_rows(data.train_file, byte_tokenizer)[:5])
     assert sorted(row["input_ids"] for row in built.train + built.eval) == expected
     assert len(built.eval) == 1
 
@@ -403,3 +404,87 @@ def test_a_text_holds_its_end_out(tmp_path: Path, byte_tokenizer: PreTrainedToke
     assert len(build_datasets(other, byte_tokenizer, seed=0).eval) == 3
     with pytest.raises(DataError, match="nothing to hold out"):
         build_datasets(replace(data, limit=2, context_length=39), byte_tokenizer, seed=0)
+
+
+def test_a_mixture_takes_each_source_as_often_as_it_says(
+    tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    for name in "abc":
+        lines = [json.dumps({"text": f"{name}{i}"}) for i in range(8)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    files = [str(tmp_path / f"{name}.jsonl") for name in "abc"]
+    data = DataConfig(
+        train_file=files[0],
+        mix=files[1:],
+        mix_times=[0.5, 2.25],
+        eval_file=files[0],
+        batching="padding",
+        context_length=16,
+    )
+    built = build_datasets(data, byte_tokenizer, seed=0)
+    texts = Counter(byte_tokenizer.decode(row["input_ids"])[:2] for row in built.train)
+    assert [texts[f"a{i}"] for i in range(8)] == [1] * 8
+    assert sorted(texts[f"b{i}"] for i in range(8)) == [0] * 4 + [1] * 4
+    assert sorted(texts[f"c{i}"] for i in range(8)) == [2] * 6 + [3] * 2
+    assert len(built.eval) == 8
+    assert build_datasets(data, byte_tokenizer, seed=0) == built
+    held = build_datasets(replace(data, eval_file=None), byte_tokenizer, seed=0)
+    assert len(held.eval) == 3
+    kept = {byte_tokenizer.decode(row["input_ids"]) for row in held.train}
+    assert not kept & {byte_tokenizer.decode(row["input_ids"]) for row in held.eval}
+
+
+def test_a_mixture_of_custom_files_has_one_held_out_file(
+    custom_file: Path, byte_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    data = custom_data(
+        custom_file, mix=[f"{custom_file}:as_tensors"], mix_times=[1.0], eval_file=str(custom_file)
+    )
+    built = build_datasets(data, byte_tokenizer, seed=0)
+    assert sorted(row["input_ids"][0] for row in built.train) == [1, 2, 3, 5, 5]
+    assert [row["input_ids"][0] for row in built.eval] == [8]
+
+
+def test_a_mixture_is_resolved_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "more.jsonl").write_text(json.dumps({}))
+    resolved = resolve_files(DataConfig(mix=["more.jsonl"], mix_times=[2.0]))
+    assert resolved.mix == [str(tmp_path.resolve() / "more.jsonl")]
+    with pytest.raises(DataError, match=r"data\.mix='no\.jsonl': no such file"):
+        resolve_files(DataConfig(mix=["no.jsonl"], mix_times=[1.0]))
+
+
+def test_sources_resolve_by_pattern_folder_split_and_hub_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_text("{}")
+    here = str(tmp_path.resolve())
+    for name, expected in {
+        "in": f"{here}/in",
+        "in/*.jsonl": f"{here}/in/*.jsonl",
+        "in:test": f"{here}/in:test",
+        "owner/name": "owner/name",
+        "owner/name:test": "owner/name:test",
+    }.items():
+        assert resolve_files(DataConfig(train_file=name)).train_file == expected
+    for name in ("in/*.parquet", "owner/name.jsonl", "owner/name/more"):
+        with pytest.raises(DataError, match="no such file; looked at"):
+            resolve_files(DataConfig(train_file=name))
+
+
+def test_every_text_format_gives_rows(
+    tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": "x" * n}) for n in (1, 2, 3)))
+    data = DataConfig(
+        format="text", train_file=str(tmp_path / "a.jsonl"), context_length=8, batching="padding"
+    )
+    built = build_datasets(data, byte_tokenizer, seed=0)
+    assert sorted(len(row["labels"]) for row in built.train + built.eval) == [2, 3, 4]
+    (tmp_path / "b.txt").write_text("y" * 80)
+    built = build_datasets(
+        replace(data, format="auto", train_file=str(tmp_path / "b.txt")), byte_tokenizer, seed=0
+    )
+    assert [len(row["labels"]) for row in built.train] == [8] * 9

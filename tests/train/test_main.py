@@ -42,6 +42,15 @@ def refused(
         ("model.name=no/such/model", "no/such/model"),
         ("data.train_file=no.jsonl", "data.train_file='no.jsonl': no such file"),
         ("trainer.steps=[", "error: "),
+        (
+            "data.train_file=/a=b/c.jsonl",
+            """needs quotes of its own, 'data.train_file="/a=b/c.jsonl"'""",
+        ),
+        ('data.train_file="/a=b/c.jsonl"', "data.train_file='/a=b/c.jsonl': no such file"),
+        (
+            "trainer.num_workers=4096",
+            "trainer.num_workers=4096 with trainer.cpus_per_worker=1",
+        ),
     ],
 )
 def test_a_wrong_override_is_named_in_one_line(
@@ -67,6 +76,35 @@ def test_a_yaml_that_does_not_parse_is_named_in_one_line(
     assert f'in "{file}", line 2' in " ".join(said.split())
 
 
+def test_a_sweep_ends_with_a_table_of_its_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A run that is refused does not keep the others from their turn."""
+    argv = ["train", "-m", f"hydra.sweep.dir={tmp_path}", "trainer.steps=0", "trainer.seed=1,-2"]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    said = capsys.readouterr()
+    assert said.err.count("error: trainer.") == 2
+    assert said.out.splitlines() == [
+        "",
+        "sweep, run 1: trainer.steps=0 trainer.seed=1",
+        "",
+        "sweep, run 2: trainer.steps=0 trainer.seed=-2",
+        "",
+        "run  overrides        held-out loss  model",
+        "-    trainer.seed=1   failed         -",
+        "-    trainer.seed=-2  failed         -",
+    ]
+
+
+def test_help_imports_nothing_that_trains() -> None:
+    """Torch and Ray take seconds."""
+    code = "import sys, train.__main__; assert not {'torch', 'ray', 'pandas'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(1800)  # it starts a Ray of its own, which takes minutes on a busy machine
 def test_a_sweep_trains_its_runs_and_writes_nothing_here(
@@ -82,6 +120,7 @@ def test_a_sweep_trains_its_runs_and_writes_nothing_here(
             f"data.train_file={chats}",
             "data.eval_file=null",
             "data.context_length=128",
+            "policy=h2o",
             "policy.budget=24",
             "policy.recent=12",
             "policy.interval=8",
@@ -101,5 +140,7 @@ def test_a_sweep_trains_its_runs_and_writes_nothing_here(
     assert list(here.iterdir()) == []
     (run,) = (tmp_path / "runs").iterdir()
     assert f"model in {run}/model" in finished.stdout
+    assert finished.stdout.splitlines()[-1].startswith(f"{run.name}  -")
+    assert finished.stdout.splitlines()[-1].endswith(f"  {run}/model")
     AutoModelForCausalLM.from_pretrained(run / "model")
     assert (tmp_path / "sweep" / "multirun.yaml").exists()

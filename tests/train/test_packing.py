@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from llamahome.attention import HybridAttention
-from llamahome.data import IGNORED, Row
+from llamahome.data import IGNORED, DataError, Row
 from tests.policies import built, policy_case
 from train.data import Batch, collate
 from train.objectives import cross_entropy
@@ -58,8 +58,20 @@ def test_no_document_is_predicted_from_the_one_before() -> None:
     [("cut", [[1, 2, 3], [7]]), ("split", [[1, 2, 3], [4, 5], [7]]), ("drop", [[7]])],
 )
 def test_overlong_records_follow_the_rule(overlong: str, expected: list[list[int]]) -> None:
-    rows = [{"input_ids": [1, 2, 3, 4, 5]}, {"input_ids": [7]}]
-    assert [row["input_ids"] for row in fit(rows, 3, overlong)] == expected
+    rows = [{"input_ids": ids, "labels": ids} for ids in ([1, 2, 3, 4, 5], [7])]
+    fitting = fit(rows, 3, overlong)
+    assert [row["input_ids"] for row in fitting] == [row["labels"] for row in fitting] == expected
+
+
+def test_each_answer_of_a_pair_is_cut_by_itself() -> None:
+    ids, documents = [1, 2, 3, 4, 5, 1, 2], [0, 0, 0, 0, 0, 1, 1]
+    row = {"input_ids": ids, "labels": ids, "documents": documents}
+    (cut,) = fit([row], 3, "cut")
+    assert (cut["input_ids"], cut["documents"]) == ([1, 2, 3, 1, 2], [0, 0, 0, 1, 1])
+    assert fit([row], 3, "drop") == []
+    assert fit([row], 5, "drop") == [row]
+    with pytest.raises(DataError, match=r"data\.overlong=split: an answer of 5 tokens is half"):
+        fit([row], 3, "split")
 
 
 @pytest.mark.parametrize("case", ["h2o", "window", "learned"])

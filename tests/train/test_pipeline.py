@@ -28,6 +28,7 @@ from llamahome.config import (
     TrackingConfig,
     TrainRoot,
 )
+from llamahome.data import DataError
 from llamahome.models import load_model
 from tests.train.curves import logged
 from tests.train.reference import held_out_loss, training_losses
@@ -229,16 +230,25 @@ def test_lora_run_exports_what_it_trained(
     assert result.loss_after < result.loss_before - 0.05
 
 
-def test_failing_worker_ends_the_run_and_says_why(root: TrainRoot) -> None:
-    unknown = replace(root.trainer.lora, target_modules=["no_such_projection"])
-    root = with_stage(root, 1, num_workers=1, method="lora", lora=unknown, max_failures=0)
-    with pytest.raises(TrainingFailedError, match="no_such_projection"):
+ROWS_OF_THE_DRIVER = """
+import torch.distributed as dist
+
+def get_custom_dataset(config, tokenizer, split):
+    row = {"input_ids": [1, 2, 3], "attention_mask": [1, 1, 1], "labels": [1, 2, 3]}
+    if dist.is_initialized():
+        del row["labels"]
+    return [row] * 8
+"""
+
+
+def test_failing_worker_ends_the_run_and_says_why(root: TrainRoot, tmp_path: Path) -> None:
+    """It is asked once: another worker would fail as this one did."""
+    rows = tmp_path / "rows.py"
+    rows.write_text(ROWS_OF_THE_DRIVER)
+    data = replace(root.data, format="custom", train_file=str(rows))
+    root = with_stage(replace(root, data=data), 1, num_workers=1, max_failures=2)
+    with pytest.raises(DataError, match=r"rows\.py: train row 0: labels is missing"):
         run(root)
     directory = run_dir(root)
-    (failure,) = [record["failure"] for record in metrics.read(directory) if "failure" in record]
-    expected = (
-        "worker 0: ConfigError: trainer.lora.target_modules=['no_such_projection']: the model has "
-        "no 'no_such_projection'; choose among down_proj, gate_proj"
-    )
-    assert failure.startswith(expected)
+    assert not [record for record in metrics.read(directory) if "loss" in record]
     assert not (directory / "model").exists()

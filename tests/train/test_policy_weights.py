@@ -20,7 +20,7 @@ from train.data import batches, build_datasets
 from train.deepspeed_config import deepspeed_config
 from train.export import export_model
 from train.model import bare_model, prepare_model
-from train.objectives import cross_entropy
+from train.objectives import Objective, cross_entropy
 from train.step import train_step
 from train.worker import start_engine
 
@@ -59,11 +59,11 @@ def _train(
     share = {"rank": 0, "world_size": 1, "pad_id": 0}
     stream = batches(rows, root.data, root.trainer, start_step=0, **share)
     losses = [
-        train_step(engine, [batch], attention, cross_entropy)[0]["loss"]
+        train_step(engine, [batch], attention, Objective(cross_entropy))[0]["loss"]
         for batch in islice(stream, steps)
     ]
     run_dir.mkdir(parents=True, exist_ok=True)
-    export_model(engine, tokenizer, root, run_dir)
+    export_model(engine, tokenizer, root, run_dir, rows[0]["input_ids"])
     return losses, load_model(ModelConfig(name=str(run_dir / "model")))
 
 

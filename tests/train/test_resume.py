@@ -17,16 +17,17 @@ FIXED = {
     "model": "name revision dtype",
     "policy": "name budget sink recent interval decay normalize group window seed layers pattern "
     "positions",
-    "data": "format train_file eval_file eval_fraction context_length batching limit",
+    "data": "format train_file mix mix_times eval_file eval_fraction context_length batching "
+    "train_on max_bad_records limit",
     "trainer": "method dense_steps batch_size accumulation learning_rate policy_learning_rate "
-    "warmup_steps weight_decay kl_weight anneal_steps budget_jitter dense_share "
+    "warmup_steps schedule weight_decay kl_weight anneal_steps budget_jitter dense_share "
     "max_grad_norm precision seed num_workers eval_batches",
-    "trainer.lora": "r alpha dropout target_modules train_norms",
+    "trainer.lora": "r alpha dropout target_modules train_norms rslora dora",
     "deepspeed": "zero_stage",
 }
 FREE = {
     "trainer": "run_name output_dir export steps gradient_checkpointing cpus_per_worker use_gpu "
-    "eval_every checkpoint_every keep_checkpoints max_failures",
+    "eval_every checkpoint_every keep_checkpoints early_stopping_patience max_failures",
     "deepspeed": "offload_optimizer offload_parameters bucket_size",
     "tracking": "wandb project entity tensorboard",
     "cluster": "address num_cpus temp_dir dashboard",

@@ -86,8 +86,11 @@ def test_a_carried_policy_is_taken_from_the_model(
     carried = replace(root, policy=PolicyConfig(name="carried", budget=None))
     run = prepare_run(changed(carried, "model", name=str(carrying)), manager)
     assert (run.root.policy.name, run.root.policy.budget) == ("window", 20)
-    with pytest.raises(ConfigError, match="carries none"):
-        prepare_run(carried, manager)
+    # The model itself carries none.
+    for number, budget in enumerate((None, 200)):
+        asked = replace(root, policy=PolicyConfig(name="carried", budget=budget))
+        run = prepare_run(changed(asked, "trainer", run_name=f"other-{number}"), manager)
+        assert run.root.policy == PolicyConfig(budget=budget or PolicyConfig().budget)
 
 
 @pytest.mark.parametrize(

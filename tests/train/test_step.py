@@ -15,8 +15,8 @@ import torch.distributed as dist
 
 from llamahome.attention import HybridAttention, build_policy
 from llamahome.config import PolicyConfig
-from train.objectives import cross_entropy
-from train.step import count_tokens, evaluate, gradient_scale, train_step
+from train.objectives import Objective, cross_entropy
+from train.step import count, evaluate, gradient_scale, train_step
 
 REPOSITORY = Path(__file__).parents[2]
 FULL = HybridAttention(build_policy(PolicyConfig.dense()))
@@ -39,7 +39,6 @@ class Engine:
     """An engine that predicts the same logit for every token, and records its calls."""
 
     device = torch.device("cpu")
-    global_steps = 7
 
     def __init__(self, logit: float) -> None:
         self.logit = torch.tensor(logit, requires_grad=True)
@@ -64,7 +63,7 @@ class Engine:
 @pytest.mark.usefixtures("alone")
 def test_every_label_of_a_step_weighs_the_same() -> None:
     engine = Engine(0.0)
-    losses, tokens = train_step(engine, [BATCH, BATCH], FULL, cross_entropy)
+    losses, tokens = train_step(engine, [BATCH, BATCH], FULL, Objective(cross_entropy))
     nat = torch.tensor(4.0).log().item()  # four equally likely tokens
     assert losses == {"loss": pytest.approx(nat)}
     assert tokens == 6
@@ -81,22 +80,16 @@ def halves(engine: Engine, batch: dict[str, torch.Tensor], attention: object) ->
 @pytest.mark.usefixtures("alone")
 def test_an_objective_brings_its_own_columns() -> None:
     engine = Engine(4.0)
-    losses, _ = train_step(engine, [BATCH, BATCH], FULL, halves)
+    losses, _ = train_step(engine, [BATCH, BATCH], FULL, Objective(halves))
     assert losses == pytest.approx({"loss": 6.0, "first": 2.0, "second": 4.0})  # four labels
     assert engine.backwards == pytest.approx([3.0, 3.0])
 
 
 @pytest.mark.usefixtures("alone")
-def test_a_loss_that_is_no_number_stops_the_run() -> None:
-    with pytest.raises(
-        FloatingPointError, match=r"nan after 7 steps; lower trainer\.learning_rate"
-    ):
-        train_step(Engine(float("nan")), [BATCH], FULL, cross_entropy)
-
-
-@pytest.mark.usefixtures("alone")
 def test_evaluation_is_a_mean_over_labels() -> None:
-    assert evaluate(Engine(1.0), iter([BATCH, BATCH]), FULL) == pytest.approx(1.3863, abs=1e-4)
+    assert evaluate(
+        Engine(1.0), iter([BATCH, BATCH]), FULL, Objective(cross_entropy)
+    ) == pytest.approx(1.3863, abs=1e-4)
 
 
 def micro_batch(length: int, labelled: list[int]) -> dict[str, torch.Tensor]:
@@ -110,9 +103,10 @@ import sys
 import torch
 import torch.distributed as dist
 from tests.train.test_step import micro_batch
-from train.step import count_tokens
+from train.objectives import Objective, cross_entropy
+from train.step import count
 dist.init_process_group("gloo", f"file://{sys.argv[1]}", rank=1, world_size=2)
-count_tokens([micro_batch(6, [1, 2, 3, 4, 5])], torch.device("cpu"))
+count([micro_batch(6, [1, 2, 3, 4, 5])], Objective(cross_entropy), torch.device("cpu"))
 dist.destroy_process_group()
 """
 
@@ -123,7 +117,7 @@ def test_counts_span_workers_and_micro_batches(tmp_path: Path) -> None:
     dist.init_process_group("gloo", f"file://{meet}", rank=0, world_size=2)
     try:
         mine = [micro_batch(8, [0, 3, 4]), micro_batch(4, [2])]  # nothing predicts a first label
-        assert count_tokens(mine, torch.device("cpu")) == (8, 18)
+        assert count(mine, Objective(cross_entropy), torch.device("cpu")) == (8, 18)
         # Averaged over two workers, each label's gradient then weighs one eighth.
         assert gradient_scale(8) == 2 / 8
         assert gradient_scale(0) == 2

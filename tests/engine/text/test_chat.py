@@ -169,9 +169,10 @@ def test_the_copy_encodes_an_ordinary_chat_the_same(
     """The copy serves only forged chats, whose honest part must not change."""
     chats = encoder(tokenizer)
     text = rendered(tokenizer, chat)
-    named = chats._special.sub(lambda found: chats._secret_names[found[0]], text)
+    template = chats.template
+    named = template._special.sub(lambda found: template._secret_names[found[0]], text)
     expected = tokenizer.encode(text, add_special_tokens=False)
-    assert chats._copy.encode(named, add_special_tokens=False).ids == expected
+    assert template._copy.encode(named, add_special_tokens=False).ids == expected
 
 
 def test_control_tokens_of_a_message_are_text(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -1,0 +1,99 @@
+"""Mistakes that are found before Ray starts, each in one line."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llamahome.config import ClusterConfig, ConfigError, LoraConfig, PolicyConfig, TrainRoot
+from llamahome.models import ModelError, ModelManager
+from tests.train.test_run import changed
+from train.pipeline import TrainingPipeline
+from train.preflight import check_cluster, check_machine, check_model
+from train.run import prepare_run
+
+CPUS = os.cpu_count() or 1
+GPUS = torch.cuda.device_count()
+
+
+@pytest.mark.parametrize(
+    ("trainer", "num_cpus", "expected"),
+    [
+        (
+            {"num_workers": CPUS + 1},
+            None,
+            rf"trainer\.num_workers={CPUS + 1} .* needs {CPUS + 1} CPUs, and there are {CPUS}; "
+            rf".* cluster\.num_cpus={CPUS + 1}$",
+        ),
+        ({"cpus_per_worker": CPUS}, None, rf"trainer\.cpus_per_worker={CPUS} needs {2 * CPUS} "),
+        ({"num_workers": 2}, 1, "needs 2 CPUs, and there are 1"),
+        (
+            {"num_workers": GPUS + 1, "use_gpu": True},
+            CPUS + 1,
+            rf"trainer\.use_gpu=true .* needs {GPUS + 1} GPUs, and there are {GPUS}; set trainer",
+        ),
+    ],
+)
+def test_more_than_the_machine_has_is_refused(
+    root: TrainRoot, trainer: dict[str, Any], num_cpus: int | None, expected: str
+) -> None:
+    asked = changed(root, "trainer", **trainer).trainer
+    with pytest.raises(ConfigError, match=expected) as refused:
+        check_machine(asked, ClusterConfig(num_cpus=num_cpus))
+    assert "\n" not in str(refused.value)
+
+
+def test_workers_may_share_cpus(root: TrainRoot) -> None:
+    workers = changed(root, "trainer", num_workers=3 * CPUS).trainer
+    check_machine(workers, ClusterConfig(num_cpus=3 * CPUS))
+
+
+def test_a_run_that_does_not_fit_the_machine_leaves_no_folder(
+    root: TrainRoot, manager: ModelManager
+) -> None:
+    asked = changed(root, "trainer", num_workers=CPUS + 1, batch_size=1)
+    with pytest.raises(ConfigError, match="CPUs"):
+        TrainingPipeline(asked, manager=manager).run()
+    assert not Path(str(root.trainer.output_dir)).exists()
+
+
+def test_a_cluster_without_gpus_is_refused_unless_it_grows(root: TrainRoot) -> None:
+    trainer = changed(root, "trainer", use_gpu=True).trainer
+    have = {"CPU": 16.0, "GPU": 1.0}
+    with pytest.raises(ConfigError, match=r"needs 2 GPUs, and there are 1; set trainer\.num_w"):
+        check_cluster(trainer, ClusterConfig(address="auto"), have)
+    remote = ClusterConfig(address="ray://head:10001")
+    assert str(check_cluster(trainer, remote, have)).startswith("waiting for nodes: trainer.use_g")
+    assert check_cluster(trainer, remote, {"CPU": 2.0, "GPU": 2.0}) is None
+
+
+def test_a_target_that_the_model_lacks_is_refused(root: TrainRoot, manager: ModelManager) -> None:
+    lora = LoraConfig(target_modules=["q_proj", "no_such_projection"])
+    with pytest.raises(ConfigError, match="no 'no_such_projection'; choose among down_proj"):
+        prepare_run(changed(root, "trainer", method="lora", lora=lora), manager)
+    assert not Path(str(root.trainer.output_dir)).exists()
+
+
+def test_a_policy_that_does_not_fit_the_model_is_refused(
+    root: TrainRoot, manager: ModelManager
+) -> None:
+    pattern = {"L7": 24}
+    policy = PolicyConfig(name="h2o", budget=24, sink=2, recent=12, interval=8, pattern=pattern)
+    with pytest.raises(ConfigError, match=r"policy\.pattern"):
+        prepare_run(replace(root, policy=policy), manager)
+
+
+def test_attention_dropout_is_refused(root: TrainRoot, model_dir: Path, tmp_path: Path) -> None:
+    for file in model_dir.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = tmp_path / "config.json"
+    config.write_text(
+        config.read_text().replace('"attention_dropout": 0.0', '"attention_dropout": 0.1')
+    )
+    with pytest.raises(ModelError, match=r"attention_dropout=0\.1 is not supported"):
+        check_model(root, [tmp_path])

@@ -1,0 +1,112 @@
+"""Checks before anything starts: CPUs and GPUs, and the model without its weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from llamahome.attention import HybridAttention
+from llamahome.attention.shape import ModelShape
+from llamahome.config import ClusterConfig, ConfigError, TrainerConfig, TrainRoot
+from llamahome.models import ModelError, choose_policy
+from llamahome.models.describe import read_config
+from llamahome.models.errors import one_line
+from llamahome.models.pretrained import FAILURES, decoder_class
+from llamahome.models.probe import check_layers
+from llamahome.models.weight_files import weight_files
+from train.lora import check_targets
+
+# `ray up` leaves it on a head node, whose cluster starts nodes when a run asks for them.
+AUTOSCALER = Path("~/ray_bootstrap_config.yaml").expanduser()
+
+
+def check_machine(trainer: TrainerConfig, cluster: ClusterConfig) -> None:
+    """Compare a run with this machine, where its own Ray will start.
+
+    Raises:
+        ConfigError: for more CPUs or GPUs than there are.
+    """
+    have = {"CPU": cluster.num_cpus or os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
+    if short := _lacking(trainer, have):
+        raise ConfigError(short)
+
+
+def check_cluster(
+    trainer: TrainerConfig, cluster: ClusterConfig, have: Mapping[str, float]
+) -> str | None:
+    """Compare a run with the Ray that it has joined, and return what to wait for, if anything.
+
+    Args:
+        have: the resources of the nodes that are there.
+
+    Raises:
+        ConfigError: for more CPUs or GPUs than there are, where no node will be added.
+    """
+    short = _lacking(trainer, have)
+    if short is None:
+        return None
+    grows = cluster.address not in ("auto", "local") or AUTOSCALER.is_file()
+    if not grows:
+        raise ConfigError(short)
+    return f"waiting for nodes: {short}"
+
+
+def _lacking(trainer: TrainerConfig, have: Mapping[str, float]) -> str | None:
+    """Return one line on the CPUs or GPUs that a run asks for and Ray does not have."""
+    workers, each = trainer.num_workers, trainer.cpus_per_worker
+    cpus, gpus = int(have.get("CPU", 0)), int(have.get("GPU", 0))
+    if trainer.use_gpu and gpus < workers:
+        cure = f"set trainer.num_workers={gpus}" if gpus else "set trainer.use_gpu=false"
+        return (
+            f"trainer.use_gpu=true with trainer.num_workers={workers} needs {workers} GPUs, and "
+            f"there are {gpus}; {cure}"
+        )
+    if workers * each > cpus:
+        return (
+            f"trainer.num_workers={workers} with trainer.cpus_per_worker={each} needs "
+            f"{workers * each} CPUs, and there are {cpus}; lower one of them, or let workers of a "
+            f"local Ray share CPUs with cluster.num_cpus={workers * each}"
+        )
+    return None
+
+
+def check_model(root: TrainRoot, chain: list[Path]) -> None:
+    """Build the model of an `adapter_chain` without weights, as workers will with them.
+
+    Raises:
+        ConfigError: for a key that does not fit the model.
+        ModelError: for a model that cannot be trained.
+    """
+    model = _without_weights(chain[-1])
+    if root.trainer.gradient_checkpointing and not model.supports_gradient_checkpointing:
+        raise ConfigError(
+            f"trainer.gradient_checkpointing=true: {type(model).__name__} does not support it; "
+            "set it to false"
+        )
+    if root.trainer.method == "lora":
+        check_targets(model, root.trainer.lora)
+    shape = ModelShape.of(model)
+    root.policy.check_model(shape.num_layers, shape.num_kv_heads)
+    choose_policy(root.policy, None, model, chain[0], new_weights=True)
+
+
+def _without_weights(folder: Path) -> PreTrainedModel:
+    config = read_config(folder)
+    check_layers(config, folder)
+    weight_files(folder)
+    if getattr(config, "attention_dropout", 0):
+        raise ModelError(
+            f"{folder / 'config.json'}: attention_dropout={config.attention_dropout} is not "
+            "supported; set it to 0"
+        )
+    try:
+        with torch.device("meta"):
+            model = decoder_class(config)(config)
+        HybridAttention.attach(model)
+    except FAILURES as error:
+        raise ModelError(f"{folder / 'config.json'} makes no model ({one_line(error)})") from error
+    return model
