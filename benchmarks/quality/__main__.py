@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def run(form: Form, work: Path, console: Console) -> dict[str, Any]:
     found = figures(measured)
     speeds, _ = measure(rounds=20, budget=205, slots=1, threads=0)
     return {
-        "command": f"python -m benchmarks.quality{' --long' if form.name == 'long' else ''}",
+        "command": " ".join(["python -m benchmarks.quality", *sys.argv[1:]]),
         "form": asdict(form),
         "figures": [asdict(own) for own in found],
         "curves": curves,
@@ -90,6 +91,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, help="fewer seeds than the form's")
     parser.add_argument("--steps", type=int, help="fewer steps than the form's, for each arm")
     parser.add_argument("--dense-steps", type=int, help="fewer steps of the dense stage")
+    parser.add_argument("--windows", type=int, help="fewer windows of 2,048 tokens")
     parser.add_argument("--contexts", type=int, nargs="+", help="fewer contexts")
     parser.add_argument("--work", type=Path, default=Path("benchmarks/work"))
     options = parser.parse_args()
@@ -99,7 +101,7 @@ def main() -> None:
         console.print(f"report in {write_report(result, REPORT)}")
         return
     form = LONG if options.long else SHORT
-    given = {name: getattr(options, name) for name in ("seeds", "steps", "dense_steps")}
+    given = {name: getattr(options, name) for name in ("seeds", "steps", "dense_steps", "windows")}
     if options.contexts:
         given["contexts"] = tuple(options.contexts)
     form = replace(form, **{name: value for name, value in given.items() if value is not None})
