@@ -23,6 +23,8 @@ from train.logs import RecordFailures
 from train.preflight import check_cluster, check_machine
 from train.progress import plain_console, show_progress
 from train.run import Run, dense_stage, prepare_run, second_stage
+from train.runs.environment import write_environment
+from train.runs.plots import draw_after_run
 from train.tracking import track
 
 # The controller notices late that workers have failed or ended: it polls every two seconds.
@@ -112,6 +114,14 @@ class TrainingPipeline:
 
     def _fit(self, run: Run) -> TrainingResult:
         self.console.print(_headline(run))
+        write_environment(run.directory)
+        try:
+            self._train(run)
+        finally:
+            draw_after_run(run.directory)
+        return _result(run)
+
+    def _train(self, run: Run) -> None:
         tracking, directory = run.root.tracking, run.directory
         with (
             track(tracking, directory, asdict(run.root)) as curves,
@@ -123,7 +133,6 @@ class TrainingPipeline:
             if waiting := check_cluster(run.root.trainer, run.root.cluster, have):
                 self.console.print(waiting)
             _until_done(_trainer(run))
-        return _result(run)
 
 
 async def train_model(root: TrainRoot, *, console: Console | None = None) -> TrainingResult:
