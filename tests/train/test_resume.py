@@ -10,7 +10,8 @@ import pytest
 
 from llamahome.config import ConfigError, TrainRoot
 from llamahome.models import ModelManager
-from train.run import RUN_FILE, prepare_run
+from train.run import prepare_run
+from train.runs.folder import RUN_FILE
 
 # A new key must be added to one of the two.
 FIXED = {
