@@ -24,6 +24,8 @@ from train.logs import RecordFailures
 from train.preflight import check_cluster, check_machine
 from train.progress import plain_console, show_progress
 from train.run import Run, dense_stage, prepare_run, second_stage
+from train.runs.environment import write_environment
+from train.runs.plots import draw_after_run
 from train.stopping import ctrl_c_saves, in_a_thread
 from train.tracking import track
 
@@ -115,6 +117,14 @@ class TrainingPipeline:
 
     def _fit(self, run: Run) -> TrainingResult:
         self.console.print(_headline(run))
+        write_environment(run.directory)
+        try:
+            self._train(run)
+        finally:
+            draw_after_run(run.directory)
+        return _result(run)
+
+    def _train(self, run: Run) -> None:
         tracking, directory = run.root.tracking, run.directory
         with (
             track(tracking, directory, asdict(run.root)) as curves,
@@ -132,7 +142,6 @@ class TrainingPipeline:
                 f"stopped after step {stopped_at} and saved; trainer.run_name={run.name} goes on "
                 "from it"
             )
-        return _result(run)
 
 
 async def train_model(root: TrainRoot, *, console: Console | None = None) -> TrainingResult:

@@ -19,8 +19,7 @@ from llamahome.models import ModelInfo, ModelManager
 from llamahome.models.adapter_chain import adapter_chain
 from train.data import batches, build_datasets, eval_batches, resolve_files
 from train.preflight import check_model
-
-RUN_FILE = "run.json"
+from train.runs.folder import RUN_FILE
 
 
 @dataclass(frozen=True)

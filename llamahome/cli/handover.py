@@ -1,4 +1,4 @@
-"""Commands of the repository's Hydra applications: train, serve, data inspect."""
+"""Commands of the repository's Hydra applications: train, serve, data inspect; and runs."""
 
 from __future__ import annotations
 
@@ -35,6 +35,14 @@ def inspect(context: typer.Context) -> None:
     Takes a file or Hydra overrides: llamahome data inspect chats.jsonl data.train_on=last
     """
     _hand_over("train.inspect", context.args)
+
+
+def runs(context: typer.Context) -> None:
+    """List, show, compare and remove training runs.
+
+    llamahome runs list | show RUN | compare RUN RUN... | remove RUN
+    """
+    _hand_over("train.runs", context.args)
 
 
 def _hand_over(module: str, arguments: list[str]) -> NoReturn:

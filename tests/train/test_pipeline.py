@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from tests.train.reference import held_out_loss, training_losses
 from tests.train.waiting import PATIENT_ENV, run, run_dir, start, wait_for
 from train import metrics
 from train.pipeline import RAY_ENV, TrainingResult, train_model
+from train.runs.environment import read_environment
 
 pytestmark = [
     pytest.mark.ray,
@@ -85,6 +87,8 @@ def test_zero2_run_from_curve_to_export(root: TrainRoot, model_dir: Path) -> Non
     assert_plain_transformers_generates(result.model_dir)
     assert policy_in(result.model_dir) == root.policy
     assert_curves_are_logged(result)
+    assert (result.run_dir / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert read_environment(result.run_dir)["torch"] == version("torch")
     assert_other_config_is_refused(root)
     assert_continues_by_name(root, result)
 

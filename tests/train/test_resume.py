@@ -10,7 +10,8 @@ import pytest
 
 from llamahome.config import ConfigError, TrainRoot
 from llamahome.models import ModelManager
-from train.run import RUN_FILE, prepare_run
+from train.run import prepare_run
+from train.runs.folder import RUN_FILE
 
 # A new key must be added to one of the two.
 FIXED = {
@@ -18,10 +19,10 @@ FIXED = {
     "policy": "name budget sink recent interval decay normalize group window seed layers pattern "
     "positions",
     "data": "format train_file mix mix_times eval_file eval_fraction context_length batching "
-    "train_on max_bad_records limit",
+    "overlong train_on max_bad_records limit",
     "trainer": "method dense_steps batch_size accumulation learning_rate policy_learning_rate "
-    "warmup_steps schedule weight_decay kl_weight anneal_steps budget_jitter dense_share "
-    "max_grad_norm precision seed num_workers eval_batches",
+    "warmup_steps schedule weight_decay objective beta kl_weight anneal_steps budget_jitter "
+    "dense_share max_grad_norm precision seed num_workers eval_batches",
     "trainer.lora": "r alpha dropout target_modules train_norms rslora dora",
     "deepspeed": "zero_stage",
 }
