@@ -58,7 +58,7 @@ def run(form: Form, work: Path, console: Console) -> dict[str, Any]:
     found = figures(measured)
     speeds, _ = measure(rounds=20, budget=205, slots=1, threads=0)
     return {
-        "command": " ".join(["python -m benchmarks.quality", *sys.argv[1:]]),
+        "command": " ".join(["python -m benchmarks.quality", *_said(sys.argv[1:])]),
         "form": asdict(form),
         "figures": [asdict(own) for own in found],
         "curves": curves,
@@ -71,6 +71,12 @@ def run(form: Form, work: Path, console: Console) -> dict[str, Any]:
         },
         "decode_ratio_learned_over_window": over_window(speeds, "learned", "decode"),
     }
+
+
+def _said(arguments: list[str]) -> list[str]:
+    """Leave out where this machine keeps its work."""
+    places = [i for i, argument in enumerate(arguments) if argument == "--work"]
+    return [a for i, a in enumerate(arguments) if i not in places and i - 1 not in places]
 
 
 def show(found: list[Figure], seeds: int, console: Console) -> None:

@@ -25,7 +25,7 @@ class Form:
         dense_steps: of the stage that both arms share.
         steps: of each arm after it.
         windows: of 2,048 tokens; of longer contexts as many as read as much, at least two.
-        samples: questions at each depth, of each kind that takes turns.
+        samples: questions at each of six depths; numbers, words, names and other words take turns.
     """
 
     name: str
@@ -58,7 +58,7 @@ LONG = Form(
     steps=300,
     contexts=(2048, 4096, 8192),
     windows=8,
-    samples=1,
+    samples=4,
     budgets=(0.05, 0.1, 0.2, 0.5),
 )
 
