@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="fewer steps than the form's, for each arm")
     parser.add_argument("--dense-steps", type=int, help="fewer steps of the dense stage")
     parser.add_argument("--windows", type=int, help="fewer windows of 2,048 tokens")
+    parser.add_argument("--samples", type=int, help="fewer questions at each depth")
     parser.add_argument("--contexts", type=int, nargs="+", help="fewer contexts")
     parser.add_argument("--work", type=Path, default=Path("benchmarks/work"))
     options = parser.parse_args()
@@ -107,7 +108,7 @@ def main() -> None:
         console.print(f"report in {write_report(result, REPORT)}")
         return
     form = LONG if options.long else SHORT
-    given = {name: getattr(options, name) for name in ("seeds", "steps", "dense_steps", "windows")}
+    given = {name: getattr(options, name) for name in ("seeds", "steps", "dense_steps", "windows", "samples")}
     if options.contexts:
         given["contexts"] = tuple(options.contexts)
     form = replace(form, **{name: value for name, value in given.items() if value is not None})
