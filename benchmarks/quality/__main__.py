@@ -108,7 +108,8 @@ def main() -> None:
         console.print(f"report in {write_report(result, REPORT)}")
         return
     form = LONG if options.long else SHORT
-    given = {name: getattr(options, name) for name in ("seeds", "steps", "dense_steps", "windows", "samples")}
+    smaller = ("seeds", "steps", "dense_steps", "windows", "samples")
+    given = {name: getattr(options, name) for name in smaller}
     if options.contexts:
         given["contexts"] = tuple(options.contexts)
     form = replace(form, **{name: value for name, value in given.items() if value is not None})
