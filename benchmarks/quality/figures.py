@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.quality.measure import Measured
 from llamahome.evaluation.intervals import paired_ratio, wilson
 
-Seeds = list[list[Measured]]  # what was measured of a model, for each seed
+Seeds = list[list[Measured]]  # the figures of a model, for each seed
 FULL = ("full", 1.0)
 
 
