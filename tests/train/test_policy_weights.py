@@ -8,14 +8,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import deepspeed.ops
 import pytest
 import torch
-import torch.distributed as dist
 
 from llamahome.attention import HybridAttention
 from llamahome.config import DeepSpeedConfig, LoraConfig, ModelConfig, PolicyConfig, TrainRoot
 from llamahome.models import LoadedModel, load_model
+from tests.train.engine import one_worker
 from train.data import batches, build_datasets
 from train.deepspeed_config import deepspeed_config
 from train.export import export_model
@@ -34,16 +33,9 @@ CARRIED = replace(TrainRoot().policy, name="carried", budget=None)
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A process group of one for the whole module, since DeepSpeed remembers its groups."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("DS_ACCELERATOR", "cpu"), ("RANK", "0"), ("WORLD_SIZE", "1")):
-            patch.setenv(name, value)
-        patch.setenv("LOCAL_RANK", "0")
-        patch.setitem(deepspeed.ops.__compatible_ops__, "deepspeed_shm_comm", False)
-        meet = tmp_path_factory.mktemp("group") / "meet"
-        dist.init_process_group("gloo", f"file://{meet}", rank=0, world_size=1)
+    """A world of one worker for the whole module."""
+    with one_worker(tmp_path_factory.mktemp("group") / "meet"):
         yield
-        dist.destroy_process_group()
 
 
 def _train(
