@@ -79,7 +79,8 @@ class SamplingParams:
         ignore_eos: go on past the end-of-sequence token.
         grammar: the form that the answer must have.
         protected: first tokens of the prompt that are never evicted, e.g. a system prompt.
-        kv_budget, kv_policy: used instead of the engine's own, up to what a slot holds.
+        kv_budget, kv_policy: used instead of the engine's own, up to what a slot holds. A budget of
+            up to 1 is a share of the engine's max_length.
         priority: lower runs first.
         adapter: name of the LoRA adapter to answer with; None is the model itself.
 
@@ -106,7 +107,7 @@ class SamplingParams:
     ignore_eos: bool = False
     grammar: Grammar | None = None
     protected: int = 0
-    kv_budget: int | None = None
+    kv_budget: float | None = None
     kv_policy: str | None = None
     priority: int = 0
     adapter: str | None = None
@@ -128,6 +129,8 @@ class SamplingParams:
             raise RequestError("logit_bias", wrong, "a bias must lie between -100 and 100")
         self._between("logprobs", 0, MAX_LOGPROBS)
         self._between("prompt_logprobs", 0, MAX_LOGPROBS)
+        if self.kv_budget is not None:
+            self._above_zero("kv_budget", 2**31)
         if self.seed is not None and not -(2**63) <= self.seed < 2**63:
             raise RequestError("seed", self.seed, "it must fit into 64 bits")
         if any(not text for text in self.stop):

@@ -16,12 +16,18 @@ from omegaconf.errors import (
 )
 
 from llamahome.config.checks import ConfigError, require
+from llamahome.config.policy import entries
 
 Root = TypeVar("Root")
+
+# Tokens that a policy.budget of up to 1 is a share of, in the roots that have them.
+CONTEXTS = ("data.context_length", "engine.max_length")
 
 
 def load_config(composed: DictConfig, root: type[Root]) -> Root:
     """Check `composed` against the dataclass `root` and return it as an instance.
+
+    A `policy.budget` of up to 1 becomes entries: so much of the context that is trained or served.
 
     Raises:
         ConfigError: for a key that no dataclass has, a value of the wrong type or out of range,
@@ -29,13 +35,28 @@ def load_config(composed: DictConfig, root: type[Root]) -> Root:
     """
     try:
         _check_keys(composed, root, "")
-        merged = OmegaConf.merge(OmegaConf.structured(root), composed)
+        structured = OmegaConf.structured(root)
+        merged = OmegaConf.merge(structured, _share_in_entries(composed, structured))
         return cast(Root, OmegaConf.to_object(merged))
     except ValidationError as error:  # its text may hold a secret value
         raise ConfigError(_wrong_type(str(error.full_key), composed, root)) from None
     except OmegaConfBaseException as error:
         reason = str(error.msg or error).splitlines()[0]
         raise ConfigError(f"{error.full_key}: {reason}") from error
+
+
+def _share_in_entries(composed: DictConfig, structured: DictConfig) -> DictConfig:
+    """Return `composed` with a budget in entries where it gives a share of the context."""
+    budget = OmegaConf.select(composed, "policy.budget")
+    key = next((key for key in CONTEXTS if OmegaConf.select(structured, key) is not None), None)
+    if key is None or not isinstance(budget, float) or not 0 < budget <= 1:
+        return composed
+    sections = [str(name) for name in composed if name != "policy"]
+    context = OmegaConf.select(
+        OmegaConf.merge(structured, OmegaConf.masked_copy(composed, sections)), key
+    )
+    counted = OmegaConf.create({"policy": {"budget": entries(budget, context)}})
+    return cast(DictConfig, OmegaConf.merge(composed, counted))
 
 
 def explain_override(error: Exception, root: type[Any]) -> str:

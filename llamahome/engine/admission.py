@@ -10,6 +10,7 @@ from typing import Any
 from llamahome.attention import Policy, build_policy
 from llamahome.cache import Slots
 from llamahome.config import ConfigError, PolicyConfig
+from llamahome.config.policy import entries
 from llamahome.engine.request import Request
 from llamahome.requests import RequestError, SamplingParams
 
@@ -57,14 +58,20 @@ class Admission:
             request.slot,
             sink=max(self._slots.policy.config.sink, params.protected),
             policy=self._policy(params),
-            budget=params.kv_budget,
+            budget=self._budget(params),
         )
 
     def _policy(self, params: SamplingParams) -> Policy | None:
         """Return the policy that a request asks for; None is the engine's."""
         if params.kv_policy is None and params.kv_budget is None:
             return None
-        return self._built(params.kv_policy or self._slots.policy.config.name, params.kv_budget)
+        name = params.kv_policy or self._slots.policy.config.name
+        return self._built(name, self._budget(params))
+
+    def _budget(self, params: SamplingParams) -> int | None:
+        """Return the entries per KV head that a request asks for."""
+        budget = params.kv_budget
+        return None if budget is None else entries(budget, self._slots.max_length)
 
     def _build(self, name: str, budget: int | None) -> Policy:
         engine = self._slots.policy.config
@@ -142,11 +149,12 @@ class Admission:
                     f"a slot holds {room} entries; prompt and max_tokens are {length}",
                 )
         largest = max(held) if len(held) == len(slots.budgets) else None
-        if params.kv_budget is not None and largest is not None and params.kv_budget > largest:
+        budget = self._budget(params)
+        if budget is not None and largest is not None and budget > largest:
             raise RequestError(
-                "kv_budget", params.kv_budget, f"a slot keeps at most {largest} entries per KV head"
+                "kv_budget", budget, f"a slot keeps at most {largest} entries per KV head"
             )
-        limit = slots.under(policy, params.kv_budget).max_sink
+        limit = slots.under(policy, budget).max_sink
         if limit is not None and params.protected > limit:
             raise RequestError(
                 "protected",

@@ -103,7 +103,7 @@ class _Generation(Strict):
     guided_choice: Annotated[list[str], Field(min_length=1)] | None = None
 
     # ours
-    kv_budget: int | None = None
+    kv_budget: float | None = None
     kv_policy: str | None = None
 
     @property

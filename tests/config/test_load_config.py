@@ -32,6 +32,24 @@ def test_values_arrive_at_every_depth():
 
 
 @pytest.mark.parametrize(
+    ("root", "values", "entries"),
+    [
+        (TrainRoot, {"policy": {"budget": 0.25}, "data": {"context_length": 2048}}, 512),
+        (TrainRoot, {"policy": {"budget": 0.25}}, 256),  # from 1,024 tokens, the default
+        (ServeRoot, {"policy": {"budget": 0.1}, "engine": {"max_length": 4096}}, 410),
+        (ServeRoot, {"policy": {"budget": 1.0}}, 8192),
+        (ServeRoot, {"policy": {"budget": 300}}, 300),
+    ],
+)
+def test_a_budget_of_up_to_1_is_a_share_of_the_context(root, values, entries):
+    assert load_config(OmegaConf.create(values), root).policy.budget == entries
+
+
+def test_a_share_needs_room_too():
+    assert refusal({"policy": {"name": "h2o", "budget": 0.1}}).startswith("policy.budget=102 ")
+
+
+@pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"trainr": {}}, "trainr is not a config key: did you mean trainer?"),

@@ -45,6 +45,14 @@ def test_a_smaller_budget_is_that_of_an_engine_built_with_it(
     assert own.peak_tokens == budget + 8
 
 
+def test_a_budget_of_up_to_1_is_a_share_of_the_longest_text(
+    tiny_llama: LlamaForCausalLM, runner: str
+) -> None:
+    engine = _engine(tiny_llama, runner)  # max_length=256
+    tokens, own = _ask(engine, kv_budget=0.125)
+    assert (tokens, own.peak_tokens) == (_ask(engine, kv_budget=32)[0], 32 + 8)
+
+
 @pytest.mark.parametrize("name", ["window", "snapkv", "tova", "keydiff", "value_norm", "random"])
 def test_another_policy_is_that_of_an_engine_built_with_it(
     tiny_llama: LlamaForCausalLM, runner: str, name: str
@@ -124,6 +132,8 @@ def test_rows_of_all_kinds_share_steps_and_stay_themselves(
         ({"kv_budget": 41}, r"kv_budget=41: a slot keeps at most 40 entries"),
         ({"kv_budget": 11}, r"kv_budget=11: it must hold the 4 .*ask for at least 12"),
         ({"kv_budget": 0}, r"kv_budget=0: "),
+        ({"kv_budget": 0.01}, r"kv_budget=3: it must hold the 4 .*ask for at least 12"),
+        ({"kv_budget": 1}, r"kv_budget=256: a slot keeps at most 40 entries"),
         ({"kv_budget": -5}, r"kv_budget=-5: "),
         ({"kv_policy": "h3o"}, r"kv_policy='h3o': .*h2o"),
         ({"kv_policy": "carried"}, r"kv_policy='carried': "),
