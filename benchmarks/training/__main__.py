@@ -52,7 +52,7 @@ class Arm:
 
 @dataclass(kw_only=True)
 class Speed:
-    """What an arm took in all its turns."""
+    """Figures of an arm, of all its turns."""
 
     rows: str
     program: str

@@ -34,7 +34,7 @@ class Order:
 
 @dataclass(frozen=True, kw_only=True)
 class Taken:
-    """What a program took.
+    """Figures of one program.
 
     Attributes:
         seconds, losses: of each step.
