@@ -8,6 +8,7 @@ It reads an `Order` as JSON and prints a `Taken` as its last line.
 from __future__ import annotations
 
 import argparse
+import importlib
 import itertools
 import json
 import resource
@@ -70,7 +71,6 @@ def plain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, order: Ord
 
 def trainer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, order: Order) -> Clock:
     """Train with transformers' Trainer."""
-    from datasets import Dataset
 
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
@@ -78,27 +78,25 @@ def trainer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, order: O
             model,
             TrainingArguments(folder, train_sampling_strategy="sequential", **_arguments(order)),
             data_collator=DataCollatorForSeq2Seq(tokenizer),
-            train_dataset=Dataset.from_list(order.rows),
+            train_dataset=_dataset(order),
             callbacks=[clock],
         ).train()
     return clock
 
 
-def trl(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, order: Order) -> Clock:
+def sft_trainer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, order: Order) -> Clock:
     """Train with TRL's SFTTrainer."""
-    from trl import SFTConfig, SFTTrainer
-
-    from datasets import Dataset
+    trl = importlib.import_module("trl")  # it has no types
 
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        SFTTrainer(
+        trl.SFTTrainer(
             model,
-            SFTConfig(
+            trl.SFTConfig(
                 folder, max_length=None, train_sampling_strategy="sequential", **_arguments(order)
             ),
             data_collator=DataCollatorForSeq2Seq(tokenizer),
-            train_dataset=Dataset.from_list(order.rows),
+            train_dataset=_dataset(order),
             processing_class=tokenizer,
             callbacks=[clock],
         ).train()
@@ -124,6 +122,11 @@ def _arguments(order: Order) -> dict[str, Any]:
     }
 
 
+def _dataset(order: Order) -> Any:
+    """Return the rows as a data set of Hugging Face, whose name a folder of ours has, too."""
+    return importlib.import_module("datasets").Dataset.from_list(order.rows)
+
+
 def _batches(order: Order) -> Iterator[list[dict[str, list[int]]]]:
     for step in range(order.steps):
         yield order.rows[step * order.batch_size : (step + 1) * order.batch_size]
@@ -132,7 +135,7 @@ def _batches(order: Order) -> Iterator[list[dict[str, list[int]]]]:
 PEERS: dict[str, Callable[[PreTrainedModel, PreTrainedTokenizerBase, Order], Clock]] = {
     "plain": plain,
     "trainer": trainer,
-    "trl": trl,
+    "trl": sft_trainer,
 }
 
 
