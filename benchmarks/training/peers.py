@@ -47,9 +47,9 @@ class Clock(TrainerCallback):
     def on_step_end(self, *_: Any, **__: Any) -> None:
         self.ends.append(time.perf_counter())
 
-    def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
-        if "loss" in logs:
-            self.losses.append(logs["loss"])
+    def on_log(self, *_: Any, **given: Any) -> None:
+        if "loss" in given["logs"]:
+            self.losses.append(given["logs"]["loss"])
 
 
 def plain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, order: Order) -> Clock:
@@ -71,7 +71,6 @@ def plain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, order: Ord
 
 def trainer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, order: Order) -> Clock:
     """Train with transformers' Trainer."""
-
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         Trainer(
@@ -87,7 +86,6 @@ def trainer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, order: O
 def sft_trainer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, order: Order) -> Clock:
     """Train with TRL's SFTTrainer."""
     trl = importlib.import_module("trl")  # it has no types
-
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         trl.SFTTrainer(
