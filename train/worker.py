@@ -161,7 +161,9 @@ class Training:
         if self.progress.step:  # there is no checkpoint to go back to before the first step
             self.progress.evaluated(loss)
         for sample in self.sampler.samples() if self.sampler else ():
-            self._record(metrics.SAMPLES, step=self.progress.step, **sample)
+            if self.rank == 0:
+                step = {"step": self.progress.step}
+                metrics.append(self.run_dir, step | sample, metrics.SAMPLES)
         self._record(step=self.progress.step, eval_loss=loss)
 
     def save(self) -> None:
@@ -186,9 +188,9 @@ class Training:
         best = trainer.early_stopping_patience > 0 and step == self.progress.best_step
         return best or is_due(step, trainer.checkpoint_every, trainer.steps)
 
-    def _record(self, file_name: str = metrics.FILE_NAME, **values: Any) -> None:
+    def _record(self, **values: Any) -> None:
         if self.rank == 0:
-            metrics.append(self.run_dir, values, file_name)
+            metrics.append(self.run_dir, values)
 
 
 def prepare_process(trainer: TrainerConfig) -> None:

@@ -34,8 +34,8 @@ from llamahome.models import load_model
 from tests.train.curves import logged
 from tests.train.reference import held_out_loss, training_losses
 from tests.train.waiting import PATIENT_ENV, run, run_dir, start, wait_for
-from train import metrics
-from train.pipeline import RAY_ENV, TrainingResult, train_model
+from train import metrics, train_model
+from train.pipeline import RAY_ENV, TrainingResult
 from train.runs.environment import read_environment
 
 pytestmark = [

@@ -70,7 +70,7 @@ def generated(folder: Path, tokenizer: PreTrainedTokenizerFast, prompt: str) -> 
     """Return transformers' greedy answer, with its own attention."""
     model: Any = LlamaForCausalLM.from_pretrained(folder)
     turn = [{"role": "user", "content": prompt}]
-    ids = tokenizer.apply_chat_template(
+    ids: Any = tokenizer.apply_chat_template(
         turn, add_generation_prompt=True, return_tensors="pt", return_dict=False
     )
     answer = model.generate(inputs=ids, max_new_tokens=20, do_sample=False)
