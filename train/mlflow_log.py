@@ -48,6 +48,7 @@ def mlflow_numbers(
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of each table that it makes
     from mlflow.entities import Metric
     from mlflow.exceptions import MlflowException
 

@@ -29,7 +29,7 @@ DATA_SHEETS: dict[str, tuple[float, float]] = {
     "4090": (165.2, 82.6),
     "3090": (71.0, 35.6),
 }
-SIZES = {"cpu": 1024, "cuda": 8192}  # of the measured product
+SIZES = {"cpu": 1024, "cuda": 8192}  # rows and columns of the product that is measured
 TRIES = 4
 
 
@@ -58,8 +58,10 @@ def device_peak(device: torch.device, precision: str) -> Peak:
     if sheet is not None:
         flops = sheet[dtype == torch.float32] * 1e12
         return Peak(flops, f"{name}, {spelled}, data sheet")
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    flops = _measured(device, dtype, torch.get_num_threads())
+    count = torch.get_num_threads()
+    plural = "" if count == 1 else "s"
+    threads = f", {count} thread{plural}" if device.type == "cpu" else ""
+    flops = _measured(device, dtype, count)
     return Peak(flops, f"{name}, {spelled}{threads}, measured by a matrix product")
 
 

@@ -77,7 +77,7 @@ RULES: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
     "eval.depths": ([0], [1], {}),
     "eval.samples": ([0], [1], {}),
     "eval.seed": ([-1], [0], {}),
-    "trainer.sample_prompts": ([[""], [1]], [[], ["hello"]], {}),
+    "trainer.sample_prompts": ([[""]], [[], ["hello"]], {}),
     "trainer.sample_held_out": ([-1], [0, 3], {}),
     "trainer.sample_tokens": ([0], [1], {}),
     "trainer.kl_weight": ([-1.0], [0.0, 2.0], {"trainer.method": "lora"}),

@@ -23,7 +23,7 @@ LENGTH, LABELS = 24, 5
 
 
 def batch() -> dict[str, torch.Tensor]:
-    """One row, of which the last tokens are learned."""
+    """Make a row whose last tokens are learned."""
     ids = torch.arange(LENGTH)[None] + 3
     labels = torch.full_like(ids, IGNORED)
     labels[:, -LABELS:] = ids[:, -LABELS:]
