@@ -6,26 +6,16 @@ import sys
 from collections.abc import Sequence
 from itertools import groupby
 
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
-from yaml import YAMLError
 
-from llamahome.config import (
-    ConfigError,
-    DataConfig,
-    TrainRoot,
-    checkout,
-    explain_override,
-    load_config,
-)
+from llamahome.config import ConfigError, DataConfig, TrainRoot
 from llamahome.data import IGNORED, BadRecords, DataError, Row
 from llamahome.logs import configure_logging
 from llamahome.models import ModelError, ModelManager
+from train.compose import compose_root
 from train.data import Datasets, arrange, records_as_rows
 from train.packing import fit, learns, longest
 from train.progress import plain_console
@@ -90,17 +80,7 @@ def _root(arguments: Sequence[str]) -> TrainRoot:
     files = [argument for argument in arguments if "=" not in argument]
     if len(files) > 1:
         raise ConfigError(f"{files[1]!r}: one file at a time; give a folder or a pattern in quotes")
-    ConfigStore.instance().store(name="train_root", node=TrainRoot)
-    try:
-        with initialize_config_dir(str(checkout() / "conf"), version_base="1.3"):
-            composed = compose("train", overrides=overrides)
-    except (HydraException, YAMLError) as error:
-        raise ConfigError(explain_override(error, TrainRoot)) from error
-    if files:
-        composed.data.train_file = files[0]
-        if not any(override.startswith("data.eval_file=") for override in overrides):
-            composed.data.eval_file = None
-    return load_config(composed, TrainRoot)
+    return compose_root(overrides, *files)
 
 
 def _table(train: list[Row], held: list[Row], built: Datasets, data: DataConfig) -> Table:

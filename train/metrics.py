@@ -1,7 +1,7 @@
-"""Records of a run, one JSON line each in its folder: steps, evaluations, failures, warnings.
+"""Records of a run, one JSON line each: steps, evaluations, checkpoints, failures, warnings.
 
 The workers append and the driver follows. Only the file connects them, and it outlives both. A
-record with a step holds numbers only; which ones is up to the objective.
+step's record holds numbers, or a list with one of each worker; which ones is up to the objective.
 """
 
 from __future__ import annotations
@@ -19,30 +19,37 @@ Record = dict[str, Any]
 Observer = Callable[[Record], None]
 
 FILE_NAME = "metrics.jsonl"
+SAMPLES = "samples.jsonl"  # answers of the model at each evaluation (train.samples)
 POLL_S = 0.2
 
 
-def append(run_dir: Path, record: Record) -> None:
+def append(run_dir: Path, record: Record, file_name: str = FILE_NAME) -> None:
     """Add one record in one write, so that a worker killed at any moment leaves whole lines."""
-    with (run_dir / FILE_NAME).open("ab", buffering=0) as file:
+    with (run_dir / file_name).open("ab", buffering=0) as file:
         file.write(json.dumps(record).encode() + b"\n")
 
 
-def read(run_dir: Path) -> list[Record]:
+def read(run_dir: Path, file_name: str = FILE_NAME) -> list[Record]:
     """Return all records, oldest first; steps repeated after a restart appear again."""
-    path = run_dir / FILE_NAME
+    path = run_dir / file_name
     return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
 
 
-def series(records: Sequence[Record], name: str) -> dict[int, float]:
+def series(records: Sequence[Record], name: str) -> dict[int, Any]:
     """Return one metric by step, in order; steps repeated after a restart replace the former."""
-    values: dict[int, float] = {}
+    values: dict[int, Any] = {}
     for record in records:
         if name in record:
             while values and next(reversed(values)) >= record["step"]:
                 values.popitem()
             values[record["step"]] = record[name]
     return values
+
+
+def samples(run_dir: Path) -> list[Record]:
+    """Return the answers at each evaluation; those of a restart replace the former."""
+    found = read(run_dir, SAMPLES)
+    return list({(sample["step"], sample["prompt"]): sample for sample in found}.values())
 
 
 @contextmanager

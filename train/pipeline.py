@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -18,6 +18,7 @@ from cluster.session import ray_session
 from llamahome.config import ConfigError, TrainRoot
 from llamahome.models import ModelManager
 from train import metrics
+from train.callbacks import Callback, calling, check_callbacks
 from train.checkpoint import find_intact
 from train.errors import FINAL, StoppedError
 from train.logs import RecordFailures
@@ -26,7 +27,7 @@ from train.progress import plain_console, show_progress
 from train.run import Run, dense_stage, prepare_run, second_stage
 from train.runs.environment import write_environment
 from train.runs.plots import draw_after_run
-from train.stopping import ctrl_c_saves, in_a_thread
+from train.stopping import ctrl_c_saves, in_a_thread, request_stop
 from train.tracking import track
 
 # The controller notices late that workers have failed or ended: it polls every two seconds.
@@ -39,10 +40,13 @@ class TrainingResult:
 
     Attributes:
         run_name, run_dir: name and folder of the run.
-        model_dir: the exported Hugging Face folder, which carries the policy.
+        model_dir: the exported Hugging Face folder, which carries the policy; not there yet for a
+            run that was `stopped`.
         loss_before, loss_after: held-out loss under the policy, before and after training.
         steps, tokens: optimiser steps done and tokens read.
         losses: training loss of each step.
+        metrics: the last value of each column of metrics.jsonl.
+        stopped: it was asked to end, and has saved a checkpoint instead of a model.
         dense: result of the first stage, for a run of two.
     """
 
@@ -54,6 +58,8 @@ class TrainingResult:
     steps: int
     tokens: int
     losses: list[float]
+    metrics: dict[str, Any]
+    stopped: bool = False
     dense: TrainingResult | None = None
 
 
@@ -64,6 +70,10 @@ class TrainingPipeline:
         root: its config.
         manager: finds the model and knows where runs live; None is the default one.
         console: shows progress; None is standard output.
+        callbacks: objects that are called during the run.
+
+    Raises:
+        ConfigError: for a callback that nothing would call.
     """
 
     def __init__(
@@ -72,7 +82,12 @@ class TrainingPipeline:
         *,
         manager: ModelManager | None = None,
         console: Console | None = None,
+        callbacks: Sequence[Callback | Any] = (),
     ) -> None:
+        check_callbacks(callbacks)
+        self.callbacks = callbacks
+        self._current: Run | None = None
+        self._stopping = False
         self.root = root
         self.manager = manager or ModelManager()
         self.console = console or plain_console()
@@ -85,7 +100,7 @@ class TrainingPipeline:
 
         Raises:
             ConfigError, DataError, ModelError: before any worker starts, with what to change.
-            StoppedError: after Ctrl-C.
+            StoppedError: after Ctrl-C, `stop`, or a callback that stops it.
             TrainingError: for damaged checkpoints, before any worker starts; for a run that
                 diverges or exports something else than it trained, without a restart.
             ray.train.TrainingFailedError: after `trainer.max_failures` restarts.
@@ -102,6 +117,17 @@ class TrainingPipeline:
         with _session(run.root):
             first = _result(dense) if dense.model_dir.is_dir() else self._fit(dense)
             return replace(self._fit(second_stage(run, dense)), dense=first)
+
+    def stop(self) -> None:
+        """Ask the run to save a checkpoint and end, from any thread."""
+        self._stopping = True
+        if self._current is not None:
+            request_stop(self._current.directory)
+
+    def stopped_result(self) -> TrainingResult:
+        """Return the result so far of a run that was stopped."""
+        assert self._current is not None  # only a run that trains can be stopped
+        return replace(_result(self._current), stopped=True)
 
     def _look_at_checkpoints(self, run: Run) -> None:
         done, damaged = find_intact(run.directory)
@@ -129,24 +155,23 @@ class TrainingPipeline:
         with (
             track(tracking, directory, asdict(run.root)) as curves,
             show_progress(self.console, run.root.trainer.steps) as progress,
-            metrics.follow(directory, [progress, curves]),
+            calling(self.callbacks, directory) as callbacks,
+            metrics.follow(directory, [progress, curves, callbacks]),
             _session(run.root),
         ):
             have = ray.cluster_resources()  # type: ignore[no-untyped-call]
             if waiting := check_cluster(run.root.trainer, run.root.cluster, have):
                 self.console.print(waiting)
             with ctrl_c_saves(directory, self.console):
+                self._current = run
+                if self._stopping:
+                    request_stop(directory)
                 stopped_at = in_a_thread(partial(_until_done, _trainer(run)))
-        if stopped_at is not None:
-            raise StoppedError(
-                f"stopped after step {stopped_at} and saved; trainer.run_name={run.name} goes on "
-                "from it"
-            )
-
-
-async def train_model(root: TrainRoot, *, console: Console | None = None) -> TrainingResult:
-    """Run `TrainingPipeline` in a thread, for asynchronous callers."""
-    return await asyncio.to_thread(TrainingPipeline(root, console=console).run)
+            if stopped_at is not None:
+                raise StoppedError(
+                    f"stopped after step {stopped_at} and saved; trainer.run_name={run.name} goes "
+                    "on from it"
+                )
 
 
 def _headline(run: Run) -> str:
@@ -225,7 +250,8 @@ def _result(run: Run) -> TrainingResult:
         model_dir=run.model_dir,
         loss_before=held_out[0],
         loss_after=held_out[-1],
-        steps=max(losses),
-        tokens=int(tokens[max(losses)]),
+        steps=max(losses, default=0),
+        tokens=int(tokens[max(losses)]) if losses else 0,
         losses=list(losses.values()),
+        metrics={name: value for record in records for name, value in record.items()},
     )

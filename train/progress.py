@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from train.metrics import Observer, Record
 
@@ -18,7 +20,7 @@ def plain_console(stderr: bool = False) -> Console:
 
 @contextmanager
 def show_progress(console: Console, steps: int) -> Iterator[Observer]:
-    """Yield an observer that shows loss, tokens per second and time left on `console`."""
+    """Yield an observer that shows each step's loss, speed, memory and time left on `console`."""
     if not console.is_terminal:
         yield _lines(console, steps)
         return
@@ -27,7 +29,6 @@ def show_progress(console: Console, steps: int) -> Iterator[Observer]:
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[news]}"),
-        TimeRemainingColumn(),
         console=console,
     ) as progress:
         yield _bar(progress, steps)
@@ -65,7 +66,22 @@ def _lines(console: Console, steps: int) -> Observer:
 
 
 def _news(record: Record) -> str:
-    return f"loss {record['loss']:.3f}  {record['tokens_per_second']:,.0f} tokens/s"
+    """Return a step's figures; those that it does not have are left out."""
+    return "  ".join(spell(record[name]) for name, spell in NEWS.items() if name in record)
+
+
+def _left(seconds: float) -> str:
+    return f"{timedelta(seconds=round(seconds))} left"
+
+
+NEWS: dict[str, Callable[[Any], str]] = {
+    "loss": lambda loss: f"loss {loss:.3f}",
+    "grad_norm": lambda norm: f"gradient {norm:.2f}",
+    "tokens_per_second": lambda speed: f"{speed:,.0f} tokens/s",
+    "mfu": lambda share: f"MFU {share:.1%}",
+    "memory_gb": lambda each: f"{max(each):.1f} GB",
+    "seconds_left": _left,
+}
 
 
 def _message(record: Record) -> str | None:

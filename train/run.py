@@ -20,6 +20,7 @@ from llamahome.models.adapter_chain import adapter_chain
 from train.data import batches, build_datasets, eval_batches, resolve_files
 from train.preflight import check_model
 from train.runs.folder import RUN_FILE
+from train.samples import build_prompts, check_prompts
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,8 @@ def _check_data(root: TrainRoot, model: ModelInfo, manager: ModelManager) -> Non
     share = {"rank": 0, "world_size": trainer.num_workers, "pad_id": 0}
     batches(data.train, root.data, trainer, start_step=0, **share)
     eval_batches(data.eval, trainer, **share)
+    prompts = build_prompts(trainer, data, tokenizer)
+    check_prompts(prompts, trainer.sample_tokens, model.context_length)
 
 
 def load_tokenizer(folder: Path, manager: ModelManager) -> PreTrainedTokenizerBase:

@@ -19,6 +19,16 @@ Value = TypeVar("Value")
 REQUEST = "stop"  # a file in the run's folder: only the folder connects driver and workers
 
 
+def request_stop(run_dir: Path) -> None:
+    """Ask the workers to save a checkpoint before their next step, and to end."""
+    (run_dir / REQUEST).touch()
+
+
+def forget_request(run_dir: Path) -> None:
+    """Take a request back that no worker has to follow any more."""
+    (run_dir / REQUEST).unlink(missing_ok=True)
+
+
 @contextmanager
 def ctrl_c_saves(run_dir: Path, console: Console) -> Iterator[None]:
     """Turn the first Ctrl-C of the block into a request to the workers, the second into an error.
@@ -26,7 +36,7 @@ def ctrl_c_saves(run_dir: Path, console: Console) -> Iterator[None]:
     A caller in another thread than the main one handles Ctrl-C itself.
     """
     request = run_dir / REQUEST
-    request.unlink(missing_ok=True)
+    forget_request(run_dir)  # left by a driver that was killed
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -34,7 +44,7 @@ def ctrl_c_saves(run_dir: Path, console: Console) -> Iterator[None]:
     def ask(signum: int, frame: FrameType | None) -> None:
         if request.exists():
             raise KeyboardInterrupt
-        request.touch()
+        request_stop(run_dir)
         console.print("saving a checkpoint before leaving; Ctrl-C again leaves at once")
 
     before = signal.signal(signal.SIGINT, ask)
@@ -42,7 +52,7 @@ def ctrl_c_saves(run_dir: Path, console: Console) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-        request.unlink(missing_ok=True)
+        forget_request(run_dir)
 
 
 def in_a_thread(work: Callable[[], Value]) -> Value:

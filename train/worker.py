@@ -25,8 +25,10 @@ from train.deepspeed_config import deepspeed_config
 from train.divergence import DivergenceGuard
 from train.export import export_model
 from train.logs import record_warnings
+from train.meter import Meter
 from train.model import POLICY_MODULE, bare_model, prepare_model
 from train.objectives import build_objective
+from train.samples import Sampler, build_prompts
 from train.step import evaluate, train_step
 from train.stopping import is_asked_to_stop
 
@@ -48,7 +50,11 @@ def run_worker(config: dict[str, Any]) -> int | None:
     model, policy, tokenizer = prepare_model(root, settings, config["policy_model"])
     engine = start_engine(model, root.trainer, settings)
     data = build_datasets(root.data, tokenizer, root.trainer.seed)
-    training = Training(root, run_dir, engine, policy, data, tokenizer.pad_token_id)
+    prompts = build_prompts(root.trainer, data, tokenizer)
+    sampler = Sampler(engine, policy, prompts, tokenizer, root.trainer.sample_tokens)
+    training = Training(
+        root, run_dir, engine, policy, data, tokenizer.pad_token_id, sampler if prompts else None
+    )
     if not training.until_done():
         return training.progress.step
     export_model(engine, tokenizer, root, run_dir, data.eval[0]["input_ids"])
@@ -66,8 +72,10 @@ class Training:
         policy: Policy,
         data: Datasets,
         pad_id: int,
+        sampler: Sampler | None = None,
     ) -> None:
         trainer = root.trainer
+        self.sampler = sampler
         self.root, self.run_dir, self.engine = root, run_dir, engine
         self.policy, self.bare = policy, bare_model(engine.module)
         self.held_out = data.eval
@@ -80,6 +88,8 @@ class Training:
         # A second stage goes on in the data where the first one stopped.
         start = (trainer.dense_steps + self.progress.step) * trainer.accumulation
         self.stream = batches(data.train, root.data, trainer, start_step=start, **self.share)
+        self.meter = Meter(engine, trainer, self.progress.step)
+        self._record(**self.meter.hardware)
 
     def until_done(self) -> bool:
         """Take the steps that are left; return False if the driver has asked for the end.
@@ -119,12 +129,11 @@ class Training:
         set_seed(trainer.seed + progress.step * self.workers + self.rank)
         learning_rate = self.engine.get_lr()[0]
         budgets = policy_at(self.root.policy, trainer, self.root.data.context_length, progress.step)
-        losses, tokens = train_step(
-            self.engine,
-            list(islice(self.stream, trainer.accumulation)),
-            HybridAttention(self.policy.with_config(budgets), self.bare),
-            self.objective,
-        )
+        policy = self.policy.with_config(budgets)
+        micro_batches = list(islice(self.stream, trainer.accumulation))
+        attention = HybridAttention(policy, self.bare)
+        losses, tokens = train_step(self.engine, micro_batches, attention, self.objective)
+        seconds = time.perf_counter() - started
         progress.step += 1
         progress.tokens += tokens
         norm = {}
@@ -140,17 +149,21 @@ class Training:
             learning_rate=learning_rate,
             **norm,
             tokens=progress.tokens,
-            tokens_per_second=tokens / (time.perf_counter() - started),
+            **self.meter.after_step(progress.step, micro_batches, policy, tokens, seconds),
         )
 
     def evaluate(self) -> None:
-        """Measure the held-out loss under the policy, and report it."""
+        """Measure the held-out loss under the policy, and report it after the samples."""
         held_out = eval_batches(self.held_out, self.root.trainer, **self.share)
         attention = HybridAttention(self.policy, self.bare)
         loss = evaluate(self.engine, held_out, attention, self.objective)
         self.guard.after_evaluation(self.progress.step, loss)
         if self.progress.step:  # there is no checkpoint to go back to before the first step
             self.progress.evaluated(loss)
+        for sample in self.sampler.samples() if self.sampler else ():
+            if self.rank == 0:
+                step = {"step": self.progress.step}
+                metrics.append(self.run_dir, step | sample, metrics.SAMPLES)
         self._record(step=self.progress.step, eval_loss=loss)
 
     def save(self) -> None:
@@ -164,6 +177,8 @@ class Training:
                 frozen=self._has_frozen,
                 keep=trainer.keep_checkpoints,
             )
+            name = checkpoint.path_of(self.run_dir, self.progress.step).name
+            self._record(step=self.progress.step, checkpoint=name)
 
     def _is_worth_saving(self) -> bool:
         """Return whether a checkpoint is due; one of weights that stand still replaces no other."""

@@ -79,6 +79,10 @@ class TrainerConfig:
         num_workers: processes, each of which takes cpus_per_worker CPUs and, with use_gpu, one GPU.
         eval_every, checkpoint_every: optimiser steps between two; 0 only at the end.
         eval_batches: held-out batches per evaluation and worker.
+        sample_prompts: user turns that the model answers at each evaluation, under the policy;
+            answers go to samples.jsonl in the run's folder.
+        sample_held_out: so many of the first held-out records, whose prompts it answers as well.
+        sample_tokens: most tokens of such an answer.
         keep_checkpoints: newest checkpoints kept.
         early_stopping_patience: held-out evaluations without a lower loss after which the run ends;
             it then exports the model with the lowest one. 0 trains all steps and exports the last.
@@ -113,6 +117,9 @@ class TrainerConfig:
     use_gpu: bool = False
     eval_every: int = 50
     eval_batches: int = fixed(8)
+    sample_prompts: list[str] = field(default_factory=list)
+    sample_held_out: int = 0
+    sample_tokens: int = 64
     checkpoint_every: int = 50
     keep_checkpoints: int = 2
     early_stopping_patience: int = 0
@@ -139,6 +146,14 @@ class TrainerConfig:
         for name in ("dense_steps", "anneal_steps", "weight_decay", "kl_weight", "budget_jitter"):
             at_least(f"trainer.{name}", getattr(self, name), 0)
         at_least("trainer.eval_batches", self.eval_batches, 1)
+        at_least("trainer.sample_held_out", self.sample_held_out, 0)
+        at_least("trainer.sample_tokens", self.sample_tokens, 1)
+        require(
+            all(type(prompt) is str and prompt for prompt in self.sample_prompts),
+            "trainer.sample_prompts",
+            self.sample_prompts,
+            "list texts that are not empty",
+        )
         at_least("trainer.keep_checkpoints", self.keep_checkpoints, 1)
         for name in ("learning_rate", "policy_learning_rate"):
             rate = getattr(self, name)

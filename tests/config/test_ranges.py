@@ -77,6 +77,9 @@ RULES: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
     "eval.depths": ([0], [1], {}),
     "eval.samples": ([0], [1], {}),
     "eval.seed": ([-1], [0], {}),
+    "trainer.sample_prompts": ([[""]], [[], ["hello"]], {}),
+    "trainer.sample_held_out": ([-1], [0, 3], {}),
+    "trainer.sample_tokens": ([0], [1], {}),
     "trainer.kl_weight": ([-1.0], [0.0, 2.0], {"trainer.method": "lora"}),
     "trainer.dense_steps": ([-1], [0, 50], {}),
     "trainer.policy_learning_rate": ([0.0], [None, 1e-2], {}),
@@ -93,6 +96,11 @@ RULES: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
     "deepspeed.offload_parameters": ([True], [False], {"deepspeed.zero_stage": 2}),
     "deepspeed.offload_optimizer": ([True], [False], {"trainer.use_gpu": False}),
     "tracking.wandb": (["on"], ["offline", "online", "disabled"], {}),
+    "tracking.mlflow": (
+        ["", "localhost", "localhost:5000", "/runs"],
+        [None, "local", "http://host:5000", "sqlite:////runs/mlflow.db"],
+        {},
+    ),
     "cluster.num_cpus": ([0], [1, None], {}),
     "cluster.address": (
         ["", "ray://head", "head", "a b:1"],

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import json
+import re
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
@@ -34,8 +35,8 @@ from llamahome.models import load_model
 from tests.train.curves import logged
 from tests.train.reference import held_out_loss, training_losses
 from tests.train.waiting import PATIENT_ENV, run, run_dir, start, wait_for
-from train import metrics
-from train.pipeline import RAY_ENV, TrainingResult, train_model
+from train import ActiveRun, metrics, train_model
+from train.pipeline import RAY_ENV, TrainingResult
 from train.runs.environment import read_environment
 
 pytestmark = [
@@ -83,7 +84,12 @@ def test_zero2_run_from_curve_to_export(root: TrainRoot, model_dir: Path) -> Non
     assert result.loss_after == pytest.approx(held_out_loss(root, result.model_dir), abs=TOLERANCE)
     assert result.loss_after < result.loss_before - 0.5
     assert (result.run_name, result.steps) == ("tiny", 8)
-    assert result.tokens == metrics.read(result.run_dir)[-2]["tokens"]
+    records = metrics.read(result.run_dir)
+    assert result.tokens == metrics.series(records, "tokens")[8]
+    assert all(0 < share < 1 for share in metrics.series(records, "mfu").values())
+    assert all(len(each) == 2 for each in metrics.series(records, "memory_gb").values())
+    assert metrics.series(records, "seconds_left")[8] == 0
+    assert list(metrics.series(records, "checkpoint")) == [3, 6, 8]
     assert_plain_transformers_generates(result.model_dir)
     assert policy_in(result.model_dir) == root.policy
     assert_curves_are_logged(result)
@@ -105,7 +111,7 @@ def assert_plain_transformers_generates(folder: Path) -> None:
 def assert_curves_are_logged(result: TrainingResult) -> None:
     steps = list(enumerate(result.losses, start=1))
     assert dict(logged(result.run_dir, "loss")) == pytest.approx(dict(steps))
-    for name in ("eval_loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second"):
+    for name in ("eval_loss", "learning_rate", "grad_norm", "tokens", "mfu", "memory_gb/1"):
         assert logged(result.run_dir, name)
     (offline,) = (result.run_dir / "wandb").glob("offline-run-*/run-tiny.wandb")
     assert all(str(loss).encode() in offline.read_bytes() for loss in result.losses)
@@ -178,7 +184,7 @@ def test_the_teacher_of_the_second_stage_is_the_model_of_the_first(root: TrainRo
     kl = metrics.series(metrics.read(result.run_dir), "kl")
     assert kl[1] == pytest.approx(0, abs=1e-4)  # fresh adapters, and nothing is evicted yet
     assert kl[4] > 0
-    assert "kl" not in metrics.read(result.dense.run_dir)[1]
+    assert not metrics.series(metrics.read(result.dense.run_dir), "kl")
 
 
 def killed_on_the_way(root: TrainRoot, directory: Path) -> Future[TrainingResult]:
@@ -256,3 +262,62 @@ def test_failing_worker_ends_the_run_and_says_why(root: TrainRoot, tmp_path: Pat
     directory = run_dir(root)
     assert not [record for record in metrics.read(directory) if "loss" in record]
     assert not (directory / "model").exists()
+
+
+def example(root: TrainRoot) -> str:
+    """Return the program of docs/training.md with the tests' model and many steps."""
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    small = {
+        "model.name": root.model.name,
+        "trainer.output_dir": root.trainer.output_dir,
+        "trainer.num_workers": 1,
+        "trainer.checkpoint_every": 0,
+        "data.context_length": 64,
+        "tracking": "disabled",
+    }
+    more = ", ".join(f'"{key}={value}"' for key, value in small.items())
+    assert '"trainer.steps=60"' in program
+    program = program.replace('"trainer.steps=60"', f'"trainer.steps=100000", {more}')
+    assert "StopAt(0.2)" in program
+    return program.replace("StopAt(0.2)", "StopAt(100.0)")  # the first held-out loss stops it
+
+
+class Cancels:
+    """A callback that cancels the task that trains, from the driver's thread."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.task: asyncio.Task[TrainingResult] | None = None
+
+    def on_step(self, run: ActiveRun, record: metrics.Record) -> None:
+        assert self.task is not None
+        self.steps.append(record["step"])
+        self.task.get_loop().call_soon_threadsafe(self.task.cancel)
+
+
+def test_the_program_of_the_docs_is_stopped_and_goes_on_until_it_is_cancelled(
+    root: TrainRoot, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(Path(str(root.trainer.output_dir)).parent)
+    program: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(example(root), "docs/training.md", "exec"), program)
+    result = program["result"]
+    assert result.stopped
+    assert not result.model_dir.exists()
+    assert result.metrics["step"] == result.steps < 100_000
+    assert f"{result.run_dir} {result.steps} " in capsys.readouterr().out
+
+    async def cancelled(callback: Cancels) -> None:
+        records = [program["sum_of"](n) for n in range(400)]
+        callback.task = asyncio.ensure_future(
+            train_model(program["overrides"], records, [callback])
+        )
+        with pytest.raises(asyncio.CancelledError):
+            await callback.task
+
+    callback = Cancels()
+    asyncio.run(cancelled(callback))
+    assert callback.steps[0] == result.steps + 1
+    newest = max((result.run_dir / "checkpoints").glob("step-*"))
+    assert int(newest.name.removeprefix("step-")) >= callback.steps[-1]

@@ -30,6 +30,13 @@ def test_a_log_gets_a_line_every_tenth() -> None:
     assert lines[-1].startswith("step 100/100  loss 0.020")
 
 
+def test_a_step_shows_speed_memory_and_time_left() -> None:
+    measured = {"grad_norm": 0.514, "mfu": 0.314, "memory_gb": [1.52, 2.04], "seconds_left": 3725.4}
+    for terminal in (False, True):
+        text = shown([{**step(1), **measured}], 4, terminal)
+        assert "gradient 0.51  1,234 tokens/s  MFU 31.4%  2.0 GB  1:02:05 left" in text
+
+
 def test_a_short_run_shows_every_step() -> None:
     assert len(shown([step(1), step(2), step(3)], 3, terminal=False).splitlines()) == 3
 

@@ -28,9 +28,10 @@ FIXED = {
 }
 FREE = {
     "trainer": "run_name output_dir export steps gradient_checkpointing cpus_per_worker use_gpu "
-    "eval_every checkpoint_every keep_checkpoints early_stopping_patience max_failures",
+    "eval_every checkpoint_every keep_checkpoints early_stopping_patience max_failures "
+    "sample_prompts sample_held_out sample_tokens",
     "deepspeed": "offload_optimizer offload_parameters bucket_size",
-    "tracking": "wandb project entity tensorboard",
+    "tracking": "wandb project entity tensorboard mlflow",
     "cluster": "address num_cpus temp_dir dashboard",
 }
 

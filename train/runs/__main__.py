@@ -27,7 +27,7 @@ from train.runs.folder import (
     run_folders,
 )
 from train.runs.plots import draw_comparison, draw_losses
-from train.runs.tables import comparison, figures, last_records, pairs, run_list
+from train.runs.tables import answers, comparison, figures, last_records, pairs, run_list
 
 LAST_RECORDS = 10
 WIDTH = 200  # columns of a table in a file or a pipe
@@ -65,7 +65,7 @@ def list_runs(folder: Folder = None) -> None:
 
 @app.command()
 def show(name: Name, folder: Folder = None) -> None:
-    """Show a run's config, environment, figures and last records, and plot its losses."""
+    """Show a run's config, environment, figures, samples and last records; plot its losses."""
     with _plain_errors():
         run = read_run(find_run(_runs_dir(folder), name))
     console = _console()
@@ -73,6 +73,8 @@ def show(name: Name, folder: Folder = None) -> None:
     environment = read_environment(run.directory)
     console.print(pairs("environment", environment or {"": "not recorded"}))
     console.print(pairs("figures", figures(run)))
+    if (samples := answers(run)) is not None:
+        console.print(samples)
     plain_console().print(last_records(run.records[-LAST_RECORDS:]))
     _plot(lambda: draw_losses(run))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -61,6 +62,17 @@ def figures(run: SavedRun) -> dict[str, str]:
     return {name: figure(run) for name, figure in FIGURES.items()}
 
 
+def answers(run: SavedRun) -> Table | None:
+    """Lay out the sample answers of the last evaluation; None for a run without any."""
+    samples = metrics.samples(run.directory)
+    if not samples:
+        return None
+    step = samples[-1]["step"]
+    own = [sample for sample in samples if sample["step"] == step]
+    shown = {sample["prompt"]: sample["answer"] for sample in own}
+    return pairs(f"samples at step {step:,}", shown)
+
+
 def last_records(records: Sequence[Record]) -> str:
     """Return one line for each record."""
     return "\n".join(
@@ -92,6 +104,8 @@ def rounded(value: Any) -> str:
     """Return a measured value with few digits, and thousands apart."""
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+    if isinstance(value, list):
+        return ", ".join(map(rounded, value))
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
@@ -150,6 +164,27 @@ def _speed(run: SavedRun) -> str:
     return f"{median(speeds):,.0f}" if speeds else NONE
 
 
+def _utilisation(run: SavedRun) -> str:
+    """Return the median MFU, and the peak that it is a share of."""
+    shares = metrics.series(run.records, "mfu").values()
+    last = next((record for record in reversed(run.records) if "peak" in record), None)
+    if not shares or last is None:
+        return NONE
+    return f"{median(shares):.1%} of {last['peak_flops'] / 1e12:.4g} TFLOP/s ({last['peak']})"
+
+
+def _memory(run: SavedRun) -> str:
+    """Return the most memory of each worker."""
+    each = metrics.series(run.records, "memory_gb").values()
+    most = [max(of_worker) for of_worker in zip(*each, strict=False)]
+    return ", ".join(f"{gigabytes:.1f} GB" for gigabytes in most) or NONE
+
+
+def _time_left(run: SavedRun) -> str:
+    left = list(metrics.series(run.records, "seconds_left").values())
+    return str(timedelta(seconds=round(left[-1]))) if left else NONE
+
+
 FIGURES: dict[str, Callable[[SavedRun], str]] = {
     "steps": _steps,
     "tokens": lambda run: _last(run, "tokens"),
@@ -157,7 +192,11 @@ FIGURES: dict[str, Callable[[SavedRun], str]] = {
     "held-out loss, first": lambda run: _ends(run)[0],
     "held-out loss, lowest": _lowest,
     "held-out loss, last": lambda run: _ends(run)[1],
+    "gradient norm, last": lambda run: _last(run, "grad_norm"),
     "tokens/s, median": _speed,
+    "MFU, median": _utilisation,
+    "memory by worker, most": _memory,
+    "time left at the last step": _time_left,
     "state": lambda run: run.state,
     "size": lambda run: decimal(folder_size(run.directory)),
 }

@@ -14,9 +14,12 @@ from train import metrics
 from train.runs.folder import RUN_FILE
 
 CURVE: list[metrics.Record] = [
+    {"peak_flops": 2e12, "peak": "2 x CPU"},
     {"step": 0, "eval_loss": 3.0},
-    {"step": 1, "loss": 2.9, "tokens": 1000, "tokens_per_second": 50.0},
-    {"step": 2, "loss": 2.7, "tokens": 2000, "tokens_per_second": 70.0},
+    {"step": 1, "loss": 2.9, "grad_norm": 1.5, "tokens": 1000, "tokens_per_second": 50.0}
+    | {"mfu": 0.2, "memory_gb": [1.0, 1.5], "seconds_left": 3.0},
+    {"step": 2, "loss": 2.7, "grad_norm": 0.5, "tokens": 2000, "tokens_per_second": 70.0}
+    | {"mfu": 0.4, "memory_gb": [1.25, 1.5], "seconds_left": 0.0},
     {"step": 2, "eval_loss": 2.5},
 ]
 

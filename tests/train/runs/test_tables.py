@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.train.runs.saved import save_run
+from train import metrics
 from train.runs.folder import SavedRun, read_run
-from train.runs.tables import comparison, figures, last_records, rounded, run_list, spelled
+from train.runs.tables import answers, comparison, figures, last_records, rounded, run_list, spelled
 
 
 def text(table: Table) -> str:
@@ -47,7 +48,11 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
         "held-out loss, first": "3.0000",
         "held-out loss, lowest": "2.5000 (step 2)",
         "held-out loss, last": "2.5000",
+        "gradient norm, last": "0.5",
         "tokens/s, median": "60",
+        "MFU, median": "30.0% of 2 TFLOP/s (2 x CPU)",
+        "memory by worker, most": "1.2 GB, 1.5 GB",
+        "time left at the last step": "0:00:00",
         "state": "finished",
     }
 
@@ -77,8 +82,23 @@ def test_a_line_of_the_list(tmp_path: Path, model: str, shown: str) -> None:
 
 
 def test_records_are_lines() -> None:
-    records = [{"step": 1200, "loss": 2.73456}, {"failure": "worker 0: killed"}]
-    assert last_records(records) == "step 1,200  loss 2.735\nfailure worker 0: killed"
+    records = [{"step": 1200, "loss": 2.73456, "memory_gb": [1.0, 2.5]}, {"failure": "killed"}]
+    shown = "step 1,200  loss 2.735  memory_gb 1, 2.5\nfailure killed"
+    assert last_records(records) == shown
+
+
+def test_answers_of_the_last_evaluation(tmp_path: Path) -> None:
+    run = read_run(save_run(tmp_path, "a"))
+    assert answers(run) is None
+    for step in (0, 2):
+        sample = {"step": step, "prompt": "who?", "answer": f"answer {step}"}
+        metrics.append(run.directory, sample, metrics.SAMPLES)
+    table = answers(run)
+    assert table is not None
+    shown = text(table)
+    assert "samples at step 2" in shown
+    assert "answer 2" in shown
+    assert "answer 0" not in shown
 
 
 def test_a_comparison_shows_what_differs(tmp_path: Path) -> None:
