@@ -62,7 +62,8 @@ def _wandb(tracking: TrackingConfig, run_dir: Path, settings: Mapping[str, Any])
         name=run_dir.name,
         resume="allow",
         config=dict(settings),
-        settings=wandb.Settings(silent=True, console="off"),
+        # A process may train several runs side by side.
+        settings=wandb.Settings(silent=True, console="off", reinit="create_new"),
     )
     with run:
         yield lambda step, values: run.log(dict(values), step=step)
