@@ -54,7 +54,7 @@ def test_values_arrive_at_every_depth():
         (
             {"engine": {}},
             "engine is not a config key: choose one of model, policy, data, trainer, deepspeed, "
-            "tracking, cluster",
+            "tracking, search, cluster",
         ),
     ],
 )

@@ -93,6 +93,17 @@ RULES: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
     "deepspeed.offload_parameters": ([True], [False], {"deepspeed.zero_stage": 2}),
     "deepspeed.offload_optimizer": ([True], [False], {"trainer.use_gpu": False}),
     "tracking.wandb": (["on"], ["offline", "online", "disabled"], {}),
+    "search.samples": ([-1], [0, 1], {}),
+    "search.space": (
+        [{"policy": "choice(h2o)"}],
+        [{}],
+        {},
+    ),
+    "search.scheduler": (["pbt"], ["asha", "none"], {}),
+    "search.metric": (["tokens"], ["eval_loss", "loss", "accuracy", "margin"], {}),
+    "search.grace": ([0], [1], {}),
+    "search.reduction": ([1], [2], {}),
+    "search.seed": ([-1], [0], {}),
     "cluster.num_cpus": ([0], [1, None], {}),
     "cluster.address": (
         ["", "ray://head", "head", "a b:1"],
