@@ -66,7 +66,8 @@ def main() -> None:
         _complain(str(error))
         sys.exit(error.code)
     except KeyboardInterrupt:
-        _complain("interrupted; a run's own name (trainer.run_name) resumes it")
+        cure = "the same command" if swept else "a run's own name (trainer.run_name)"
+        _complain(f"interrupted; {cure} goes on from the last checkpoint")
         sys.exit(INTERRUPTED)
 
 

@@ -31,6 +31,7 @@ FREE = {
     "eval_every checkpoint_every keep_checkpoints early_stopping_patience max_failures",
     "deepspeed": "offload_optimizer offload_parameters bucket_size",
     "tracking": "wandb project entity tensorboard",
+    "search": "samples space scheduler metric grace reduction seed",
     "cluster": "address num_cpus temp_dir dashboard",
 }
 
