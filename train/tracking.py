@@ -106,7 +106,8 @@ def _wandb(tracking: TrackingConfig, run_dir: Path, settings: Mapping[str, Any])
         name=run_dir.name,
         resume="allow",
         config=dict(settings),
-        settings=wandb.Settings(silent=True, console="off"),
+        # A process may train several runs side by side.
+        settings=wandb.Settings(silent=True, console="off", reinit="create_new"),
     )
 
     def log_samples(step: int, samples: Sequence[metrics.Record]) -> None:

@@ -10,6 +10,7 @@ from llamahome.config.load import explain_override, load_config
 from llamahome.config.model import ModelConfig
 from llamahome.config.policy import PolicyConfig
 from llamahome.config.root import EvalRoot, ServeRoot, TrainRoot
+from llamahome.config.search import SearchConfig
 from llamahome.config.serve import ServeConfig
 from llamahome.config.tracking import TrackingConfig
 from llamahome.config.trainer import DeepSpeedConfig, LoraConfig, TrainerConfig
@@ -25,6 +26,7 @@ __all__ = [
     "LoraConfig",
     "ModelConfig",
     "PolicyConfig",
+    "SearchConfig",
     "ServeConfig",
     "ServeRoot",
     "TrackingConfig",

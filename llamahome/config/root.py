@@ -12,6 +12,7 @@ from llamahome.config.evaluation import EvalConfig
 from llamahome.config.fixed import FIXED
 from llamahome.config.model import ModelConfig
 from llamahome.config.policy import CARRIED, PolicyConfig
+from llamahome.config.search import SearchConfig
 from llamahome.config.serve import ServeConfig
 from llamahome.config.tracking import TrackingConfig
 from llamahome.config.trainer import DeepSpeedConfig, TrainerConfig
@@ -31,6 +32,7 @@ class TrainRoot:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:

@@ -101,6 +101,17 @@ RULES: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
         [None, "local", "http://host:5000", "sqlite:////runs/mlflow.db"],
         {},
     ),
+    "search.samples": ([-1], [0, 1], {}),
+    "search.space": (
+        [{"policy": "choice(h2o)"}],
+        [{}],
+        {},
+    ),
+    "search.scheduler": (["pbt"], ["asha", "none"], {}),
+    "search.metric": (["tokens"], ["eval_loss", "loss", "accuracy", "margin"], {}),
+    "search.grace": ([0], [1], {}),
+    "search.reduction": ([1], [2], {}),
+    "search.seed": ([-1], [0], {}),
     "cluster.num_cpus": ([0], [1, None], {}),
     "cluster.address": (
         ["", "ray://head", "head", "a b:1"],

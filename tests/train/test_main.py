@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from tests.train.waiting import PATIENT_ENV
-from train.__main__ import main
+from train.__main__ import main, quoted_range
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -79,24 +80,94 @@ def test_a_yaml_that_does_not_parse_is_named_in_one_line(
 def test_a_sweep_ends_with_a_table_of_its_runs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """A run that is refused does not keep the others from their turn."""
+    """A reason that several runs share is said once."""
     argv = ["train", "-m", f"hydra.sweep.dir={tmp_path}", "trainer.steps=0", "trainer.seed=1,-2"]
     monkeypatch.setattr(sys, "argv", argv)
     with pytest.raises(SystemExit) as left:
         main()
     assert left.value.code == 2
     said = capsys.readouterr()
-    assert said.err.count("error: trainer.") == 2
-    assert said.out.splitlines() == [
-        "",
-        "sweep, run 1: trainer.steps=0 trainer.seed=1",
-        "",
-        "sweep, run 2: trainer.steps=0 trainer.seed=-2",
-        "",
-        "run  overrides        held-out loss  model",
-        "-    trainer.seed=1   failed         -",
-        "-    trainer.seed=-2  failed         -",
+    assert said.err == "error: trainer.steps=0 is not allowed: it must be at least 1\n"
+    refusal = "refused: trainer.{} is not allowed: it must be at least {}".format
+    assert said.out.splitlines()[-3:] == [
+        "run  overrides        steps  held-out loss  tokens/s  state",
+        f"-    trainer.seed=1   -      -              -         {refusal('steps=0', 1)}",
+        f"-    trainer.seed=-2  -      -              -         {refusal('steps=0', 1)}",
     ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], "search.space is empty: give at least one range"),
+        (["search.space.trainer.seed=7"], "search.space.trainer.seed='7' is not allowed"),
+        (
+            ["search.space.trainer.sed=randint(1,9)"],
+            "trainer.sed is not a config key: did you mean",
+        ),
+        (
+            ["search.space.trainer.learning_rate=loguniform(1e-5,1e-3)", "search.grace=900"],
+            "search.grace=900: runs of trainer.steps=200 have ended by then",
+        ),
+        (
+            ["search.space.trainer.steps=randint(99,999)", "search.grace=20"],
+            "search.space.trainer.steps: search.scheduler=asha compares runs of the same length",
+        ),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    overrides: list[str],
+    expected: str,
+) -> None:
+    place = f"trainer.output_dir={tmp_path}/runs"
+    assert expected in refused(monkeypatch, capsys, "search=asha", place, *overrides)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_search_without_a_scheduler_and_a_sweep_of_searches_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    said = refused(monkeypatch, capsys, "search.space.trainer.seed=randint(1,9)")
+    assert "add search=asha or search=random" in said
+    sweep = ("-m", f"hydra.sweep.dir={tmp_path}", "search=asha", "trainer.seed=1,2")
+    assert "leave out -m" in refused(monkeypatch, capsys, *sweep)
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("search.space.trainer.seed=randint(1,9)", '++search.space.trainer.seed="randint(1,9)"'),
+        ("search.space.policy='choice(a)'", "search.space.policy='choice(a)'"),
+        ("+search.space.policy=x", "+search.space.policy=x"),
+        ("search.samples=3", "search.samples=3"),
+        ("trainer.steps=3", "trainer.steps=3"),
+    ],
+)
+def test_a_range_needs_no_quotes_of_hydras(given: str, read: str) -> None:
+    assert quoted_range(given) == read
+
+
+def test_a_search_draws_keys_and_options_of_groups(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Its points are refused for another key, so that nothing starts."""
+    search = ["search=random", "search.samples=2", "search.space.policy=choice(window)"]
+    rates = "search.space.trainer.learning_rate=uniform(1,2)"
+    place = f"trainer.output_dir={tmp_path}/runs"
+    argv = ["train", *search, rates, place, "search.space.trainer.steps=choice(0)"]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    said = capsys.readouterr()
+    assert said.err.count("error: trainer.steps=0") == 1
+    assert not (tmp_path / "runs").exists()
+    rows = said.out.splitlines()[-2:]
+    assert len(set(rows)) == 2
+    assert all(re.search(r"trainer\.learning_rate=1\.\d+", row) for row in rows)
 
 
 def test_help_imports_nothing_that_trains() -> None:
@@ -138,9 +209,12 @@ def test_a_sweep_trains_its_runs_and_writes_nothing_here(
     assert finished.returncode == 0, finished.stderr
     assert "held-out loss" in finished.stdout
     assert list(here.iterdir()) == []
-    (run,) = (tmp_path / "runs").iterdir()
+    sweep, run = sorted((tmp_path / "runs").iterdir())
+    assert run.name == f"{sweep.name}-01"
     assert f"model in {run}/model" in finished.stdout
-    assert finished.stdout.splitlines()[-1].startswith(f"{run.name}  -")
-    assert finished.stdout.splitlines()[-1].endswith(f"  {run}/model")
+    assert finished.stdout.splitlines()[-1] == f"  python -m serve model.name={run}/model"
+    assert (sweep / "sweep.txt").read_text() in finished.stdout
+    assert (sweep / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert f"\n{run.name}  -          2/2    " in finished.stdout
     AutoModelForCausalLM.from_pretrained(run / "model")
     assert (tmp_path / "sweep" / "multirun.yaml").exists()

@@ -31,13 +31,15 @@ from llamahome.config import (
     TrainRoot,
 )
 from llamahome.data import DataError
-from llamahome.models import load_model
+from llamahome.models import ModelManager, load_model
 from tests.train.curves import logged
 from tests.train.reference import held_out_loss, training_losses
 from tests.train.waiting import PATIENT_ENV, run, run_dir, start, wait_for
 from train import ActiveRun, metrics, train_model
 from train.pipeline import RAY_ENV, TrainingResult
 from train.runs.environment import read_environment
+from train.sweeps.jobs import Job, State, build_sweep
+from train.sweeps.runner import SweepRunner
 
 pytestmark = [
     pytest.mark.ray,
@@ -185,6 +187,36 @@ def test_the_teacher_of_the_second_stage_is_the_model_of_the_first(root: TrainRo
     assert kl[1] == pytest.approx(0, abs=1e-4)  # fresh adapters, and nothing is evicted yet
     assert kl[4] > 0
     assert not metrics.series(metrics.read(result.dense.run_dir), "kl")
+
+
+def test_runs_side_by_side_are_those_that_train_alone(
+    root: TrainRoot, model_dir: Path, tmp_path: Path
+) -> None:
+    """A third one fails in its worker, and leaves them alone."""
+    rows = tmp_path / "rows.py"
+    rows.write_text(ROWS_OF_THE_DRIVER)
+    small = with_stage(root, 2, num_workers=1, eval_every=0, checkpoint_every=0, steps=4)
+    bad = replace(small, data=replace(small.data, format="custom", train_file=str(rows)))
+    rates = (3e-3, 1e-3)
+    alone = [replace(small, trainer=replace(small.trainer, learning_rate=rate)) for rate in rates]
+    jobs = [Job([f"number={n}"], each) for n, each in enumerate((alone[0], bad, alone[1]))]
+    manager = ModelManager(tmp_path / "cache")
+    sweep = build_sweep(jobs, manager)
+    said = io.StringIO()
+    console = Console(file=said, markup=False, highlight=False, soft_wrap=True)
+    SweepRunner(sweep, manager=manager, console=console).run()
+
+    assert [job.state for job in sweep.jobs] == [State.FINISHED, State.FAILED, State.FINISHED]
+    assert "rows.py: train row 0: labels is missing" in sweep.jobs[1].reason
+    lines = said.getvalue().splitlines()
+    starts = [n for n, line in enumerate(lines) if line.split("  ")[1].startswith("starts")]
+    ends = [n for n, line in enumerate(lines) if line.split("  ")[1].startswith(("fin", "fail"))]
+    assert starts[1] < ends[0] < starts[2]  # two on two CPUs, and the third in the place of one
+    for job, each in zip((sweep.jobs[0], sweep.jobs[2]), alone, strict=True):
+        losses = metrics.series(metrics.read(sweep.run_dir(job)), "loss")
+        expected = training_losses(each, model_dir)
+        assert list(losses.values()) == pytest.approx(expected, abs=TOLERANCE)
+        assert (sweep.run_dir(job) / "model").is_dir()
 
 
 def killed_on_the_way(root: TrainRoot, directory: Path) -> Future[TrainingResult]:

@@ -32,6 +32,7 @@ FREE = {
     "sample_prompts sample_held_out sample_tokens",
     "deepspeed": "offload_optimizer offload_parameters bucket_size",
     "tracking": "wandb project entity tensorboard mlflow",
+    "search": "samples space scheduler metric grace reduction seed",
     "cluster": "address num_cpus temp_dir dashboard",
 }
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,26 @@ def test_wandb_writes_offline_into_the_run(tmp_path: Path) -> None:
     # wandb's own process may write a file only after it has said that the run is finished.
     wait_for(lambda: all(b"0.123456789" in f.read_bytes() for f in files), tmp_path)
     assert not (tmp_path / "tensorboard").exists()
+
+
+def test_runs_side_by_side_have_files_of_their_own(tmp_path: Path) -> None:
+    tracking = TrackingConfig(wandb="offline", tensorboard=False)
+    runs = {tmp_path / "one": 0.123456789, tmp_path / "two": 0.987654321}
+    for directory in runs:
+        directory.mkdir()
+    with ExitStack() as stack:
+        observers = [stack.enter_context(track(tracking, directory, {})) for directory in runs]
+        for observe, loss in zip(observers, runs.values(), strict=True):
+            observe({"step": 1, "loss": loss})
+    for directory, loss in runs.items():
+        (file,) = (directory / "wandb").glob(f"offline-run-*/run-{directory.name}.wandb")
+        wait_for(partial(_holds, file, loss), tmp_path)
+        other = next(each for each in runs.values() if each != loss)
+        assert not _holds(file, other)
+
+
+def _holds(file: Path, value: float) -> bool:
+    return str(value).encode() in file.read_bytes()
 
 
 def test_disabled_tracking_writes_nothing(tmp_path: Path) -> None:

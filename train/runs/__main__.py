@@ -27,6 +27,7 @@ from train.runs.folder import (
     run_folders,
 )
 from train.runs.plots import draw_comparison, draw_losses
+from train.runs.sweeps import folders_of, sweeps_of_runs, together
 from train.runs.tables import answers, comparison, figures, last_records, pairs, run_list
 
 LAST_RECORDS = 10
@@ -49,7 +50,7 @@ Folder = Annotated[
 
 @app.command("list")
 def list_runs(folder: Folder = None) -> None:
-    """List runs, the last started first."""
+    """List runs, the last started first, those of a sweep together."""
     runs_dir = _runs_dir(folder)
     runs = []
     for directory in run_folders(runs_dir):
@@ -58,7 +59,9 @@ def list_runs(folder: Folder = None) -> None:
         except RunsError as error:
             _complain(f"left out: {error}")
     if runs:
-        _console().print(run_list(runs))
+        with _plain_errors():
+            sweeps = sweeps_of_runs(runs_dir)
+        _console().print(run_list(together(runs, sweeps), sweeps))
     else:
         plain_console().print(f"no runs in {runs_dir}")
 
@@ -81,7 +84,9 @@ def show(name: Name, folder: Folder = None) -> None:
 
 @app.command()
 def compare(
-    names: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Names of runs.")],
+    names: Annotated[
+        list[str], typer.Argument(metavar="RUN RUN...", help="Names of runs or sweeps.")
+    ],
     output: Annotated[Path, typer.Option(help="Picture of the held-out losses.")] = Path(
         "compare.png"
     ),
@@ -96,18 +101,24 @@ def compare(
 
 @app.command()
 def remove(
-    name: Name,
+    name: Annotated[str, typer.Argument(metavar="RUN", help="Name of a run or a sweep.")],
     folder: Folder = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Delete a run with its checkpoints, curves and model."""
+    """Delete a run with its checkpoints, curves and model; or a sweep with all its runs."""
     with _plain_errors():
-        directory = find_run(_runs_dir(folder), name)
-        check_removable(directory)
-        size = decimal(folder_size(directory))
+        runs_dir = _runs_dir(folder)
+        directories = folders_of(runs_dir, name)
+        if directories != [runs_dir / name]:
+            directories.append(runs_dir / name)  # the sweep's own, last: until then it knows them
+        for directory in directories:
+            check_removable(directory)
+        size = decimal(sum(map(folder_size, directories)))
         if not yes:
-            typer.confirm(f"Delete {directory} ({size}) with its model?", abort=True)
-        remove_run(directory)
+            what = f"with its {len(directories) - 1} runs" if directories[1:] else "with its model"
+            typer.confirm(f"Delete {runs_dir / name} ({size}) {what}?", abort=True)
+        for directory in directories:
+            remove_run(directory)
     plain_console().print(f"{name} is removed; {size} freed")
 
 
@@ -116,10 +127,10 @@ def _runs_dir(folder: Path | None) -> Path:
 
 
 def _several(names: list[str], runs_dir: Path) -> list[SavedRun]:
-    different = list(dict.fromkeys(names))
+    different = list(dict.fromkeys(f for name in names for f in folders_of(runs_dir, name)))
     if len(different) < 2:
-        raise RunsError("name at least two runs to compare")
-    return [read_run(find_run(runs_dir, name)) for name in different]
+        raise RunsError("name at least two runs, or a sweep of two, to compare")
+    return [read_run(folder) for folder in different]
 
 
 def _plot(draw: Callable[[], Path]) -> None:

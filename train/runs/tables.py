@@ -16,16 +16,23 @@ from rich.text import Text
 from train import metrics
 from train.metrics import Record
 from train.runs.folder import SavedRun, folder_size
+from train.runs.sweeps import SweptRun
 
 NONE = "-"
 # They differ between any two runs, and the columns' heads say them already.
 PLACE = ("trainer.run_name", "trainer.output_dir")
 
 
-def run_list(runs: Sequence[SavedRun]) -> Table:
-    """Lay out one line for each run."""
+def run_list(runs: Sequence[SavedRun], sweeps: Mapping[str, tuple[str, SweptRun]]) -> Table:
+    """Lay out one line for each run.
+
+    Args:
+        sweeps: by a run's name its sweep, and what the sweep says of it.
+    """
     table = Table()
     table.add_column("run", overflow="fold", min_width=12)
+    if sweeps:
+        table.add_column("in a sweep", overflow="fold")
     for column in ("model", "policy", "method"):
         table.add_column(column, overflow="fold")
     for column in ("steps", "held-out loss"):
@@ -36,15 +43,26 @@ def run_list(runs: Sequence[SavedRun]) -> Table:
         _add(
             table,
             run.name,
+            *([_changes(run, sweeps)] if sweeps else []),
             _model(run),
             _policy(run),
             _method(run),
             _steps(run),
             " -> ".join(_ends(run)) if run.held_out else NONE,
-            run.state,
+            _state(run, sweeps),
             decimal(folder_size(run.directory)),
         )
     return table
+
+
+def _changes(run: SavedRun, sweeps: Mapping[str, tuple[str, SweptRun]]) -> str:
+    return " ".join(sweeps[run.name][1].overrides) if run.name in sweeps else NONE
+
+
+def _state(run: SavedRun, sweeps: Mapping[str, tuple[str, SweptRun]]) -> str:
+    """Return a run's state; only its sweep knows that it was to end early."""
+    of_sweep = sweeps[run.name][1].state if run.name in sweeps else ""
+    return of_sweep if of_sweep.startswith("stopped early") else run.state
 
 
 def pairs(title: str, values: Mapping[str, Any]) -> Table:

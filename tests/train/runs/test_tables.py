@@ -74,7 +74,7 @@ def test_a_run_without_records_has_no_figures(tmp_path: Path) -> None:
 def test_a_line_of_the_list(tmp_path: Path, model: str, shown: str) -> None:
     run = read_run(save_run(tmp_path, "[b]a", method="lora", kl_weight=0.5))
     run = SavedRun(run.directory, {**run.config, "model.name": model}, run.records)
-    line = text(run_list([run])).splitlines()[3]
+    line = text(run_list([run], {})).splitlines()[3]
     cells = [cell.strip() for cell in line.strip("│").split("│")]
     assert cells[:7] == [
         "[b]a", shown, "h2o 256", "lora, cross_entropy + KL", "2/2", "3.0000 -> 2.5000", "finished",
