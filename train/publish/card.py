@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -20,7 +20,6 @@ from train.publish.source import EMBEDDED_ID, EMBEDDED_LICENSE, Source
 from train.runs.environment import PACKAGES, read_environment
 from train.runs.tables import FIGURES, PLACE, rounded, spelled
 
-Format = Literal["merged", "adapter", "gguf"]
 LIBRARIES = {"merged": "transformers", "adapter": "peft", "gguf": "gguf"}
 RELATIONS = {"merged": "finetune", "adapter": "adapter", "gguf": "quantized"}
 SECTIONS = ("model.", "policy.", "data.", "trainer.", "deepspeed.")  # the others are of machines
@@ -29,7 +28,7 @@ HIDDEN_FIGURES = ("state", "size")
 
 
 def write_card(
-    source: Source, kind: Format, folder: Path, *, name: str, license: str | None, gap: float
+    source: Source, kind: str, folder: Path, *, name: str, license: str | None, gap: float
 ) -> None:
     """Write `folder/README.md`.
 
@@ -68,7 +67,7 @@ def public(value: Any) -> Any:
     return value
 
 
-def _tags(source: Source, kind: Format) -> list[str]:
+def _tags(source: Source, kind: str) -> list[str]:
     policy, run = source.found.policy_config, source.run
     tags = ["llamahome", "kv-cache"] + ([policy.name] if policy is not None else [])
     if run is not None and run.value("trainer.method") == "lora":
@@ -81,7 +80,7 @@ def _tags(source: Source, kind: Format) -> list[str]:
 
 
 def _paragraphs(
-    source: Source, kind: Format, folder: Path, name: str, facts: list[DataFacts], gap: float
+    source: Source, kind: str, folder: Path, name: str, facts: list[DataFacts], gap: float
 ) -> list[str]:
     run = source.run
     base = f"[{source.base_id}](https://huggingface.co/{source.base_id})" if source.base_id else ""
@@ -126,7 +125,7 @@ def _attention(policy: PolicyConfig | None) -> str:
     )
 
 
-def _usage(source: Source, kind: Format, folder: Path, name: str, gap: float) -> str:
+def _usage(source: Source, kind: str, folder: Path, name: str, gap: float) -> str:
     if kind == "gguf":
         file = next(folder.glob("*.gguf")).name
         dense = served_dense(source.found.policy_config)

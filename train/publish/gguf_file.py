@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from gguf import (
 from gguf.constants import GGML_QUANT_SIZES
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from llamahome.attention.shape import ModelShape, context_length
@@ -51,9 +52,7 @@ def check_gguf(source: Source, allow_dense: bool) -> GgufTokenizer:
     return gguf_tokenizer(found.tokenizer(), found.generation_config, vocabulary)
 
 
-def write_gguf(
-    source: Source, tokenizer: GgufTokenizer, quantization: str, file: Path
-) -> float:
+def write_gguf(source: Source, tokenizer: GgufTokenizer, quantization: str, file: Path) -> float:
     """Write the model, adapters merged in float32, as one file; return what rounding costs.
 
     transformers reads the file back, into the same class, before it counts.
@@ -155,7 +154,7 @@ def _frequency_factors(model: PreTrainedModel, head_dim: int) -> NDArray[np.floa
 @torch.no_grad()
 def _read_back(model: PreTrainedModel, file: Path) -> None:
     """Load the file's weights into `model`, as transformers reads them."""
-    content = load_gguf_checkpoint(file, return_tensors=True, model_to_load=model)
+    content = load_gguf_checkpoint(file, return_tensors=True, model_to_load=_named_as(model))
     config = content["config"]
     for field in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size"):
         if config[field] != getattr(model.config, field):
@@ -163,3 +162,13 @@ def _read_back(model: PreTrainedModel, file: Path) -> None:
     for parameter in model.parameters():
         parameter.fill_(torch.nan)  # so that a weight that is not in the file shows
     model.load_state_dict(content["tensors"], strict=False)
+
+
+def _named_as(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a model without weights, of the class as which llama.cpp knows this one."""
+    kind = ARCHITECTURES[model.config.model_type].name.lower()
+    fields = model.config.to_dict()
+    del fields["model_type"]
+    config = AutoConfig.for_model(kind, **fields)
+    with torch.device("meta"):
+        return cast(PreTrainedModel, AutoModelForCausalLM.from_config(config))

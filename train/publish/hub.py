@@ -16,22 +16,19 @@ from huggingface_hub.errors import (
 )
 
 from llamahome.models.errors import one_line
-from llamahome.models.hub import is_hub_id
 from train.errors import ExportError
 
 REFUSED = (401, 403)
 
 
 def check_push(repo_id: str, *, public: bool) -> HfApi:
-    """Check name, token and repository before anything is written, and return the client.
+    """Check token and repository before anything is written, and return the client.
 
     The token comes from HF_TOKEN or the hub client's login, the address from HF_ENDPOINT.
 
     Raises:
         ExportError: for what would make the upload fail, or publish it unasked.
     """
-    if not is_hub_id(repo_id):
-        raise ExportError(f"--push={repo_id!r} is no hub id; give ORGANISATION/NAME")
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         raise ExportError("--push needs the hub, and HF_HUB_OFFLINE is set; unset it")
     token = get_token()

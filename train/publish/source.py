@@ -41,8 +41,13 @@ class Source:
         return self.found.chain[0] if len(self.found.chain) > 1 else None
 
 
-def find_source(name: str, runs_dir: Path, manager: ModelManager) -> Source:
+def find_source(
+    name: str, runs_dir: Path, manager: ModelManager, base_id: str | None = None
+) -> Source:
     """Find a model by a run's name or folder, or by a model's folder, embedded name or hub id.
+
+    Args:
+        base_id: hub id of its base; None looks it up.
 
     Raises:
         ExportError: for a run without a model.
@@ -60,11 +65,11 @@ def find_source(name: str, runs_dir: Path, manager: ModelManager) -> Source:
         name=Path(name).name if run is None else run.name,
         found=found,
         run=run,
-        base_id=_base_id(name if run is None else run.value("model.name"), found, runs_dir),
+        base_id=base_id or _base_id(name, found, runs_dir),
     )
 
 
-def adapter_base_id(source: Source, runs_dir: Path) -> str | None:
+def adapter_base_id(source: Source) -> str | None:
     """Return the hub id of the very base that the adapter sits on, if it has one."""
     assert source.adapter is not None
     return _hub_id(read_json(source.adapter / ADAPTER_CONFIG)["base_model_name_or_path"])

@@ -23,7 +23,6 @@ from llamahome.models.probe import LIMITS
 from train.errors import ExportError
 from train.publish.source import Source
 
-DTYPES = ("float32", "bfloat16", "float16")
 SAMPLES = (2, 48)  # sequences and tokens on which two models are compared
 CPU = torch.device("cpu")
 
