@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from transformers.utils import logging as transformers_logging
 
 from llamahome.logs import configure_logging
 from llamahome.models import ModelManager
@@ -133,4 +135,6 @@ def _plain_errors() -> Iterator[None]:
 
 if __name__ == "__main__":
     configure_logging("WARNING")
+    transformers_logging.disable_progress_bar()  # a bar for each shard that is read
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # by PEFT
     app(prog_name="llamahome export")

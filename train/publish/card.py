@@ -87,7 +87,7 @@ def _paragraphs(
     parts = [
         f"# {name.rpartition('/')[2]}",
         f"{'Fine-tuned' if run else 'Exported'} with LlamaHome{' from ' + base if base else ''}"
-        f"{_attention(source.found.policy_config)}",
+        f"{_attention(source.found.policy_config)}{_embedded(source)}",
         "## Use",
         _usage(source, kind, folder, name, gap),
     ]
@@ -123,6 +123,12 @@ def _attention(policy: PolicyConfig | None) -> str:
         f"per KV head (sink {policy.sink}, recent {policy.recent}, interval {policy.interval}). "
         "The model was trained with the eviction that serves it."
     )
+
+
+def _embedded(source: Source) -> str:
+    if source.base_id != EMBEDDED_ID:
+        return ""
+    return " The base was read from its 4-bit GGUF file, so it differs by rounding from that model."
 
 
 def _usage(source: Source, kind: str, folder: Path, name: str, gap: float) -> str:

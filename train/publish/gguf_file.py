@@ -27,7 +27,7 @@ from llamahome.attention.shape import ModelShape, context_length
 from train.errors import ExportError
 from train.publish.gguf_preflight import ARCHITECTURES, check_model
 from train.publish.gguf_tokenizer import GgufTokenizer, gguf_tokenizer
-from train.publish.news import bar
+from train.publish.news import bar, say
 from train.publish.source import Source
 from train.publish.weights import check_gap, log_probs, merged_model
 
@@ -77,6 +77,7 @@ def write_gguf(source: Source, tokenizer: GgufTokenizer, quantization: str, file
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    say(f"wrote {file.name}; reading it back")
     rounded = log_probs(model)  # `_write_weights` has rounded them in place
     _read_back(model, file)
     check_gap(log_probs(model), rounded, torch.float32, "the GGUF file", "the model written to it")

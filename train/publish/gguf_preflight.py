@@ -9,7 +9,6 @@ from __future__ import annotations
 from gguf import MODEL_ARCH
 from transformers import PreTrainedConfig
 
-from llamahome.attention.shape import context_length
 from llamahome.config import PolicyConfig
 from train.errors import ExportError
 
@@ -79,7 +78,7 @@ def _check_window(config: PreTrainedConfig) -> None:
         getattr(config, "layer_types", None) or ()
     )
     window = getattr(config, "sliding_window", None)
-    if sliding and window is not None and window < context_length(config):
+    if sliding and window is not None and window < config.max_position_embeddings:
         raise ExportError(
             f"sliding_window={window} of config.json would be lost in GGUF, where a "
             f"{config.model_type} attends to all tokens; use --format merged"

@@ -77,8 +77,8 @@ def _plain_errors(repo_id: str, more: str = "") -> Iterator[None]:
         raise ExportError(
             f"--push={repo_id}: the hub answered {status} ({one_line(error)}); {cure}{more}"
         ) from error
-    except (HTTPError, OfflineModeIsEnabled) as error:
+    except (HTTPError, OfflineModeIsEnabled, RuntimeError) as error:  # of one file: RuntimeError
         raise ExportError(
-            f"--push={repo_id}: the hub cannot be reached ({type(error).__name__}); go online, or "
-            f"leave --push out{more}"
+            f"--push={repo_id}: the hub cannot be reached ({one_line(error.__cause__ or error)}); go "
+            f"online, or leave --push out{more}"
         ) from error

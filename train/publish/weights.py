@@ -21,6 +21,7 @@ from llamahome.models.json_files import read_json
 from llamahome.models.pretrained import load_pretrained
 from llamahome.models.probe import LIMITS
 from train.errors import ExportError
+from train.publish.news import say
 from train.publish.source import Source
 
 SAMPLES = (2, 48)  # sequences and tokens on which two models are compared
@@ -36,6 +37,7 @@ def merged_model(source: Source) -> tuple[PreTrainedModel, Policy | None, Tensor
     Raises:
         ExportError: when merging changes what the model computes.
     """
+    say(f"reading {source.name} in float32")
     expected = None if source.adapter is None else _unmerged(source)
     model = source.found.pretrained(CPU)
     policy = source.found.policy(model)
@@ -58,6 +60,7 @@ def write_merged(source: Source, dtype: str, folder: Path) -> float:
         write_policy_weights(folder, policy.weights.state_dict())
     source.found.tokenizer().save_pretrained(folder)
     del model
+    say(f"wrote weights in {dtype}; reading them back")
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=kept, local_files_only=True)
     return check_gap(log_probs(plain), expected, kept, "the folder", "the trained model")
 
@@ -80,6 +83,7 @@ def write_adapter(source: Source, base_id: str, folder: Path) -> float:
         if policy.weights is not None:
             write_policy_weights(folder, policy.weights.state_dict())
     del model
+    say("wrote the adapter; reading it back")
     base = load_pretrained(source.found.chain[1:], torch.float32, CPU)
     plain = PeftModel.from_pretrained(base, str(folder)).eval()
     return check_gap(log_probs(plain), expected, torch.float32, "the folder", "the trained model")

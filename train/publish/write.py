@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 from train.errors import ExportError
-from train.publish.news import say
 from train.publish.options import DTYPES, Options
 from train.publish.source import Source, adapter_base_id
 
@@ -28,7 +27,6 @@ def _merged(source: Source, options: Options) -> Write:
 
     stored = str(source.found.config.dtype).removeprefix("torch.")
     dtype = options.dtype or (stored if stored in DTYPES else "float32")
-    say(f"merged weights in {dtype}")
     return partial(write_merged, source, dtype)
 
 
@@ -36,9 +34,7 @@ def _adapter(source: Source, options: Options) -> Write:
     from train.publish.weights import write_adapter
 
     if source.adapter is None:
-        raise ExportError(
-            f"--format adapter: {source.name} has no adapter; {_cure(source)}"
-        )
+        raise ExportError(f"--format adapter: {source.name} has no adapter; {_cure(source)}")
     base = options.base_model or adapter_base_id(source)
     if base is None:
         raise ExportError(

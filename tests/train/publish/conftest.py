@@ -102,7 +102,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def save_run(
-    runs_dir: Path, base: Path, name: str = "small", *, targets: Sequence[str] = ("q_proj", "v_proj")
+    runs_dir: Path,
+    base: Path,
+    name: str = "small",
+    *,
+    targets: Sequence[str] = ("q_proj", "v_proj"),
 ) -> Path:
     """Write a finished LoRA run of `base`, whose model has the adapter merged in by PEFT."""
     directory = runs_dir / name
@@ -128,6 +132,9 @@ def save_run(
     config = json.loads((adapter / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = str(base)
     (adapter / "adapter_config.json").write_text(json.dumps(config))
+    if "lm_head" in targets:
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+        model.config.tie_word_embeddings = False
     PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(directory / MODEL)
     return directory
 

@@ -48,6 +48,8 @@ class LlamaCpp:
             "n_predict": 1,
             "n_probs": vocabulary,
             "temperature": 0,
+            # Half a character or an end would come without probabilities, which this leaves alone.
+            "logit_bias": [[self.tokens("a")[-1], 1000]],
             "cache_prompt": False,
         }
         answer = self._post("/completion", body)

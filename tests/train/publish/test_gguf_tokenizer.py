@@ -44,7 +44,9 @@ def test_llama_cpp_has_our_tokens(split: str, tmp_path: Path, manager: ModelMana
     write_gguf(source, check_gguf(source, allow_dense=False), "f16", file)
     tokenizer = source.found.tokenizer()
     plain = PreTrainedTokenizerFast.from_pretrained(folder)
-    trained = RowEncoder(tokenizer).encode(Chat(where="here", messages=CHAT, tools=[], learned=[None] * len(CHAT)))
+    trained = RowEncoder(tokenizer).encode(
+        Chat(where="here", messages=CHAT, tools=[], learned=[None] * len(CHAT))
+    )
     served = ChatEncoder(tokenizer, "tiny", split_special_tokens=True)
     with llama_cpp(file) as peer:
         assert peer.tokens(HARD) == tokenizer.encode(HARD)
@@ -73,7 +75,14 @@ def test_tokens_around_a_text(tmp_path: Path, manager: ModelManager) -> None:
 def test_ends_of_an_answer_and_rows_without_a_token() -> None:
     """Generation may end with several tokens; GGUF has a name for each of three."""
     translated = translate(trained_tokenizer("smollm"), GenerationConfig(eos_token_id=[0, 1]))
-    assert translated.special == {"bos": 1, "eos": 2, "eot": 0, "eom": 1, "padding": 2, "unknown": 0}
+    assert translated.special == {
+        "bos": 1,
+        "eos": 2,
+        "eot": 0,
+        "eom": 1,
+        "padding": 2,
+        "unknown": 0,
+    }
     assert translated.tokens[-1] == f"[PAD{VOCABULARY - 1}]"
     assert len(translated.kinds) == VOCABULARY
     with pytest.raises(ExportError, match=r"eos_token_id=\[0, 1, 3\]: GGUF holds three"):
