@@ -113,7 +113,7 @@ def export(
 def _new_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder that becomes `target` when the block is done, or else goes."""
     partial = target.with_name(f"{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # left by an export that was killed
     partial.mkdir(parents=True)
     try:
         yield partial

@@ -19,7 +19,7 @@ from gguf import (
 )
 from gguf.constants import GGML_QUANT_SIZES
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
@@ -145,7 +145,7 @@ def interleave_rotary_halves(rows: NDArray[np.generic], heads: int) -> NDArray[n
 
 def _frequency_factors(model: PreTrainedModel, head_dim: int) -> NDArray[np.float32]:
     """Return by how much Llama 3's scaling divides each frequency of the rotary embedding."""
-    scaled: Tensor = model.base_model.rotary_emb.inv_freq.float()
+    scaled = model.base_model.get_buffer("rotary_emb.inv_freq").float()
     exponents = torch.arange(0, head_dim, 2).float() / head_dim
     plain = 1.0 / model.config.rope_parameters["rope_theta"] ** exponents
     factors: NDArray[np.float32] = (plain / scaled).numpy()

@@ -6,6 +6,8 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 
 from __future__ import annotations
 
+from typing import Any
+
 from gguf import MODEL_ARCH
 from transformers import PreTrainedConfig
 
@@ -20,7 +22,7 @@ ARCHITECTURES = {
     "qwen3": MODEL_ARCH.QWEN3,
 }
 # Fields that llama.cpp takes as given for these architectures.
-GIVEN = {
+GIVEN: dict[str, dict[str, Any]] = {
     "llama": {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
     "mistral": {"hidden_act": "silu"},
     "qwen2": {"hidden_act": "silu"},

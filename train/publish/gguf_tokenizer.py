@@ -89,7 +89,7 @@ def gguf_tokenizer(
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     split = _split_name(backend)
     added = _added_tokens(backend)
-    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    tokens = [tokenizer.backend_tokenizer.id_to_token(i) for i in range(len(tokenizer))]
     if len(tokens) > vocabulary or None in tokens:
         raise ExportError(
             f"the tokenizer has {len(tokens)} tokens, some without a text, and the model "

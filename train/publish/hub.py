@@ -77,8 +77,12 @@ def _plain_errors(repo_id: str, more: str = "") -> Iterator[None]:
         raise ExportError(
             f"--push={repo_id}: the hub answered {status} ({one_line(error)}); {cure}{more}"
         ) from error
-    except (HTTPError, OfflineModeIsEnabled, RuntimeError) as error:  # of one file: RuntimeError
+    except (HTTPError, OfflineModeIsEnabled, RuntimeError) as error:  # one file: RuntimeError
         raise ExportError(
-            f"--push={repo_id}: the hub cannot be reached ({one_line(error.__cause__ or error)}); go "
-            f"online, or leave --push out{more}"
+            f"--push={repo_id}: the hub cannot be reached ({one_line(_cause(error))}); go online, or "
+            f"leave --push out{more}"
         ) from error
+
+
+def _cause(error: Exception) -> Exception:
+    return error.__cause__ if isinstance(error.__cause__, Exception) else error

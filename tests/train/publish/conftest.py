@@ -42,7 +42,10 @@ def trained_tokenizer(split: str) -> PreTrainedTokenizerFast:
     """Train a tokenizer of byte-level BPE that splits text as llama.cpp's `split` does."""
     steps, whole_words = SPLITS[split]
     backend = Tokenizer(models.BPE(ignore_merges=whole_words))
-    pre = {"type": "Sequence", "pretokenizers": [{"trim_offsets": True, **s} for s in steps]}
+    pre: dict[str, Any] = {
+        "type": "Sequence",
+        "pretokenizers": [{"trim_offsets": True, **s} for s in steps],
+    }
     for step in pre["pretokenizers"]:
         if step["type"] != "ByteLevel":
             step.pop("trim_offsets")

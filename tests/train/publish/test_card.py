@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
@@ -16,7 +17,7 @@ from train.publish.source import EMBEDDED_ID, Source
 pytestmark = QUIET
 
 
-def card(source: Source, kind: str, folder: Path, license: str | None = None) -> ModelCard:
+def card(source: Source, kind: str, folder: Path, license: str | None = None) -> Any:
     write_card(source, kind, folder, name="owner/small", license=license, gap=0.0123)
     return ModelCard.load(folder / "README.md")
 

@@ -165,7 +165,7 @@ def test_a_refusal_says_where_the_export_is(hub: Hub, folder: Path) -> None:
 
 def test_tokens(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    with pytest.raises(ExportError, match="answered 401.*set HF_TOKEN to a token") as caught:
+    with pytest.raises(ExportError, match=r"answered 401.*set HF_TOKEN to a token") as caught:
         check_push("owner/small", public=False)
     assert "hf_wrong" not in str(caught.value)
     monkeypatch.delenv("HF_TOKEN")

@@ -119,12 +119,13 @@ def test_a_failed_export_leaves_nothing(run: Path) -> None:
     assert list(Path().iterdir()) == []
 
 
-def test_a_run_of_a_run_has_the_base_of_the_first(run: Path, tmp_path: Path) -> None:
+def test_a_run_of_a_run_has_the_base_of_the_first(run: Path, base: Path, tmp_path: Path) -> None:
     config = json.loads((run / "run.json").read_text())
     config["model"]["name"] = "owner/base"
     (run / "run.json").write_text(json.dumps(config))
-    second = save_run(tmp_path / "runs", run / ADAPTER, "second")
-    assert second.is_dir()
+    second = save_run(tmp_path / "runs", base, "second") / "run.json"
+    config["model"]["name"] = "small"
+    second.write_text(json.dumps(config))
     assert run_export("second").exit_code == 0
     assert "base_model: owner/base" in Path("second-merged/README.md").read_text()
 
