@@ -79,8 +79,8 @@ def _plain_errors(repo_id: str, more: str = "") -> Iterator[None]:
         ) from error
     except (HTTPError, OfflineModeIsEnabled, RuntimeError) as error:  # one file: RuntimeError
         raise ExportError(
-            f"--push={repo_id}: the hub cannot be reached ({one_line(_cause(error))}); go online, or "
-            f"leave --push out{more}"
+            f"--push={repo_id}: the hub cannot be reached ({one_line(_cause(error))}); go online, "
+            f"or leave --push out{more}"
         ) from error
 
 
