@@ -31,6 +31,7 @@ from llamahome.models.adapters import merge_adapter
 from llamahome.models.probe import LIMITS
 from train.errors import ExportError
 from train.model import POLICY_MODULE, model_to_train
+from train.runs.folder import ADAPTER, MODEL
 
 SAMPLE_TOKENS = 16
 _DENSE = HybridAttention(build_policy(PolicyConfig.dense()))
@@ -45,8 +46,8 @@ def export_model(
 ) -> None:
     """Write `run_dir/model`, complete or not at all; all workers take part, rank 0 writes.
 
-    Full fine-tuning exports all weights, LoRA the weights with the adapters merged in or, with
-    `trainer.export=adapter`, the adapters alone.
+    Full fine-tuning exports all weights, LoRA the weights with the adapters merged in, and the
+    adapters in `run_dir/adapter`; with `trainer.export=adapter` the model is the adapters alone.
 
     Args:
         sample: tokens on which the exported model must predict what the trained one does.
@@ -65,16 +66,32 @@ def export_model(
         for name in list(weights)
         if name.startswith(f"{POLICY_MODULE}.")
     }
-    with _replaced(run_dir / "model") as folder:
-        if root.trainer.method == "lora":
+    lora, merged = root.trainer.method == "lora", root.trainer.export == "merged"
+    if lora and merged:
+        with _replaced(run_dir / ADAPTER) as folder:
             _write_adapter(engine.module, weights, root, folder)
-        else:
+            _complete(folder, of_policy, tokenizer)
+    with _replaced(run_dir / MODEL) as folder:
+        if not lora:
             _write_model(engine.module, weights, root, folder)
-        if of_policy:
-            write_policy_weights(folder, of_policy)
-        tokenizer.save_pretrained(folder)
-        write_checksums(folder)
+        elif merged:
+            # The worker's own base may be sharded (ZeRO-3) by now, so a fresh one takes them.
+            base = load_model(model_to_train(root)).model
+            _write_model(merge_adapter(base, run_dir / ADAPTER), None, root, folder)
+        else:
+            _write_adapter(engine.module, weights, root, folder)
+        _complete(folder, of_policy, tokenizer)
         _check_same(trained, ids, root, folder)
+
+
+def _complete(
+    folder: Path, of_policy: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Add the policy's weights, the tokenizer and the checksums."""
+    if of_policy:
+        write_policy_weights(folder, of_policy)
+    tokenizer.save_pretrained(folder)
+    write_checksums(folder)
 
 
 @torch.no_grad()
@@ -122,15 +139,7 @@ def _write_adapter(
     adapted: PeftModel, weights: dict[str, Tensor], root: TrainRoot, folder: Path
 ) -> None:
     adapted.save_pretrained(str(folder), state_dict=weights, save_embedding_layers=False)
-    if root.trainer.export == "adapter":
-        write_adapter_policy(folder, root.policy)
-        return
-    # The worker's own base may be sharded (ZeRO-3) by now, so the adapters go into a fresh one.
-    base = load_model(model_to_train(root)).model
-    merged = merge_adapter(base, folder)
-    shutil.rmtree(folder)
-    folder.mkdir()
-    _write_model(merged, None, root, folder)
+    write_adapter_policy(folder, root.policy)
 
 
 @contextmanager

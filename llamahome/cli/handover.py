@@ -1,4 +1,4 @@
-"""Commands of the repository's Hydra applications: train, serve, data inspect; and runs."""
+"""Commands of the repository's Hydra applications: train, serve, data inspect; and runs, export."""
 
 from __future__ import annotations
 
@@ -43,6 +43,14 @@ def runs(context: typer.Context) -> None:
     llamahome runs list | show RUN | compare RUN RUN... | remove RUN
     """
     _hand_over("train.runs", context.args)
+
+
+def export(context: typer.Context) -> None:
+    """Export a trained model: merged weights, adapter or GGUF, a model card, the hub.
+
+    llamahome export RUN --format gguf --quantization q8_0
+    """
+    _hand_over("train.publish", context.args)
 
 
 def _hand_over(module: str, arguments: list[str]) -> NoReturn:

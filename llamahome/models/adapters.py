@@ -80,9 +80,7 @@ def merge_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
             "which no merged weight can; use an adapter without them"
         )
     try:
-        _resize_embeddings(base, folder)
-        adapted = _load(base, folder, "default")
-        _check_names(adapted, folder, "default")
+        adapted = load_adapter(base, folder)
         _untie(base)
         merged = cast(PreTrainedModel, adapted.merge_and_unload())
     except FAILURES as error:
@@ -92,6 +90,18 @@ def merge_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
         ) from error
     # PEFT froze the base; the merged model must be trainable like any other.
     return merged.requires_grad_(True)
+
+
+def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
+    """Put the adapter in `folder` on `base`, in place, without merging it.
+
+    Raises:
+        ModelError: for an adapter that does not fit.
+    """
+    _resize_embeddings(base, folder)
+    adapted = _load(base, folder, "default")
+    _check_names(adapted, folder, "default")
+    return adapted
 
 
 def _resize_embeddings(base: PreTrainedModel, folder: Path) -> None:

@@ -17,6 +17,8 @@ from train import metrics
 from train.metrics import Record
 
 RUN_FILE = "run.json"
+MODEL = "model"  # the exported model, of a run that has ended
+ADAPTER = "adapter"  # the adapters of a LoRA run whose model has them merged in
 MAPPINGS = ("policy.pattern",)  # values that are mappings, not sections of keys
 
 
