@@ -80,7 +80,7 @@ def add_noise(model: PreTrainedModel, alpha: float) -> None:
     It is uniform within alpha / sqrt(T x H), for T tokens of a row and H numbers of an embedding. A
     teacher or reference, which has no gradient, predicts without it.
     """
-    embeddings = model.get_input_embeddings()
+    embeddings: Any = model.get_input_embeddings()
     embeddings.neftune_noise_alpha = alpha
     embeddings.register_forward_hook(_noise)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -25,8 +26,7 @@ def test_batches_hold_what_fits_and_each_row_once(workers: int) -> None:
     assert in_order == sorted(lengths, reverse=True)
     # No two neighbours fit together, except where a batch was cut for the workers' sake.
     loose = sum(
-        lengths[one[0]] * (len(one) + len(other)) <= TOKENS
-        for one, other in zip(batches, batches[1:], strict=False)
+        lengths[one[0]] * (len(one) + len(other)) <= TOKENS for one, other in pairwise(batches)
     )
     assert loose <= 2 * (workers - 1)
 

@@ -24,8 +24,13 @@ from train.objectives.preference import DPO, ORPO, count_pairs
 Sums = Callable[[Any, Batch, HybridAttention], dict[str, Tensor]]
 
 __all__ = [
-    *("DPO", "ORPO", "CrossEntropy", "Distillation", "Objective"),
-    *("build_objective", "cross_entropy"),
+    "DPO",
+    "ORPO",
+    "CrossEntropy",
+    "Distillation",
+    "Objective",
+    "build_objective",
+    "cross_entropy",
 ]
 
 

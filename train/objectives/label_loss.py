@@ -76,9 +76,7 @@ class _LabelLoss(torch.autograd.Function):
         return loss, ce, kl
 
     @staticmethod
-    def backward(
-        ctx: Any, grad_loss: Tensor, *_: Tensor
-    ) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors  # refused if this has run before, which has changed it
         return gradient.mul_(grad_loss), None, None, None, None
 
