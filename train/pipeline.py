@@ -127,7 +127,7 @@ class TrainingPipeline:
         return _result(run)
 
     def _fits(self, run: Run) -> bool:
-        """Train to the end; return False if memory is full, and split micro-batches from then on."""
+        """Train to the end; if memory is full, split micro-batches and return False."""
         try:
             self._train(run)
         except MemoryFullError as error:
