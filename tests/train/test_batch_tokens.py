@@ -39,7 +39,7 @@ def test_rows_are_shared_out_singly_where_workers_are_many() -> None:
 def test_every_row_comes_once_in_a_pass(rows: int, workers: int) -> None:
     dataset = make_rows(rows)
     options = {"batching": "padding", "world_size": workers, "tokens": TOKENS}
-    shares = [take(dataset, 400, rank=rank, **options) for rank in range(workers)]  # type: ignore[arg-type]
+    shares = [take(dataset, 400, rank=rank, **options) for rank in range(workers)]
     assert all(batch["input_ids"].numel() <= TOKENS for share in shares for batch in share)
     seen: Counter[int] = Counter()
     for step in zip(*shares, strict=True):
@@ -54,10 +54,10 @@ def test_a_resumed_run_sees_what_the_uninterrupted_one_would() -> None:
     """Passes of 23 rows over two workers differ in their number of steps."""
     dataset = make_rows(23)
     options = {"batching": "padding", "rank": 1, "world_size": 2, "tokens": TOKENS}
-    whole = take(dataset, 60, **options)  # type: ignore[arg-type]
+    whole = take(dataset, 60, **options)
     for start in (1, 4, 7, 20, 33, 59):
-        assert same(take(dataset, 60 - start, start=start, **options), whole[start:])  # type: ignore[arg-type]
-    assert not same(take(dataset, 60, seed=1, **options), whole)  # type: ignore[arg-type]
+        assert same(take(dataset, 60 - start, start=start, **options), whole[start:])
+    assert not same(take(dataset, 60, seed=1, **options), whole)
 
 
 def test_a_row_that_is_longer_than_a_batch_is_refused_at_once() -> None:

@@ -98,7 +98,7 @@ def attach_chunked_head(model: PreTrainedModel, chunk: int = CHUNK) -> None:
         given = {name: value for name, value in options.items() if value is not None}
         return read(model.base_model(*args, **given).last_hidden_state[places], head)
 
-    model.forward = forward  # type: ignore[method-assign]
+    model.forward = forward
 
 
 def at_labels(

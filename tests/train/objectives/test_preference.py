@@ -22,6 +22,7 @@ from tests.policies import built, policy_case
 from tests.train.objectives.rows import Wrapped, trainable
 from train.data import collate
 from train.lora import add_adapters
+from train.model import bare_model
 from train.objectives import DPO, ORPO
 from train.objectives.preference import answer_log_probs, count_pairs
 from train.packing import pack
@@ -104,7 +105,7 @@ def test_dpo_has_the_loss_and_gradients_of_trl(
     expected = trainer.compute_loss(trainer.model, inputs)
     expected.backward()
 
-    trainable(ours.get_base_model())
+    trainable(bare_model(ours))
     half = len(inputs["input_ids"]) // 2
     chosen, rejected = (
         (ids[mask.bool()].tolist(), learned[mask.bool()].bool().tolist())
