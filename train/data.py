@@ -30,6 +30,7 @@ from llamahome.data import (
     split_rows,
     text_rows,
 )
+from train.batch_tokens import Shares, steps_by_tokens
 from train.packing import fit, is_pair, learns, longest, pack
 from train.recipes import custom_rows, groups_by_length
 
@@ -229,10 +230,11 @@ def batches(
 ) -> Iterator[Batch]:
     """Return one worker's batches, an endless iterator, from micro-step `start_step` on.
 
-    Step k is a function of (dataset, seed, k, batch size, world_size) alone, so a run that starts
-    at k continues exactly the one that stopped there. One shuffled pass over the rows follows
-    another, each row once per pass; a step may span two passes, so no row is left over. Within a
-    pass no two workers get the same row. With `padding` the rows of a step have similar lengths.
+    Step k is a function of (dataset, seed, k, batch size or tokens, world_size) alone, so a run
+    that starts at k continues exactly the one that stopped there. One shuffled pass over the rows
+    follows another, each row once per pass; a step may span two passes, so no row is left over.
+    Within a pass no two workers get the same row. With `padding` the rows of a step have similar
+    lengths; with `trainer.batch_tokens`, too, a batch holds as many as fit, padding counted.
 
     Returns:
         Tensors input_ids, attention_mask and labels, each (B, T), padded on the right; T is the
@@ -240,25 +242,34 @@ def batches(
         and -1 for padding.
 
     Raises:
-        DataError: at once, when there are fewer rows than one step of all workers takes.
+        DataError: at once, when there are fewer rows than one step of all workers takes, or one
+            that is longer than a batch.
     """
-    together = trainer.batch_size * world_size
+    size = 1 if trainer.batch_tokens else trainer.batch_size
+    together = size * world_size
     if len(dataset) < together:
         raise DataError(
             f"{len(dataset)} training rows do not fill one step of {world_size} workers x "
-            f"{trainer.batch_size} rows; give more data or a smaller data.context_length, lower "
+            f"{size} rows; give more data or a smaller data.context_length, lower "
             "trainer.batch_size, or use fewer trainer.num_workers"
         )
     passes = _passes(len(dataset), trainer.seed)
-    if data.batching == "padding":
-        rows_of = _by_length(dataset, passes, together, trainer.seed)
+    if trainer.batch_tokens:
+        tokens, seed = trainer.batch_tokens, trainer.seed
+        rows_of = steps_by_tokens(dataset, passes, world_size, tokens, seed)
+    elif data.batching == "padding":
+        rows_of = _shared(_by_length(dataset, passes, together, trainer.seed), world_size)
     else:
-        rows_of = _in_order(passes, together)
-    # Every world_size-th: where rows are sorted by length, each worker gets short and long ones.
+        rows_of = _shared(_in_order(passes, together), world_size)
     return (
-        collate((dataset[i] for i in rows_of(step)[rank::world_size]), pad_id)
+        collate((dataset[i] for i in rows_of(step)[rank]), pad_id)
         for step in itertools.count(start_step)
     )
+
+
+def _shared(rows_of: Callable[[int], list[int]], world_size: int) -> Callable[[int], Shares]:
+    """Give each worker every world_size-th row: of sorted ones, it gets short and long ones."""
+    return lambda step: [rows_of(step)[rank::world_size] for rank in range(world_size)]
 
 
 def eval_batches(

@@ -7,15 +7,19 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
 
+import torch
 from peft import PeftModel
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
+from transformers.integrations.neftune import neftune_post_forward_hook
 
 from llamahome.attention import HybridAttention, Policy
 from llamahome.config import ModelConfig, TrainRoot
 from llamahome.models import LoadedModel, ModelManager, load_model
 from llamahome.models.load import choose_policy, find_model
 from train.lora import add_adapters
+from train.objectives.chunked_head import attach_chunked_head
 
 DTYPES = {"fp32": "float32", "mixed": "float32", "bf16": "bfloat16"}
 POLICY_MODULE = "kv_policy"
@@ -43,6 +47,9 @@ def prepare_model(
         loaded = load_model(model_to_train(root))
         model: PreTrainedModel | PeftModel = loaded.model
         HybridAttention.attach(loaded.model)
+        attach_chunked_head(loaded.model)
+        if trainer.neftune_alpha:
+            add_noise(loaded.model, trainer.neftune_alpha)
         if trainer.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         if trainer.method == "lora":
@@ -65,6 +72,23 @@ def bare_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """Return the model without the adapters' wrapping, if it has any."""
     bare = model.get_base_model() if isinstance(model, PeftModel) else model
     return cast(PreTrainedModel, bare)
+
+
+def add_noise(model: PreTrainedModel, alpha: float) -> None:
+    """Add noise to embeddings in training: NEFTune (Jain et al. 2023, arXiv 2310.05914).
+
+    It is uniform within alpha / sqrt(T x H), for T tokens of a row and H numbers of an embedding. A
+    teacher or reference, which has no gradient, predicts without it.
+    """
+    embeddings: Any = model.get_input_embeddings()
+    embeddings.neftune_noise_alpha = alpha
+    embeddings.register_forward_hook(_noise)
+
+
+def _noise(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    if not torch.is_grad_enabled():
+        return output
+    return cast(Tensor, neftune_post_forward_hook(module, inputs, output))
 
 
 @contextmanager

@@ -20,8 +20,9 @@ from llamahome.models import ModelManager
 from train import metrics
 from train.callbacks import Callback, calling, check_callbacks
 from train.checkpoint import find_intact
-from train.errors import FINAL, StoppedError
+from train.errors import FINAL, MemoryFullError, StoppedError
 from train.logs import RecordFailures
+from train.micro_batches import halve
 from train.preflight import check_cluster, check_machine
 from train.progress import plain_console, show_progress
 from train.run import Run, dense_stage, prepare_run, second_stage
@@ -145,10 +146,20 @@ class TrainingPipeline:
         self.console.print(_headline(run))
         write_environment(run.directory)
         try:
-            self._train(run)
+            while not self._fits(run):
+                pass
         finally:
             draw_after_run(run.directory)
         return _result(run)
+
+    def _fits(self, run: Run) -> bool:
+        """Train to the end; if memory is full, split micro-batches and return False."""
+        try:
+            self._train(run)
+        except MemoryFullError as error:
+            self.console.print(halve(run.directory, error))
+            return False
+        return True
 
     def _train(self, run: Run) -> None:
         tracking, directory = run.root.tracking, run.directory

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from llamahome.attention import HybridAttention
 from train.data import Batch
+from train.micro_batches import in_parts, memory_watched
 from train.objectives import Objective
 
 if TYPE_CHECKING:
@@ -22,22 +23,34 @@ def train_step(
     micro_batches: Sequence[Batch],
     attention: HybridAttention,
     objective: Objective,
+    parts: int = 1,
 ) -> tuple[dict[str, float], int]:
     """Take one optimiser step over this worker's micro-batches.
 
+    Args:
+        parts: in which each is computed, to save memory.
+
     Returns:
         The objective's columns as means over what it counts in the global batch, and its tokens.
+
+    Raises:
+        MemoryFullError: when memory is full; the engine cannot be used any more.
     """
     counted, tokens = count(micro_batches, objective, engine.device)
     scale = gradient_scale(counted)
     totals: dict[str, Tensor] = {}
     engine.train()
-    for batch in micro_batches:
-        sums = objective.sums(engine, _to_device(batch, engine.device), attention)
-        engine.backward(sums["loss"] * scale, scale_wrt_gas=False)
+    for number, whole in enumerate(micro_batches, 1):
+        pieces = in_parts(_to_device(whole, engine.device), parts)
+        for piece, (batch, weight) in enumerate(pieces, 1):
+            ends_step = number == len(micro_batches) and piece == len(pieces)
+            engine.set_gradient_accumulation_boundary(ends_step)
+            with memory_watched(batch):
+                sums = objective.sums(engine, batch, attention)
+                engine.backward(sums["loss"] * (scale * weight), scale_wrt_gas=False)
+            for name, value in sums.items():
+                totals[name] = totals.get(name, 0) + value.detach() * weight
         engine.step()
-        for name, value in sums.items():
-            totals[name] = totals.get(name, 0) + value.detach()
     total = torch.stack(list(totals.values()))
     dist.all_reduce(total)
     means = dict(zip(totals, (total / max(counted, 1)).tolist(), strict=True))
@@ -50,13 +63,23 @@ def evaluate(
     held_out: Iterable[Batch],
     attention: HybridAttention,
     objective: Objective,
+    parts: int = 1,
 ) -> float:
-    """Return the mean held-out loss of all workers: cross-entropy, unless pairs are compared."""
+    """Return the mean held-out loss of all workers: cross-entropy, unless pairs are compared.
+
+    Args:
+        parts: in which each batch is computed, to save memory.
+
+    Raises:
+        MemoryFullError: when memory is full; the engine cannot be used any more.
+    """
     engine.eval()
     total = torch.zeros((), device=engine.device)
     held_out = list(held_out)
-    for batch in held_out:
-        total += objective.held_out(engine, _to_device(batch, engine.device), attention)["loss"]
+    for whole in held_out:
+        for batch, weight in in_parts(_to_device(whole, engine.device), parts):
+            with memory_watched(batch):
+                total += objective.held_out(engine, batch, attention)["loss"] * weight
     counted, _ = count(held_out, objective, engine.device)
     dist.all_reduce(total)
     return float(total) / counted

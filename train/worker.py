@@ -26,6 +26,7 @@ from train.divergence import DivergenceGuard
 from train.export import export_model
 from train.logs import record_warnings
 from train.meter import Meter
+from train.micro_batches import parts_of
 from train.model import POLICY_MODULE, bare_model, prepare_model
 from train.objectives import build_objective
 from train.samples import Sampler, build_prompts
@@ -79,7 +80,7 @@ class Training:
         self.root, self.run_dir, self.engine = root, run_dir, engine
         self.policy, self.bare = policy, bare_model(engine.module)
         self.held_out = data.eval
-        self.objective = build_objective(trainer)
+        self.objective, self.parts = build_objective(trainer), parts_of(run_dir)
         self.rank, self.workers = dist.get_rank(), dist.get_world_size()
         self.share = {"rank": self.rank, "world_size": self.workers, "pad_id": pad_id}
         self._has_frozen = trainer.method == "lora"
@@ -132,7 +133,9 @@ class Training:
         policy = self.policy.with_config(budgets)
         micro_batches = list(islice(self.stream, trainer.accumulation))
         attention = HybridAttention(policy, self.bare)
-        losses, tokens = train_step(self.engine, micro_batches, attention, self.objective)
+        losses, tokens = train_step(
+            self.engine, micro_batches, attention, self.objective, self.parts
+        )
         seconds = time.perf_counter() - started
         progress.step += 1
         progress.tokens += tokens
@@ -156,7 +159,7 @@ class Training:
         """Measure the held-out loss under the policy, and report it after the samples."""
         held_out = eval_batches(self.held_out, self.root.trainer, **self.share)
         attention = HybridAttention(self.policy, self.bare)
-        loss = evaluate(self.engine, held_out, attention, self.objective)
+        loss = evaluate(self.engine, held_out, attention, self.objective, self.parts)
         self.guard.after_evaluation(self.progress.step, loss)
         if self.progress.step:  # there is no checkpoint to go back to before the first step
             self.progress.evaluated(loss)

@@ -42,6 +42,12 @@ class TrainRoot:
             self.trainer.dense_steps,
             "policy.name=full evicts nothing in the second stage either; set it to 0",
         )
+        require(
+            self.trainer.batch_tokens is None or self.data.batching == "padding",
+            "trainer.batch_tokens",
+            self.trainer.batch_tokens,
+            "rows that are packed are full; set data.batching=padding, or trainer.batch_size",
+        )
         for name in ("offload_optimizer", "offload_parameters"):
             require(
                 self.trainer.use_gpu or not getattr(self.deepspeed, name),

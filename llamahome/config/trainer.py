@@ -60,6 +60,8 @@ class TrainerConfig:
         dense_steps: steps of a first stage without eviction. Its model, run RUN_NAME-dense, is the
             one that the second stage trains under the policy, and its teacher. 0 has one stage.
         batch_size: sequences per worker and micro-step.
+        batch_tokens: tokens in a micro-batch, padding counted; it then holds as many rows of
+            similar length as fit, in place of batch_size. It needs data.batching=padding.
         accumulation: micro-steps per optimiser step.
         objective: `cross_entropy`; or, for pairs of answers, `dpo`, whose reference is the model
             without its adapters, or `orpo`.
@@ -67,6 +69,8 @@ class TrainerConfig:
         kl_weight: weight of KL(dense || under the policy), added to cross-entropy; the dense model
             is the same one without its adapters, so it is the one that dense_steps made. 0 leaves
             cross-entropy alone.
+        label_smoothing: share of the uniform distribution in what cross-entropy learns.
+        neftune_alpha: scale of the noise on embeddings in training; 0 adds none.
         anneal_steps: steps over which each KV head's budget falls from dense to its own.
         dense_share: share of the steps without eviction, so that dense serving loses nothing.
         budget_jitter: j draws a factor between 1 / (1 + j) and 1 + j for the budgets of each step.
@@ -96,6 +100,7 @@ class TrainerConfig:
     steps: int = 200
     dense_steps: int = fixed(0)
     batch_size: int = fixed(1)
+    batch_tokens: int | None = fixed(None)
     accumulation: int = fixed(1)
     learning_rate: float = fixed(2e-5)
     policy_learning_rate: float | None = fixed(None)
@@ -105,6 +110,8 @@ class TrainerConfig:
     objective: str = fixed("cross_entropy")
     beta: float = fixed(0.1)
     kl_weight: float = fixed(0.0)
+    label_smoothing: float = fixed(0.0)
+    neftune_alpha: float = fixed(0.0)
     anneal_steps: int = fixed(0)
     budget_jitter: float = fixed(0.0)
     dense_share: float = fixed(0.0)
@@ -145,6 +152,8 @@ class TrainerConfig:
         at_least("trainer.early_stopping_patience", self.early_stopping_patience, 0)
         for name in ("dense_steps", "anneal_steps", "weight_decay", "kl_weight", "budget_jitter"):
             at_least(f"trainer.{name}", getattr(self, name), 0)
+        if self.batch_tokens is not None:
+            at_least("trainer.batch_tokens", self.batch_tokens, 1)
         at_least("trainer.eval_batches", self.eval_batches, 1)
         at_least("trainer.sample_held_out", self.sample_held_out, 0)
         at_least("trainer.sample_tokens", self.sample_tokens, 1)
@@ -163,6 +172,8 @@ class TrainerConfig:
                 require(rate <= 100, f"trainer.{name}", rate, "it must be at most 100")
         above("trainer.max_grad_norm", self.max_grad_norm, 0)
         fraction("trainer.dense_share", self.dense_share)
+        fraction("trainer.label_smoothing", self.label_smoothing)
+        at_least("trainer.neftune_alpha", self.neftune_alpha, 0)
         require(
             self.kl_weight == 0 or self.method == "lora",
             "trainer.kl_weight",
@@ -181,6 +192,12 @@ class TrainerConfig:
             "trainer.kl_weight",
             self.kl_weight,
             f"trainer.objective={self.objective} has no dense teacher; set it to 0",
+        )
+        require(
+            self.objective == "cross_entropy" or self.label_smoothing == 0,
+            "trainer.label_smoothing",
+            self.label_smoothing,
+            f"trainer.objective={self.objective} compares answers; set it to 0",
         )
         require(
             self.objective == "cross_entropy" or self.dense_steps == 0,

@@ -53,6 +53,9 @@ RULES: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
     "trainer.precision": (["fp16"], ["fp32", "mixed", "bf16"], {}),
     "trainer.steps": ([0], [1], {}),
     "trainer.batch_size": ([0], [1], {}),
+    "trainer.batch_tokens": ([0], [None, 4096], {"data.batching": "padding"}),
+    "trainer.label_smoothing": ([-0.1, 1.0], [0.0, 0.2], {}),
+    "trainer.neftune_alpha": ([-1.0, float("inf")], [0.0, 5.0], {}),
     "trainer.accumulation": ([0], [1], {}),
     "trainer.num_workers": ([0], [1], {}),
     "trainer.cpus_per_worker": ([0], [1], {}),
@@ -239,6 +242,16 @@ def test_early_stopping_needs_evaluations():
 def test_a_dense_stage_comes_before_one_that_evicts():
     with pytest.raises(ConfigError, match=r"trainer\.dense_steps=5 .* policy\.name=full"):
         TrainRoot(policy=config.PolicyConfig.dense(), trainer=config.TrainerConfig(dense_steps=5))
+
+
+def test_tokens_fill_batches_that_are_padded():
+    with pytest.raises(ConfigError, match=r"batch_tokens=4096 .* set data\.batching=padding"):
+        TrainRoot(trainer=config.TrainerConfig(batch_tokens=4096))
+
+
+def test_answers_are_compared_without_smoothing():
+    with pytest.raises(ConfigError, match=r"label_smoothing=0\.1 .*objective=orpo .* set it to 0"):
+        config.TrainerConfig(objective="orpo", label_smoothing=0.1)
 
 
 def test_parameters_are_offloaded_under_zero_3_alone():

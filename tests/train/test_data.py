@@ -80,9 +80,11 @@ def take(
     seed: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    tokens: int | None = None,
 ) -> list[Batch]:
     """Take `steps` batches from `start` on."""
-    data, trainer = DataConfig(batching=batching), TrainerConfig(batch_size=batch_size, seed=seed)
+    data = DataConfig(batching=batching)
+    trainer = TrainerConfig(batch_size=batch_size, batch_tokens=tokens, seed=seed)
     share = {"rank": rank, "world_size": world_size, "pad_id": PAD}
     return list(islice(batches(dataset, data, trainer, start_step=start, **share), steps))
 

@@ -20,8 +20,9 @@ FIXED = {
     "positions",
     "data": "format train_file mix mix_times eval_file eval_fraction context_length batching "
     "overlong train_on max_bad_records limit",
-    "trainer": "method dense_steps batch_size accumulation learning_rate policy_learning_rate "
-    "warmup_steps schedule weight_decay objective beta kl_weight anneal_steps budget_jitter "
+    "trainer": "method dense_steps batch_size batch_tokens accumulation learning_rate "
+    "policy_learning_rate warmup_steps schedule weight_decay objective beta kl_weight "
+    "label_smoothing neftune_alpha anneal_steps budget_jitter "
     "dense_share max_grad_norm precision seed num_workers eval_batches",
     "trainer.lora": "r alpha dropout target_modules train_norms rslora dora",
     "deepspeed": "zero_stage",

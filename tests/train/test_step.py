@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ import torch.distributed as dist
 from llamahome.attention import HybridAttention, build_policy
 from llamahome.config import PolicyConfig
 from train.objectives import Objective, cross_entropy
+from train.objectives.chunked_head import ChunkedHead
 from train.step import count, evaluate, gradient_scale, train_step
 
 REPOSITORY = Path(__file__).parents[2]
@@ -35,6 +35,15 @@ def alone(tmp_path: Path) -> Iterator[None]:
     dist.destroy_process_group()
 
 
+class Uniform(ChunkedHead):
+    """An output layer that gives four tokens the value of a hidden state."""
+
+    def __init__(self) -> None: ...
+
+    def over(self, states: torch.Tensor, read: Any) -> list[tuple[torch.Tensor, ...]]:
+        return [read(states.unsqueeze(1).expand(-1, 4), slice(None))]
+
+
 class Engine:
     """An engine that predicts the same logit for every token, and records its calls."""
 
@@ -44,13 +53,17 @@ class Engine:
         self.logit = torch.tensor(logit, requires_grad=True)
         self.backwards: list[float] = []
         self.steps = 0
+        self.boundaries: list[bool] = []
 
-    def __call__(self, logits_to_keep: torch.Tensor, **_: object) -> SimpleNamespace:
-        return SimpleNamespace(logits=self.logit.expand(1, len(logits_to_keep), 4))
+    def __call__(self, places: tuple[torch.Tensor, ...], read: Any, **_: object) -> Any:
+        return read(self.logit.expand(len(places[0])), Uniform())
 
     def train(self) -> None: ...
 
     def eval(self) -> None: ...
+
+    def set_gradient_accumulation_boundary(self, is_boundary: bool) -> None:
+        self.boundaries.append(is_boundary)
 
     def backward(self, loss: torch.Tensor, scale_wrt_gas: bool) -> None:
         assert not scale_wrt_gas  # the scale is ours
@@ -69,6 +82,7 @@ def test_every_label_of_a_step_weighs_the_same() -> None:
     assert tokens == 6
     assert engine.backwards == pytest.approx([nat / 2, nat / 2])
     assert engine.steps == 2
+    assert engine.boundaries == [False, True]
 
 
 def halves(engine: Engine, batch: dict[str, torch.Tensor], attention: object) -> dict[str, Any]:

@@ -60,7 +60,11 @@ def test_the_last_step_is_always_due(step: int, every: int, due: bool) -> None:
     assert is_due(step, every, last=9) is due
 
 
-def test_a_run_that_is_asked_to_stop_goes_on_exactly(alone: TrainRoot, tmp_path: Path) -> None:
+@pytest.mark.parametrize("asked", [{}, {"neftune_alpha": 5.0, "batch_tokens": 400}])
+def test_a_run_that_is_asked_to_stop_goes_on_exactly(
+    alone: TrainRoot, tmp_path: Path, asked: dict[str, Any]
+) -> None:
+    alone = changed(alone, "trainer", **asked)
     whole = start(alone, tmp_path / "whole")
     assert whole.until_done()
 

@@ -17,13 +17,21 @@ from llamahome.attention import HybridAttention
 from llamahome.config import TrainerConfig
 from llamahome.data import IGNORED
 from train.data import Batch
-from train.objectives.cross_entropy import cross_entropy
+from train.objectives.cross_entropy import CrossEntropy, cross_entropy
 from train.objectives.distillation import Distillation
 from train.objectives.preference import DPO, ORPO, count_pairs
 
 Sums = Callable[[Any, Batch, HybridAttention], dict[str, Tensor]]
 
-__all__ = ["DPO", "ORPO", "Distillation", "Objective", "build_objective", "cross_entropy"]
+__all__ = [
+    "DPO",
+    "ORPO",
+    "CrossEntropy",
+    "Distillation",
+    "Objective",
+    "build_objective",
+    "cross_entropy",
+]
 
 
 def count_labels(batch: Batch) -> int:
@@ -54,4 +62,7 @@ def build_objective(trainer: TrainerConfig) -> Objective:
     if trainer.objective == "orpo":
         preference = ORPO(trainer.beta)
         return Objective(preference, preference, count_pairs)
-    return Objective(Distillation(trainer.kl_weight) if trainer.kl_weight else cross_entropy)
+    smoothing = trainer.label_smoothing
+    if trainer.kl_weight:
+        return Objective(Distillation(trainer.kl_weight, smoothing))
+    return Objective(CrossEntropy(smoothing))

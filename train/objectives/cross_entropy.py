@@ -1,46 +1,47 @@
-"""Cross-entropy: the log-probability of each labelled token, under the policy.
-
-Axes: B sequences, T tokens, P positions that predict a label, V vocabulary.
-"""
+"""Cross-entropy: the log-probability of each labelled token, under the policy."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from llamahome.attention import Documents, HybridAttention
-from llamahome.data import IGNORED
+from llamahome.attention import HybridAttention
 from train.data import Batch
+from train.objectives.chunked_head import ChunkedHead, at_labels, label_tokens, summed
 from train.objectives.label_loss import label_loss
 
 
-def cross_entropy(
-    model: Callable[..., Any], batch: Batch, attention: HybridAttention
-) -> dict[str, Tensor]:
-    """Return `loss`, summed over the labels of `batch`."""
-    logits, targets = predictions(model, batch, attention)
-    return {"loss": label_loss(logits, targets)[0]}
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Cross-entropy with each label, or with a mixture of the label and the uniform distribution.
 
-
-def predictions(
-    model: Callable[..., Any], batch: Batch, attention: HybridAttention
-) -> tuple[Tensor, Tensor]:
-    """Return logits (B, P, V) and their targets (B, P), where any sequence has a label.
-
-    Only these positions reach the vocabulary projection, which is most of a small model's cost
-    and memory.
+    Attributes:
+        label_smoothing: share of the latter (Szegedy et al. 2016, arXiv 1512.00567, section 7).
     """
-    if "documents" in batch:
-        attention = attention.over(Documents.of(batch["documents"]))
-    targets = batch["labels"][:, 1:]  # token t is predicted at t - 1
-    predicting = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
-    logits = model(
-        input_ids=batch["input_ids"],
-        position_ids=attention.position_ids(batch["input_ids"]),
-        use_cache=False,
-        logits_to_keep=predicting,
-        hybrid=attention,
-    ).logits
-    return logits, targets[:, predicting]
+
+    label_smoothing: float = 0.0
+
+    def __call__(
+        self, engine: Callable[..., Any], batch: Batch, attention: HybridAttention
+    ) -> dict[str, Tensor]:
+        """Return `loss`, and with label smoothing the plain `ce`, summed over labels of `batch`."""
+        targets = label_tokens(batch)
+
+        def sums(states: Tensor, head: ChunkedHead) -> list[Tensor]:
+            return summed(
+                head.over(
+                    states,
+                    lambda logits, part: label_loss(
+                        logits, targets[part], label_smoothing=self.label_smoothing
+                    ),
+                )
+            )
+
+        loss, ce, _ = at_labels(engine, batch, attention, sums)
+        return {"loss": loss, "ce": ce} if self.label_smoothing else {"loss": loss}
+
+
+cross_entropy = CrossEntropy()

@@ -1,6 +1,6 @@
 """Preference learning: DPO and ORPO, with both answers of a pair under the policy.
 
-Axes: B sequences, P positions that predict a label, S answers, in pairs of chosen and rejected.
+Axes: B sequences, T tokens, S answers, in pairs of chosen and rejected.
 """
 
 from __future__ import annotations
@@ -14,9 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llamahome.attention import HybridAttention
-from llamahome.data import IGNORED
 from train.data import Batch
-from train.objectives.cross_entropy import predictions
+from train.objectives.chunked_head import (
+    ChunkedHead,
+    Columns,
+    at_labels,
+    label_places,
+    label_tokens,
+)
 
 
 @dataclass(frozen=True)
@@ -75,25 +80,28 @@ class ORPO:
 
 
 def answer_log_probs(
-    model: Callable[..., Any], batch: Batch, attention: HybridAttention
+    engine: Callable[..., Any], batch: Batch, attention: HybridAttention
 ) -> tuple[Tensor, Tensor]:
     """Return the log-probability of each answer, and how many tokens it has: (S,) both.
 
     Args:
-        batch: `rejected` tells the answers apart, `documents` the pairs.
+        batch: `documents` tells the answers apart.
     """
-    logits, targets = predictions(model, batch, attention)
-    labels = batch["labels"][:, 1:]
-    predicting = (labels != IGNORED).any(dim=0)
-    number = answer_numbers(batch)[:, 1:][:, predicting].flatten()
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    each = -F.cross_entropy(
-        logits.flatten(0, 1).to(wide), targets.flatten(), ignore_index=IGNORED, reduction="none"
-    )
-    labelled = (targets.flatten() != IGNORED).to(wide)
+    targets = label_tokens(batch)
+
+    def log_probs(states: Tensor, head: ChunkedHead) -> Tensor:
+        def one(logits: Tensor, part: slice) -> Columns:
+            wide = torch.promote_types(logits.dtype, torch.float32)
+            return (-F.cross_entropy(logits.to(wide), targets[part], reduction="none"),)
+
+        return torch.cat([each for (each,) in head.over(states, one)])
+
+    each = at_labels(engine, batch, attention, log_probs)
+    row, position = label_places(batch)
+    number = answer_numbers(batch)[row, position + 1]
     answers = 2 * count_pairs(batch)
     sums = each.new_zeros(answers).index_add(0, number, each)
-    return sums, each.new_zeros(answers).index_add(0, number, labelled)
+    return sums, each.new_zeros(answers).index_add(0, number, torch.ones_like(each))
 
 
 def answer_numbers(batch: Batch) -> Tensor:

@@ -1,13 +1,38 @@
-"""Batches of random tokens for objectives."""
+"""Models and batches of random tokens for objectives."""
 
 from __future__ import annotations
 
-import torch
+from typing import TypeVar
 
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from llamahome.attention import HybridAttention
 from llamahome.config import PolicyConfig
+from train.objectives.chunked_head import CHUNK, attach_chunked_head
+
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 EVICTING = PolicyConfig(name="h2o", budget=16, sink=2, recent=8, interval=8)
 FULL = PolicyConfig.dense()
+
+
+class Wrapped:
+    """A stand-in for DeepSpeed's engine: callable, with the model inside."""
+
+    def __init__(self, module: PeftModel | PreTrainedModel) -> None:
+        self.module = module
+
+    def __call__(self, **arguments: object) -> object:
+        return self.module(**arguments)
+
+
+def trainable(model: Model, chunk: int = CHUNK) -> Model:
+    """Prepare a model as a worker does; `chunk` logits exist at a time."""
+    HybridAttention.attach(model)
+    attach_chunked_head(model, chunk)
+    return model
 
 
 def batch(lengths: list[int], labelled: list[list[int]]) -> dict[str, torch.Tensor]:

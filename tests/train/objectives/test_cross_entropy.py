@@ -9,7 +9,7 @@ from transformers import LlamaForCausalLM
 
 from llamahome.attention import HybridAttention, build_policy
 from llamahome.config import PolicyConfig
-from tests.train.objectives.rows import EVICTING, FULL, batch
+from tests.train.objectives.rows import EVICTING, FULL, batch, trainable
 from train.objectives import cross_entropy
 
 
@@ -18,7 +18,7 @@ def test_only_labels_count_and_padding_does_not(
     tiny_llama: LlamaForCausalLM, policy: PolicyConfig
 ) -> None:
     attention = HybridAttention(build_policy(policy))
-    attention.attach(tiny_llama)
+    trainable(tiny_llama)
     padded = batch([40, 25], [[5, 20, 39], [10, 24]])
     expected = torch.zeros(())
     for row, length in enumerate((40, 25)):
@@ -35,7 +35,7 @@ def test_only_labels_count_and_padding_does_not(
 
 def test_a_batch_without_labels_has_no_loss_and_no_gradient(tiny_llama: LlamaForCausalLM) -> None:
     attention = HybridAttention(build_policy(EVICTING))
-    attention.attach(tiny_llama)
+    trainable(tiny_llama)
     loss = cross_entropy(tiny_llama, batch([30], [[]]), attention)["loss"]
     loss.backward()
     assert loss.item() == 0

@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 
 from llamahome.attention import HybridAttention, build_policy
 from llamahome.config import LoraConfig
-from tests.train.objectives.rows import EVICTING, FULL, batch
+from tests.train.objectives.rows import EVICTING, FULL, Wrapped, batch, trainable
 from train.lora import add_adapters
 from train.objectives import Distillation, cross_entropy
 
@@ -20,18 +20,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:Futu
 DISTILLATION = Distillation(kl_weight=0.5)
 
 
-class Wrapped:
-    """A stand-in for DeepSpeed's engine: callable, with the model inside."""
-
-    def __init__(self, module: PeftModel) -> None:
-        self.module = module
-
-    def __call__(self, **arguments: object) -> object:
-        return self.module(**arguments)
-
-
 def adapted(model: LlamaForCausalLM, *, trained: bool) -> PeftModel:
-    HybridAttention.attach(model)
+    trainable(model)
     model.name_or_path = "tiny"
     peft = add_adapters(model, LoraConfig(r=4), "tiny")
     torch.manual_seed(3)

@@ -13,18 +13,17 @@ VOCABULARY = 11
 
 
 def _inputs(rows: int, vocabulary: int = VOCABULARY) -> tuple[Tensor, Tensor, Tensor]:
-    """Return logits and a teacher's (2, rows, V), and targets, a third of them ignored."""
+    """Return logits and a teacher's (rows, V), and targets."""
     torch.manual_seed(rows)
-    logits, teacher = torch.randn(2, 2, rows, vocabulary, dtype=torch.float64)
-    targets = torch.randint(vocabulary, (2, rows)).masked_fill(torch.rand(2, rows) < 1 / 3, -100)
+    logits, teacher = torch.randn(2, rows, vocabulary, dtype=torch.float64)
+    targets = torch.randint(vocabulary, (rows,))
     return logits.requires_grad_(), teacher, targets
 
 
 def _plain(logits: Tensor, targets: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    labelled = targets != -100
-    log_probs = logits[labelled].log_softmax(-1)
-    ce = F.nll_loss(log_probs, targets[labelled], reduction="sum")
-    dense = teacher[labelled].log_softmax(-1)
+    log_probs = logits.log_softmax(-1)
+    ce = F.nll_loss(log_probs, targets, reduction="sum")
+    dense = teacher.log_softmax(-1)
     return ce, F.kl_div(log_probs, dense, reduction="sum", log_target=True)
 
 
@@ -41,10 +40,27 @@ def test_the_sums_and_their_gradient_are_those_of_plain_autograd(kl_weight: floa
 
 def test_without_a_teacher_it_is_cross_entropy() -> None:
     logits, _, targets = _inputs(9)
-    expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    expected = F.cross_entropy(logits, targets, reduction="sum")
     loss, ce, kl = label_loss(logits, targets)
     torch.testing.assert_close(loss, expected)
     assert (ce.item(), kl.item()) == (loss.item(), 0.0)
+    torch.testing.assert_close(
+        torch.autograd.grad(loss, logits), torch.autograd.grad(expected, logits)
+    )
+
+
+@pytest.mark.parametrize("with_teacher", [False, True])
+def test_smoothing_is_torchs(with_teacher: bool) -> None:
+    logits, teacher, targets = _inputs(9)
+    ce, kl = _plain(logits, targets, teacher)
+    expected = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=0.3)
+    if with_teacher:
+        expected = expected + 0.7 * kl
+    loss, own_ce, _ = label_loss(
+        logits, targets, teacher.clone() if with_teacher else None, 0.7, label_smoothing=0.3
+    )
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(own_ce, ce.detach())
     torch.testing.assert_close(
         torch.autograd.grad(loss, logits), torch.autograd.grad(expected, logits)
     )

@@ -19,8 +19,10 @@ from llamahome.attention import HybridAttention, build_policy
 from llamahome.config import LoraConfig, PolicyConfig
 from llamahome.data import IGNORED, Row
 from tests.policies import built, policy_case
+from tests.train.objectives.rows import Wrapped, trainable
 from train.data import collate
 from train.lora import add_adapters
+from train.model import bare_model
 from train.objectives import DPO, ORPO
 from train.objectives.preference import answer_log_probs, count_pairs
 from train.packing import pack
@@ -34,16 +36,6 @@ pytestmark = [
 # Neither is typed, and a folder of ours has the name of one.
 datasets, trl = (importlib.import_module(name) for name in ("datasets", "trl"))
 PROMPT, CHOSEN, REJECTED = [5, 9, 30, 41], [77, 12, 200], [8, 60]
-
-
-class Wrapped:
-    """A stand-in for DeepSpeed's engine: callable, with the model inside."""
-
-    def __init__(self, module: PeftModel) -> None:
-        self.module = module
-
-    def __call__(self, **arguments: object) -> object:
-        return self.module(**arguments)
 
 
 def pair(prompt: list[int], chosen: list[int], rejected: list[int]) -> Row:
@@ -113,7 +105,7 @@ def test_dpo_has_the_loss_and_gradients_of_trl(
     expected = trainer.compute_loss(trainer.model, inputs)
     expected.backward()
 
-    HybridAttention.attach(ours.get_base_model())
+    trainable(bare_model(ours))
     half = len(inputs["input_ids"]) // 2
     chosen, rejected = (
         (ids[mask.bool()].tolist(), learned[mask.bool()].bool().tolist())
@@ -148,7 +140,7 @@ def test_an_answers_log_probability_is_that_of_the_model_alone(
         logits = model(torch.tensor([[*PROMPT, *answer]])).logits[0].log_softmax(-1)
         places = range(len(PROMPT) - 1, len(PROMPT) + len(answer) - 1)
         expected.append(sum(float(logits[p, t]) for p, t in zip(places, answer, strict=True)))
-    HybridAttention.attach(model)
+    trainable(model)
     full = HybridAttention(build_policy(PolicyConfig.dense()))
     found, tokens = answer_log_probs(model, collate([row], 0), full)
     assert found.tolist() == pytest.approx(expected)
@@ -157,7 +149,7 @@ def test_an_answers_log_probability_is_that_of_the_model_alone(
 
 def test_orpo_is_the_papers_formula(tiny_llama: LlamaForCausalLM) -> None:
     model = tiny_llama.double()
-    HybridAttention.attach(model)
+    trainable(model)
     full = HybridAttention(build_policy(PolicyConfig.dense()))
     batch = collate([pair(PROMPT, CHOSEN, REJECTED)], 0)
     sums, tokens = answer_log_probs(model, batch, full)
@@ -173,7 +165,7 @@ def test_orpo_is_the_papers_formula(tiny_llama: LlamaForCausalLM) -> None:
 def test_packed_pairs_have_the_loss_and_gradients_of_pairs_alone(
     tiny_llama: LlamaForCausalLM, objective: DPO | ORPO
 ) -> None:
-    HybridAttention.attach(tiny_llama)
+    trainable(tiny_llama)
     model = adapted(tiny_llama).double()
     attention = HybridAttention(built(policy_case("h2o"), tiny_llama), tiny_llama)
     rows = pairs(7)
