@@ -40,6 +40,13 @@ class TrainRoot:
             self.trainer.dense_steps,
             "policy.name=full evicts nothing in the second stage either; set it to 0",
         )
+        require(
+            self.deepspeed.zero_stage > 0 or self.trainer.precision != "bf16",
+            "deepspeed.zero_stage",
+            self.deepspeed.zero_stage,
+            "with trainer.precision=bf16 DeepSpeed clips otherwise there; set zero_stage to 1, 2 "
+            "or 3, or trainer.precision to mixed or fp32",
+        )
         for name in ("offload_optimizer", "offload_parameters"):
             require(
                 self.trainer.use_gpu or not getattr(self.deepspeed, name),

@@ -20,6 +20,7 @@ from train.runs.folder import (
     RunsError,
     SavedRun,
     check_removable,
+    dependants,
     find_run,
     folder_size,
     read_run,
@@ -103,6 +104,8 @@ def remove(
         directory = find_run(_runs_dir(folder), name)
         check_removable(directory)
         size = decimal(folder_size(directory))
+        if needing := dependants(directory):
+            _complain(f"warning: its model is the base of {', '.join(needing)}")
         if not yes:
             typer.confirm(f"Delete {directory} ({size}) with its model?", abort=True)
         remove_run(directory)
