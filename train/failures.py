@@ -17,7 +17,7 @@ LESS_MEMORY = (
     "lower trainer.batch_size and raise trainer.accumulation, or set "
     "trainer.gradient_checkpointing=true"
 )
-# What other workers see when one has gone; it is not why.
+# Errors of the others when one has gone: not why the run failed.
 CONSEQUENCES = ("Connection closed by peer", "Connection reset by peer", "NCCL communicator was ab")
 
 
@@ -54,7 +54,7 @@ def explain(failed: TrainingFailedError, run_dir: Path) -> Exception:
 def record_end(run_dir: Path, error: Exception) -> None:
     """Add what ended a run to its records, unless a worker's failure is there or it was asked."""
     if not isinstance(error, (StoppedError, WorkersFailedError)):
-        with suppress(OSError):  # of a disk that is full
+        with suppress(OSError):  # the disk may be full
             metrics.append(run_dir, {"failure": str(error)})
 
 

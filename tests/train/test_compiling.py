@@ -14,7 +14,12 @@ from tests.train.test_run import changed
 from tests.train.test_worker import start, values
 from train.compiling import compile_around_attention
 
-pytestmark = [*QUIET, pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")]
+# Dynamo looks at `.grad` of every tensor that it traces, and at DeepSpeed's functions as objects.
+pytestmark = [
+    *QUIET,
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"),
+    pytest.mark.filterwarnings("ignore:.*Function'> should not be instantiated"),
+]
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])

@@ -55,7 +55,7 @@ def test_nvme_keys_are_those_of_deepspeed() -> None:
     deepspeed = DeepSpeedConfig(offload_optimizer=True, offload_parameters=True, **nvme)
     zero = DeepSpeedZeroConfig(**deepspeed_config(deepspeed, TrainerConfig())["zero_optimization"])
     for offload in (zero.offload_optimizer, zero.offload_param):
-        assert (offload.device.value, str(offload.nvme_path)) == ("nvme", "/disk")
+        assert (str(offload.device), str(offload.nvme_path)) == ("nvme", "/disk")
     assert zero.offload_param.buffer_size == 7
 
 
