@@ -2,12 +2,14 @@
 
 A checkpoint is written under a name that ends in `.partial` and renamed once all of its files are
 hashed. The driver compares the hashes before a run is resumed; a restart within a run trusts them.
+Those set aside, as damaged or diverged, stay until the run has saved a later one or its model.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +19,15 @@ import torch.distributed as dist
 from llamahome.models import ModelError
 from llamahome.models.checksums import file_digests, record_checksums, verify_checksums
 from train.errors import CheckpointError
+from train.resharding import fits, resharded
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine  # it looks for its device when it is imported
 
 TAG = "deepspeed"
+PARTIAL, WHOLE = ".partial", ".universal"  # being written, and being read by other workers
+UNFINISHED = (PARTIAL, WHOLE)
+SET_ASIDE = (".damaged", ".diverged")
 
 
 @dataclass
@@ -59,9 +65,9 @@ def save(
         keep: newest checkpoints kept.
     """
     path = path_of(run_dir, progress.step)
-    partial = path.with_suffix(".partial")
+    partial = path.with_suffix(PARTIAL)
     if dist.get_rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove_unfinished(run_dir)
     dist.barrier()
     engine.save_checkpoint(
         str(partial), tag=TAG, client_state=asdict(progress), exclude_frozen_parameters=frozen
@@ -74,6 +80,7 @@ def save(
         for old in checkpoints(run_dir)[keep:]:
             if steps_in(old) != progress.best_step:
                 shutil.rmtree(old)
+        remove_set_aside(run_dir, progress.step)
     dist.barrier()
 
 
@@ -93,9 +100,13 @@ def resume(engine: DeepSpeedEngine, run_dir: Path, frozen: bool) -> Progress:
 
 
 def load(engine: DeepSpeedEngine, path: Path, frozen: bool) -> Progress:
-    """Load a checkpoint and return its progress."""
+    """Load a checkpoint, also one of another number of workers, and return its progress."""
     state: dict[str, Any]
-    _, state = engine.load_checkpoint(str(path), tag=TAG, load_module_strict=not frozen)
+    whole: AbstractContextManager[Path] = nullcontext(path)
+    if not fits(path / TAG):
+        whole = resharded(engine, path / TAG, path.with_suffix(WHOLE))
+    with whole as folder:
+        _, state = engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=not frozen)
     return Progress(**{field.name: state[field.name] for field in fields(Progress)})
 
 
@@ -112,7 +123,7 @@ def checkpoints(run_dir: Path) -> list[Path]:
 
 def steps_in(checkpoint: Path) -> int:
     """Return the number of steps that a checkpoint's name says."""
-    return int(checkpoint.name.removeprefix("step-"))
+    return int(checkpoint.stem.removeprefix("step-"))
 
 
 def find_intact(run_dir: Path) -> tuple[int, list[str]]:
@@ -151,6 +162,23 @@ def set_aside(checkpoint: Path, reason: str) -> Path:
     aside = checkpoint.with_suffix(f".{reason}")
     shutil.rmtree(aside, ignore_errors=True)
     return checkpoint.rename(aside)
+
+
+def remove_set_aside(run_dir: Path, step: int) -> None:
+    """Remove damaged and diverged checkpoints up to a step that the run has done well."""
+    for aside in _with_suffix(run_dir, SET_ASIDE):
+        if steps_in(aside) <= step:
+            shutil.rmtree(aside)
+
+
+def remove_unfinished(run_dir: Path) -> None:
+    """Remove what a worker that was killed or had no space left half written."""
+    for unfinished in _with_suffix(run_dir, UNFINISHED):
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _with_suffix(run_dir: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    return [path for path in _place(run_dir).glob("step-*") if path.suffix in suffixes]
 
 
 def _place(run_dir: Path) -> Path:

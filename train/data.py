@@ -230,11 +230,13 @@ def batches(
 ) -> Iterator[Batch]:
     """Return one worker's batches, an endless iterator, from micro-step `start_step` on.
 
-    Step k is a function of (dataset, seed, k, batch size or tokens, world_size) alone, so a run
-    that starts at k continues exactly the one that stopped there. One shuffled pass over the rows
-    follows another, each row once per pass; a step may span two passes, so no row is left over.
-    Within a pass no two workers get the same row. With `padding` the rows of a step have similar
-    lengths; with `trainer.batch_tokens`, too, a batch holds as many as fit, padding counted.
+    Step k is a function of (dataset, seed, k, batch size or tokens, accumulation, world_size)
+    alone, so a run that starts at k continues exactly the one that stopped there. With batch_size
+    the rows of an optimiser step depend on the global batch alone, however many workers and
+    micro-steps share it. One shuffled pass over the rows follows another, each row once per pass; a
+    step may span two passes, so no row is left over. Within a pass no two workers get the same row.
+    With `padding` the rows of a step have similar lengths; with `trainer.batch_tokens`, too, a
+    batch holds as many as fit, padding counted.
 
     Returns:
         Tensors input_ids, attention_mask and labels, each (B, T), padded on the right; T is the
@@ -258,7 +260,8 @@ def batches(
         tokens, seed = trainer.batch_tokens, trainer.seed
         rows_of = steps_by_tokens(dataset, passes, world_size, tokens, seed)
     elif data.batching == "padding":
-        rows_of = _shared(_by_length(dataset, passes, together, trainer.seed), world_size)
+        by_length = _by_length(dataset, passes, together, trainer.accumulation, trainer.seed)
+        rows_of = _shared(by_length, world_size)
     else:
         rows_of = _shared(_in_order(passes, together), world_size)
     return (
@@ -315,22 +318,32 @@ def _in_order(passes: Callable[[int, int], list[int]], together: int) -> Callabl
 
 
 def _by_length(
-    dataset: list[Row], passes: Callable[[int, int], list[int]], together: int, seed: int
+    dataset: list[Row],
+    passes: Callable[[int, int], list[int]],
+    together: int,
+    accumulation: int,
+    seed: int,
 ) -> Callable[[int], list[int]]:
-    """Return a function: row numbers of a step whose rows have similar lengths.
+    """Return a function: row numbers of a micro-step whose rows have similar lengths.
 
-    It sorts as many rows of the passes as make whole steps, and shuffles these steps.
+    It sorts as many rows of the passes as make whole global batches, and shuffles these, so that
+    which rows an optimiser step has depends on the size of the global batch alone.
     """
-    steps = len(dataset) // together
+    whole = together * accumulation
+    steps = max(1, len(dataset) // whole)
 
     @lru_cache(maxsize=1)
     def groups(number: int) -> list[list[int]]:
-        taken = passes(number * steps * together, (number + 1) * steps * together)
-        sorted_groups = groups_by_length([dataset[i] for i in taken], together)
+        taken = passes(number * steps * whole, (number + 1) * steps * whole)
+        sorted_groups = groups_by_length([dataset[i] for i in taken], whole)
         random.Random(f"{seed}:{number}:steps").shuffle(sorted_groups)
         return [[taken[i] for i in group] for group in sorted_groups]
 
-    return lambda step: groups(step // steps)[step % steps]
+    def rows_of(micro_step: int) -> list[int]:
+        step, part = divmod(micro_step, accumulation)
+        return groups(step // steps)[step % steps][part * together : (part + 1) * together]
+
+    return rows_of
 
 
 def collate(rows: Iterable[Row], pad_id: int) -> Batch:

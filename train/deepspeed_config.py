@@ -11,11 +11,12 @@ def deepspeed_config(deepspeed: DeepSpeedConfig, trainer: TrainerConfig) -> dict
     """Build the config for `deepspeed.initialize` and transformers' `HfDeepSpeedConfig`.
 
     The optimiser and the schedule are ours (torch's), so that no DeepSpeed kernel is compiled.
+    Without ZeRO the optimiser clips, too (`train.plain_adamw`).
     """
     return {
         "train_micro_batch_size_per_gpu": trainer.batch_size,
         "gradient_accumulation_steps": trainer.accumulation,
-        "gradient_clipping": trainer.max_grad_norm,
+        "gradient_clipping": trainer.max_grad_norm if deepspeed.zero_stage else 0.0,
         "bf16": {"enabled": trainer.precision == "bf16"},
         "torch_autocast": {
             "enabled": trainer.precision == "mixed",
@@ -38,7 +39,16 @@ def _zero(deepspeed: DeepSpeedConfig) -> dict[str, Any]:
     if deepspeed.zero_stage == 3:
         zero["stage3_prefetch_bucket_size"] = deepspeed.bucket_size
     if deepspeed.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+        zero["offload_optimizer"] = _place(deepspeed)
     if deepspeed.offload_parameters:
-        zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+        zero["offload_param"] = _place(deepspeed)
+        if deepspeed.nvme_path is not None:
+            zero["offload_param"]["buffer_size"] = deepspeed.buffer_size
     return zero
+
+
+def _place(deepspeed: DeepSpeedConfig) -> dict[str, Any]:
+    """Return the place of what is offloaded."""
+    if deepspeed.nvme_path is None:
+        return {"device": "cpu", "pin_memory": True}
+    return {"device": "nvme", "nvme_path": deepspeed.nvme_path, "pin_memory": True}

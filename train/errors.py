@@ -23,6 +23,14 @@ class StoppedError(TrainingError):
     """A run that was asked to end early, and has saved what it did."""
 
 
+class FullDiskError(TrainingError):
+    """A run's folder that cannot be written any further."""
+
+
+class WorkersFailedError(TrainingError):
+    """Workers that failed more often than `trainer.max_failures` allows."""
+
+
 class ExportError(TrainingError):
     """An exported model that computes something else than the trained one."""
 

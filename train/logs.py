@@ -14,6 +14,7 @@ from ray.train import UserCallback
 
 from train import metrics
 from train.errors import FINAL
+from train.failures import reason
 
 
 class RecordFailures(UserCallback):
@@ -32,9 +33,7 @@ class RecordFailures(UserCallback):
         for rank, error in sorted(worker_exceptions.items()):
             if isinstance(error, FINAL):
                 raise error
-            reason = str(error).partition("\n")[0].partition(". ")[0]  # Ray explains at length
-            failure = f"worker {rank}: {type(error).__name__}: {reason}"
-            metrics.append(self.run_dir, {"failure": failure})
+            metrics.append(self.run_dir, {"failure": f"worker {rank}: {reason(error)}"})
 
 
 class RecordWarnings(logging.Handler):

@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any, cast
 
 import ray
-from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 from rich.console import Console
 
 from cluster.session import ray_session
-from llamahome.config import ConfigError, TrainRoot
+from llamahome.config import ConfigError, TrainerConfig, TrainRoot
 from llamahome.models import ModelManager
 from train import metrics
 from train.callbacks import Callback, calling, check_callbacks
 from train.checkpoint import find_intact
 from train.errors import FINAL, MemoryFullError, StoppedError
+from train.failures import explain, record_end
+from train.full_disk import full_disk_ends
 from train.logs import RecordFailures
 from train.micro_batches import halve
 from train.preflight import check_cluster, check_machine
@@ -28,7 +30,7 @@ from train.progress import plain_console, show_progress
 from train.run import Run, dense_stage, prepare_run, second_stage
 from train.runs.environment import write_environment
 from train.runs.plots import draw_after_run
-from train.stopping import ctrl_c_saves, in_a_thread, request_stop
+from train.stopping import in_a_thread, request_stop, signals_save
 from train.tracking import track
 
 # The controller notices late that workers have failed or ended: it polls every two seconds.
@@ -101,10 +103,10 @@ class TrainingPipeline:
 
         Raises:
             ConfigError, DataError, ModelError: before any worker starts, with what to change.
-            StoppedError: after Ctrl-C, `stop`, or a callback that stops it.
+            StoppedError: after Ctrl-C, SIGTERM, `stop`, or a callback that stops it.
             TrainingError: for damaged checkpoints, before any worker starts; for a run that
-                diverges or exports something else than it trained, without a restart.
-            ray.train.TrainingFailedError: after `trainer.max_failures` restarts.
+                diverges, has no space left or exports something else than it trained, without a
+                restart; for workers that failed, after `trainer.max_failures` restarts.
         """
         if self.root.cluster.address == "local" and not ray.is_initialized():
             check_machine(self.root.trainer, self.root.cluster)
@@ -146,8 +148,12 @@ class TrainingPipeline:
         self.console.print(_headline(run))
         write_environment(run.directory)
         try:
-            while not self._fits(run):
-                pass
+            with full_disk_ends(run.directory):
+                while not self._fits(run):
+                    pass
+        except FINAL as error:
+            record_end(run.directory, error)
+            raise
         finally:
             draw_after_run(run.directory)
         return _result(run)
@@ -173,16 +179,16 @@ class TrainingPipeline:
             have = ray.cluster_resources()  # type: ignore[no-untyped-call]
             if waiting := check_cluster(run.root.trainer, run.root.cluster, have):
                 self.console.print(waiting)
-            with ctrl_c_saves(directory, self.console):
+            with signals_save(directory, self.console):
                 self._current = run
                 if self._stopping:
                     request_stop(directory)
-                stopped_at = in_a_thread(partial(_until_done, _trainer(run)))
-            if stopped_at is not None:
-                raise StoppedError(
-                    f"stopped after step {stopped_at} and saved; trainer.run_name={run.name} goes "
-                    "on from it"
-                )
+                stopped_at = in_a_thread(partial(_until_done, run))
+        if stopped_at is not None:
+            raise StoppedError(
+                f"stopped after step {stopped_at} and saved; trainer.run_name={run.name} goes on "
+                "from it"
+            )
 
 
 def _headline(run: Run) -> str:
@@ -198,21 +204,18 @@ def _session(root: TrainRoot) -> AbstractContextManager[None]:
     """Return a Ray session for this run, or none where the caller has opened one."""
     if ray.is_initialized():
         return nullcontext()
-    cpus = root.trainer.num_workers * root.trainer.cpus_per_worker
+    trainer = root.trainer
+    cpus = (trainer.min_workers or trainer.num_workers) * trainer.cpus_per_worker
     return ray_session(root.cluster, min_cpus=cpus, env=RAY_ENV)
 
 
-def _until_done(trainer: TorchTrainer) -> int | None:
+def _until_done(run: Run) -> int | None:
     """Train, and return the steps done if the driver has asked for the end."""
     try:
-        return cast("int | None", trainer.fit().return_value)  # type: ignore[attr-defined]  # of V2
-    except ControllerError as error:
-        failure: Exception = error
-        while isinstance(failure, ControllerError):
-            failure = failure.controller_failure
-        if isinstance(failure, FINAL):
-            raise failure from None
-        raise
+        result = _trainer(run).fit()
+    except TrainingFailedError as error:
+        raise explain(error, run.directory) from None
+    return cast("int | None", result.return_value)  # type: ignore[attr-defined]  # of V2
 
 
 def _work(config: dict[str, Any]) -> int | None:
@@ -233,7 +236,7 @@ def _trainer(run: Run) -> TorchTrainer:
         },
         torch_config=TorchConfig(backend="nccl" if trainer.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=trainer.num_workers,
+            num_workers=_workers(trainer),  # type: ignore[arg-type]
             use_gpu=trainer.use_gpu,
             resources_per_worker=resources,
         ),
@@ -248,6 +251,13 @@ def _trainer(run: Run) -> TorchTrainer:
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
+
+
+def _workers(trainer: TrainerConfig) -> int | tuple[int, int]:
+    """Return the number of workers, for an elastic run the fewest and the most."""
+    if trainer.min_workers is None:
+        return trainer.num_workers
+    return trainer.min_workers, trainer.num_workers
 
 
 def _result(run: Run) -> TrainingResult:

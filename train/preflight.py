@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -57,17 +58,18 @@ def check_cluster(
 
 def _lacking(trainer: TrainerConfig, have: Mapping[str, float]) -> str | None:
     """Return one line on the CPUs or GPUs that a run asks for and Ray does not have."""
-    workers, each = trainer.num_workers, trainer.cpus_per_worker
+    workers, each = trainer.min_workers or trainer.num_workers, trainer.cpus_per_worker
+    name = "trainer.num_workers" if trainer.min_workers is None else "trainer.min_workers"
     cpus, gpus = int(have.get("CPU", 0)), int(have.get("GPU", 0))
     if trainer.use_gpu and gpus < workers:
-        cure = f"set trainer.num_workers={gpus}" if gpus else "set trainer.use_gpu=false"
+        cure = f"set {name}={gpus}" if gpus else "set trainer.use_gpu=false"
         return (
-            f"trainer.use_gpu=true with trainer.num_workers={workers} needs {workers} GPUs, and "
+            f"trainer.use_gpu=true with {name}={workers} needs {workers} GPUs, and "
             f"there are {gpus}; {cure}"
         )
     if workers * each > cpus:
         return (
-            f"trainer.num_workers={workers} with trainer.cpus_per_worker={each} needs "
+            f"{name}={workers} with trainer.cpus_per_worker={each} needs "
             f"{workers * each} CPUs, and there are {cpus}; lower one of them, or let workers of a "
             f"local Ray share CPUs with cluster.num_cpus={workers * each}"
         )
@@ -89,9 +91,54 @@ def check_model(root: TrainRoot, chain: list[Path]) -> None:
         )
     if root.trainer.method == "lora":
         check_targets(model, root.trainer.lora)
+    _check_engine(root, model)
     shape = ModelShape.of(model)
     root.policy.check_model(shape.num_layers, shape.num_kv_heads)
     choose_policy(root.policy, None, model, chain[0], new_weights=True)
+
+
+def _check_engine(root: TrainRoot, model: PreTrainedModel) -> None:
+    """Check what DeepSpeed and torch compile or read and write in this run."""
+    deepspeed, trainer = root.deepspeed, root.trainer
+    if deepspeed.compile and not trainer.use_gpu and not shutil.which(os.environ.get("CXX", "g++")):
+        raise ConfigError(
+            "deepspeed.compile=true: on a CPU torch.compile needs a C++ compiler, and there is no "
+            "g++; install it, name another one in the environment variable CXX, or set it to false"
+        )
+    if deepspeed.nvme_path is None:
+        return
+    check_nvme(deepspeed.nvme_path, root.cluster.address == "local")
+    largest = max(parameter.numel() for parameter in model.parameters())
+    shard = -(-largest // (trainer.min_workers or trainer.num_workers))
+    if deepspeed.offload_parameters and shard > deepspeed.buffer_size:
+        raise ConfigError(
+            f"deepspeed.buffer_size={deepspeed.buffer_size}: a worker's share of the largest "
+            f"parameter has {shard} elements; set it to at least that"
+        )
+
+
+def check_nvme(path: str, here: bool) -> None:
+    """Check that DeepSpeed can read and write asynchronously.
+
+    Args:
+        path: the folder that is read and written.
+        here: workers run on this machine.
+
+    Raises:
+        ConfigError: without libaio, or for a folder on this machine that cannot be written.
+    """
+    from deepspeed.ops.op_builder import AsyncIOBuilder  # rarely needed, and seconds to import
+
+    if not AsyncIOBuilder().is_compatible(verbose=False):
+        raise ConfigError(
+            f"deepspeed.nvme_path={path!r}: DeepSpeed's async_io operator needs libaio and its "
+            "headers; install them (Debian and Ubuntu: libaio-dev), or leave nvme_path out"
+        )
+    if here and not os.access(path, os.W_OK):
+        raise ConfigError(
+            f"deepspeed.nvme_path={path!r} is no folder that can be written; create it, or name "
+            "another one"
+        )
 
 
 def _without_weights(folder: Path) -> PreTrainedModel:

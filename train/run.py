@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -11,7 +12,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from llamahome.config import ConfigError, ModelConfig, PolicyConfig, TrainRoot
+from llamahome.config import ConfigError, ModelConfig, PolicyConfig, TrainerConfig, TrainRoot
 from llamahome.config.fixed import changed_keys
 from llamahome.config.policy import CARRIED, rescaled
 from llamahome.data import DataError
@@ -172,12 +173,36 @@ def _check_same(started: dict[str, Any], asked: TrainRoot, directory: Path) -> N
         for key, value, before in changed_keys(asked, started)
         if asked.trainer.method == "lora" or not key.startswith("trainer.lora.")
     ]
+    if other := _other_batches(started, asked.trainer):
+        raise ConfigError(f"trainer.run_name={directory.name!r}: {other}")
     if different:
         raise ConfigError(
             f"trainer.run_name={directory.name!r} exists and was started with another config: "
             f"{', '.join(different)}. Choose a new trainer.run_name, set these back to resume, "
             f"or remove {directory}"
         )
+
+
+def _other_batches(started: dict[str, Any], asked: TrainerConfig) -> str | None:
+    """Return one line on a global batch, or held-out rows, of another size than at the start."""
+    before = {**asdict(asked), **started.get("trainer", {})}
+    if asked.batch_tokens is not None:
+        for name in ("num_workers", "accumulation"):
+            if getattr(asked, name) != before[name]:
+                return (
+                    f"trainer.{name}={getattr(asked, name)}: with trainer.batch_tokens the rows of "
+                    f"a step depend on it; set trainer.{name}={before[name]}"
+                )
+        return None
+    for name, what in (("accumulation", "global batches"), ("eval_batches", "held-out rows")):
+        factors = {key: getattr(asked, key) for key in ("num_workers", "batch_size", name)}
+        size, was = math.prod(factors.values()), math.prod(before[key] for key in factors)
+        if size != was:
+            spelled = " ".join(f"trainer.{key}={value}" for key, value in factors.items())
+            needed, rest = divmod(was * factors[name], size)
+            cure = "choose numbers whose product it is" if rest else f"set trainer.{name}={needed}"
+            return f"{spelled} make {what} of {size}, and the run has {was}; {cure}"
+    return None
 
 
 def _new(runs_dir: Path, root: TrainRoot) -> Path:

@@ -1,4 +1,4 @@
-"""Ctrl-C: once, the workers save a checkpoint and the run ends; twice, it ends at once."""
+"""Ctrl-C and SIGTERM: once, the workers save and the run ends; a second one ends it at once."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import torch.distributed as dist
 from rich.console import Console
 
 Value = TypeVar("Value")
+AGAIN: dict[int, str] = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 REQUEST = "stop"  # a file in the run's folder: only the folder connects driver and workers
 
 
@@ -30,10 +31,11 @@ def forget_request(run_dir: Path) -> None:
 
 
 @contextmanager
-def ctrl_c_saves(run_dir: Path, console: Console) -> Iterator[None]:
-    """Turn the first Ctrl-C of the block into a request to the workers, the second into an error.
+def signals_save(run_dir: Path, console: Console) -> Iterator[None]:
+    """Turn the first Ctrl-C or SIGTERM of the block into a request to the workers.
 
-    A caller in another thread than the main one handles Ctrl-C itself.
+    The second one leaves. SIGTERM is what a scheduler sends before it takes a machine away. A
+    caller in another thread than the main one handles signals itself.
     """
     request = run_dir / REQUEST
     forget_request(run_dir)  # left by a driver that was killed
@@ -43,15 +45,16 @@ def ctrl_c_saves(run_dir: Path, console: Console) -> Iterator[None]:
 
     def ask(signum: int, frame: FrameType | None) -> None:
         if request.exists():
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signum)
         request_stop(run_dir)
-        console.print("saving a checkpoint before leaving; Ctrl-C again leaves at once")
+        console.print(f"saving a checkpoint before leaving; {AGAIN[signum]} again leaves at once")
 
-    before = signal.signal(signal.SIGINT, ask)
+    before = {signum: signal.signal(signum, ask) for signum in AGAIN}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for signum, handler in before.items():
+            signal.signal(signum, handler or signal.SIG_DFL)
         forget_request(run_dir)
 
 

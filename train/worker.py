@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,18 +19,22 @@ from torch import nn
 from transformers import get_scheduler, set_seed
 
 from llamahome.attention import HybridAttention, Policy
-from llamahome.config import TrainerConfig, TrainRoot
+from llamahome.config import ModelConfig, TrainerConfig, TrainRoot
 from train import checkpoint, metrics
 from train.anneal import policy_at
+from train.compiling import compile_around_attention
 from train.data import Datasets, batches, build_datasets, eval_batches
 from train.deepspeed_config import deepspeed_config
 from train.divergence import DivergenceGuard
 from train.export import export_model
+from train.full_disk import full_disk_ends
 from train.logs import record_warnings
 from train.meter import Meter
 from train.micro_batches import parts_of
 from train.model import POLICY_MODULE, bare_model, prepare_model
 from train.objectives import build_objective
+from train.plain_adamw import PlainAdamW
+from train.resharding import for_workers
 from train.samples import Sampler, build_prompts
 from train.step import evaluate, train_step
 from train.stopping import is_asked_to_stop
@@ -44,12 +50,20 @@ def run_worker(config: dict[str, Any]) -> int | None:
     """
     root: TrainRoot = config["root"]
     run_dir = Path(config["run_dir"])
+    with full_disk_ends(run_dir):
+        return _work(root, run_dir, config["policy_model"])
+
+
+def _work(root: TrainRoot, run_dir: Path, policy_model: ModelConfig) -> int | None:
     prepare_process(root.trainer)
+    root = replace(root, trainer=for_workers(root.trainer, dist.get_world_size()))
     if dist.get_rank() == 0:
         record_warnings(run_dir)
     settings = deepspeed_config(root.deepspeed, root.trainer)
-    model, policy, tokenizer = prepare_model(root, settings, config["policy_model"])
+    model, policy, tokenizer = prepare_model(root, settings, policy_model)
     engine = start_engine(model, root.trainer, settings)
+    if root.deepspeed.compile:
+        compile_around_attention(engine)
     data = build_datasets(root.data, tokenizer, root.trainer.seed)
     prompts = build_prompts(root.trainer, data, tokenizer)
     sampler = Sampler(engine, policy, prompts, tokenizer, root.trainer.sample_tokens)
@@ -59,6 +73,8 @@ def run_worker(config: dict[str, Any]) -> int | None:
     if not training.until_done():
         return training.progress.step
     export_model(engine, tokenizer, root, run_dir, data.eval[0]["input_ids"])
+    if training.rank == 0:
+        checkpoint.remove_set_aside(run_dir, root.trainer.steps)
     return None
 
 
@@ -213,7 +229,9 @@ def start_engine(
     model: nn.Module, trainer: TrainerConfig, settings: dict[str, Any]
 ) -> DeepSpeedEngine:
     """Put DeepSpeed around the model, with AdamW, a warm-up and the schedule that follows it."""
-    optimizer = torch.optim.AdamW(
+    zero = settings["zero_optimization"]["stage"] > 0
+    kind = torch.optim.AdamW if zero else partial(PlainAdamW, max_grad_norm=trainer.max_grad_norm)
+    optimizer = kind(
         parameter_groups(model, trainer),
         lr=trainer.learning_rate,
         weight_decay=trainer.weight_decay,

@@ -48,6 +48,13 @@ class TrainRoot:
             self.trainer.batch_tokens,
             "rows that are packed are full; set data.batching=padding, or trainer.batch_size",
         )
+        require(
+            self.deepspeed.zero_stage > 0 or self.trainer.precision != "bf16",
+            "deepspeed.zero_stage",
+            self.deepspeed.zero_stage,
+            "with trainer.precision=bf16 DeepSpeed's losses are off there; set zero_stage to 1, 2 "
+            "or 3, or trainer.precision to mixed or fp32",
+        )
         for name in ("offload_optimizer", "offload_parameters"):
             require(
                 self.trainer.use_gpu or not getattr(self.deepspeed, name),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from llamahome.config.checks import above, at_least, fraction, one_of, require
@@ -59,9 +60,11 @@ class TrainerConfig:
         steps: optimiser steps; with dense_steps, those of the second stage.
         dense_steps: steps of a first stage without eviction. Its model, run RUN_NAME-dense, is the
             one that the second stage trains under the policy, and its teacher. 0 has one stage.
-        batch_size: sequences per worker and micro-step.
+        batch_size: sequences per worker and micro-step. A resumed run may change it, accumulation
+            and num_workers, as long as their product, the global batch, stays.
         batch_tokens: tokens in a micro-batch, padding counted; it then holds as many rows of
-            similar length as fit, in place of batch_size. It needs data.batching=padding.
+            similar length as fit, in place of batch_size. It needs data.batching=padding, and a
+            resumed run needs as many workers.
         accumulation: micro-steps per optimiser step.
         objective: `cross_entropy`; or, for pairs of answers, `dpo`, whose reference is the model
             without its adapters, or `orpo`.
@@ -81,6 +84,8 @@ class TrainerConfig:
         precision: fp32, mixed (fp32 weights, linear layers multiply in bf16) or bf16 (DeepSpeed's
             bf16 with fp32 master weights).
         num_workers: processes, each of which takes cpus_per_worker CPUs and, with use_gpu, one GPU.
+        min_workers: elastic: a run goes on with as few of them when nodes are lost, and with more
+            when nodes come; the global batch stays. None always waits for num_workers.
         eval_every, checkpoint_every: optimiser steps between two; 0 only at the end.
         eval_batches: held-out batches per evaluation and worker.
         sample_prompts: user turns that the model answers at each evaluation, under the policy;
@@ -99,9 +104,9 @@ class TrainerConfig:
     export: str = "merged"
     steps: int = 200
     dense_steps: int = fixed(0)
-    batch_size: int = fixed(1)
+    batch_size: int = 1
     batch_tokens: int | None = fixed(None)
-    accumulation: int = fixed(1)
+    accumulation: int = 1
     learning_rate: float = fixed(2e-5)
     policy_learning_rate: float | None = fixed(None)
     warmup_steps: int = fixed(10)
@@ -119,11 +124,12 @@ class TrainerConfig:
     precision: str = fixed("fp32")
     gradient_checkpointing: bool = False
     seed: int = fixed(0)
-    num_workers: int = fixed(2)
+    num_workers: int = 2
+    min_workers: int | None = None
     cpus_per_worker: int = 1
     use_gpu: bool = False
     eval_every: int = 50
-    eval_batches: int = fixed(8)
+    eval_batches: int = 8
     sample_prompts: list[str] = field(default_factory=list)
     sample_held_out: int = 0
     sample_tokens: int = 64
@@ -217,6 +223,7 @@ class TrainerConfig:
             self.early_stopping_patience,
             "it counts evaluations, so it needs trainer.eval_every above 0",
         )
+        self._check_elastic()
         if self.run_name is not None:
             require(
                 bool(self.run_name) and "/" not in self.run_name and self.run_name[0] != ".",
@@ -225,29 +232,82 @@ class TrainerConfig:
                 "it names one folder: no slash, no leading dot, not empty",
             )
 
+    def _check_elastic(self) -> None:
+        """Refuse numbers of workers that cannot share a global batch equally."""
+        if self.min_workers is None:
+            return
+        require(
+            1 <= self.min_workers <= self.num_workers,
+            "trainer.min_workers",
+            self.min_workers,
+            f"it must lie between 1 and trainer.num_workers={self.num_workers}",
+        )
+        require(
+            self.batch_tokens is None,
+            "trainer.batch_tokens",
+            self.batch_tokens,
+            "its steps depend on the number of workers; set trainer.min_workers=null",
+        )
+        share = math.lcm(*range(self.min_workers, self.num_workers + 1)) // self.num_workers
+        for name in ("accumulation", "eval_batches"):
+            value = getattr(self, name)
+            require(
+                value % share == 0,
+                f"trainer.{name}",
+                value,
+                f"with trainer.min_workers={self.min_workers}, {self.min_workers} to "
+                f"{self.num_workers} workers share a global batch; make it a multiple of {share}",
+            )
+
 
 @dataclass(kw_only=True)
 class DeepSpeedConfig:
-    """ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054).
+    """ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054), by DeepSpeed's own names where it has them.
 
     Attributes:
-        zero_stage: 1 shards optimiser state, 2 gradients too, 3 parameters too.
-        offload_optimizer: keep optimiser state in host memory (GPU runs).
-        offload_parameters: keep parameters in host memory (GPU runs, stage 3).
+        zero_stage: 0 shards nothing, 1 optimiser state, 2 gradients too, 3 parameters too.
+        offload_optimizer: keep optimiser state outside the GPU's memory.
+        offload_parameters: keep parameters outside the GPU's memory (stage 3).
+        nvme_path: folder on a local NVMe disk of every node for what is offloaded (ZeRO-Infinity,
+            arXiv 2104.07857; stage 3); None keeps that in host memory.
+        buffer_size: elements of the buffers through which a parameter's shard moves to the disk.
         bucket_size: elements reduced or gathered at a time.
+        compile: compile the model with torch.compile, through DeepSpeed's `engine.compile`.
     """
 
     zero_stage: int = fixed(2)
     offload_optimizer: bool = False
     offload_parameters: bool = False
+    nvme_path: str | None = None
+    buffer_size: int = 100_000_000
     bucket_size: int = 50_000_000
+    compile: bool = False
 
     def __post_init__(self) -> None:
-        one_of("deepspeed.zero_stage", self.zero_stage, (1, 2, 3))
+        one_of("deepspeed.zero_stage", self.zero_stage, (0, 1, 2, 3))
         at_least("deepspeed.bucket_size", self.bucket_size, 1)
+        at_least("deepspeed.buffer_size", self.buffer_size, 1)
+        require(
+            not self.offload_optimizer or self.zero_stage > 0,
+            "deepspeed.offload_optimizer",
+            self.offload_optimizer,
+            "deepspeed.zero_stage=0 keeps all of it on every worker; set zero_stage to 1, 2 or 3",
+        )
         require(
             not self.offload_parameters or self.zero_stage == 3,
             "deepspeed.offload_parameters",
             self.offload_parameters,
             "parameters are only sharded, and so offloaded, under deepspeed.zero_stage=3",
+        )
+        require(
+            self.nvme_path is None or self.zero_stage == 3,
+            "deepspeed.nvme_path",
+            self.nvme_path,
+            "DeepSpeed offloads to a disk under deepspeed.zero_stage=3 alone",
+        )
+        require(
+            self.nvme_path is None or self.offload_optimizer or self.offload_parameters,
+            "deepspeed.nvme_path",
+            self.nvme_path,
+            "set deepspeed.offload_optimizer or offload_parameters, or leave it out",
         )

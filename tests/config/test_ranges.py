@@ -58,6 +58,7 @@ RULES: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
     "trainer.neftune_alpha": ([-1.0, float("inf")], [0.0, 5.0], {}),
     "trainer.accumulation": ([0], [1], {}),
     "trainer.num_workers": ([0], [1], {}),
+    "trainer.min_workers": ([0, 3], [1, 2, None], {"trainer.num_workers": 2}),
     "trainer.cpus_per_worker": ([0], [1], {}),
     "trainer.seed": ([-1], [0], {}),
     "trainer.warmup_steps": ([-1], [0], {}),
@@ -94,7 +95,9 @@ RULES: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
     "trainer.lora.alpha": ([0], [1], {}),
     "trainer.lora.dropout": ([-0.1, 1.0], [0.0, 0.9], {}),
     "trainer.lora.target_modules": ([[], [""], [["q_proj"]], [{"a": 1}]], [["q_proj"]], {}),
-    "deepspeed.zero_stage": ([0, 4], [1, 2, 3], {}),
+    "deepspeed.zero_stage": ([-1, 4], [0, 1, 2, 3], {}),
+    "deepspeed.nvme_path": (["/nvme"], [None], {}),
+    "deepspeed.buffer_size": ([0], [1], {}),
     "deepspeed.bucket_size": ([0], [1], {}),
     "deepspeed.offload_parameters": ([True], [False], {"deepspeed.zero_stage": 2}),
     "deepspeed.offload_optimizer": ([True], [False], {"trainer.use_gpu": False}),
@@ -258,6 +261,40 @@ def test_parameters_are_offloaded_under_zero_3_alone():
     with pytest.raises(ConfigError, match=r"deepspeed\.offload_parameters=True .*zero_stage=3"):
         config.DeepSpeedConfig(zero_stage=2, offload_parameters=True)
     assert config.DeepSpeedConfig(zero_stage=3, offload_parameters=True).offload_parameters
+
+
+def test_a_disk_is_for_what_zero_3_offloads():
+    with pytest.raises(ConfigError, match=r"deepspeed\.nvme_path='/n' .*offload_optimizer or"):
+        config.DeepSpeedConfig(zero_stage=3, nvme_path="/n")
+    with pytest.raises(ConfigError, match=r"deepspeed\.nvme_path='/n' .*zero_stage=3 alone"):
+        config.DeepSpeedConfig(zero_stage=2, offload_optimizer=True, nvme_path="/n")
+    assert config.DeepSpeedConfig(zero_stage=3, offload_optimizer=True, nvme_path="/n").nvme_path
+
+
+def test_without_zero_nothing_is_offloaded_and_bf16_is_refused():
+    with pytest.raises(ConfigError, match=r"deepspeed\.offload_optimizer=True .*zero_stage to 1"):
+        config.DeepSpeedConfig(zero_stage=0, offload_optimizer=True)
+    with pytest.raises(ConfigError, match=r"deepspeed\.zero_stage=0 .*trainer\.precision=bf16"):
+        TrainRoot(
+            deepspeed=config.DeepSpeedConfig(zero_stage=0),
+            trainer=config.TrainerConfig(precision="bf16"),
+        )
+
+
+@pytest.mark.parametrize(
+    ("trainer", "named"),
+    [
+        ({"num_workers": 4, "min_workers": 3}, r"trainer\.accumulation=1 .* a multiple of 3"),
+        (
+            {"num_workers": 4, "min_workers": 3, "accumulation": 3},
+            r"trainer\.eval_batches=8 .* a multiple of 3",
+        ),
+    ],
+)
+def test_every_number_of_elastic_workers_shares_the_global_batch(trainer, named):
+    with pytest.raises(ConfigError, match=named):
+        config.TrainerConfig(**trainer)
+    config.TrainerConfig(num_workers=4, min_workers=3, accumulation=3, eval_batches=6)
 
 
 def test_every_rule_has_a_case():

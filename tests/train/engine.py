@@ -28,15 +28,23 @@ QUIET = [
 @contextmanager
 def one_worker(meet: Path) -> Iterator[None]:
     """Make this process the only worker of a run."""
+    with worker(meet, rank=0, workers=1):
+        yield
+
+
+@contextmanager
+def worker(meet: Path, rank: int, workers: int) -> Iterator[None]:
+    """Make this process one worker of a run; they meet at the file `meet`."""
     import deepspeed
     import deepspeed.ops
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # compiled for a minute
-    dist.init_process_group("gloo", f"file://{meet}", rank=0, world_size=1)
+    dist.init_process_group("gloo", f"file://{meet}", rank=rank, world_size=workers)
     before = {name: os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(workers))
     try:
         deepspeed.init_distributed("gloo")
+        _number_from_zero()
         yield
     finally:
         dist.destroy_process_group()
@@ -44,6 +52,15 @@ def one_worker(meet: Path) -> Iterator[None]:
         importlib.reload(deepspeed.utils.groups)
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _number_from_zero() -> None:
+    """Forget how many models this process made: ZeRO-3 compares numbers between workers."""
+    from deepspeed.runtime.zero import Init
+    from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
+
+    Init.param_id = 0
+    DeepSpeedZeRoOffload._register_deepspeed_module.__defaults__[0][0] = 0
 
 
 def engine_for(root: TrainRoot) -> tuple[Any, Any]:

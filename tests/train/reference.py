@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, set_seed
 
 from llamahome.attention import HybridAttention, build_policy
 from llamahome.config import PolicyConfig, TrainRoot
 from train.data import Batch, batches, build_datasets, eval_batches
+from train.lora import add_adapters
 
 
 def load(folder: Path) -> PreTrainedModel:
@@ -22,17 +25,31 @@ def load(folder: Path) -> PreTrainedModel:
     return model
 
 
+def _to_train(root: TrainRoot, folder: Path) -> PreTrainedModel | PeftModel:
+    model = load(folder)
+    if root.trainer.method == "full":
+        return model
+    set_seed(root.trainer.seed)
+    return add_adapters(model, root.trainer.lora, str(folder))
+
+
 def training_losses(root: TrainRoot, folder: Path) -> list[float]:
     """Return the loss of each step of `root`, computed with torch's AdamW alone."""
-    model = load(folder).train()
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=root.trainer.weight_decay)
+    model = _to_train(root, folder).train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": root.trainer.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups)
     losses = []
     for step, rows in enumerate(_global_batches(root, folder)):
         loss = _mean_loss(model, rows, root.policy)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), root.trainer.max_grad_norm)
-        optimizer.param_groups[0]["lr"] = _learning_rate(root, step)
+        torch.nn.utils.clip_grad_norm_(trained, root.trainer.max_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = _learning_rate(root, step)
         optimizer.step()
         losses.append(loss.item())
     return losses
@@ -89,7 +106,7 @@ def _rows(batched: Iterable[Batch]) -> list[dict[str, Tensor]]:
 
 
 def _mean_loss(
-    model: PreTrainedModel, rows: list[dict[str, Tensor]], policy: PolicyConfig
+    model: PreTrainedModel | PeftModel, rows: list[dict[str, Tensor]], policy: PolicyConfig
 ) -> Tensor:
     attention = HybridAttention(build_policy(policy))
     total, count = torch.zeros(()), 0

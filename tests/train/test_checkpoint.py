@@ -103,3 +103,17 @@ def test_without_an_intact_one_the_cure_is_named_and_nothing_moves(saved: Path) 
         find_intact(saved)
     assert "\n" not in str(no.value)
     assert len(checkpoints(saved)) == 2
+
+
+def test_those_set_aside_go_when_the_run_has_passed_them(
+    saved: Path, root: TrainRoot, tmp_path: Path
+) -> None:
+    place = saved / "checkpoints"
+    for name in ("2.damaged", "6.diverged", "7.diverged", "5.partial", "5.universal"):
+        (place / f"step-00000{name}").mkdir()
+    with one_worker(tmp_path / "again"):
+        engine, _ = engine_for(root)
+        checkpoint.resume(engine, saved, frozen=False)
+        checkpoint.save(engine, saved, Progress(6, 60), frozen=False, keep=2)
+    left = sorted(path.name for path in place.iterdir())
+    assert left == ["step-000003", "step-000006", "step-000007.diverged"]

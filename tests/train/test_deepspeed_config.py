@@ -45,3 +45,21 @@ def test_offloading_goes_to_host_memory() -> None:
     deepspeed = DeepSpeedConfig(zero_stage=3, offload_optimizer=True, offload_parameters=True)
     zero = deepspeed_config(deepspeed, TrainerConfig(use_gpu=True))["zero_optimization"]
     assert zero["offload_optimizer"]["device"] == zero["offload_param"]["device"] == "cpu"
+
+
+def test_nvme_keys_are_those_of_deepspeed() -> None:
+    """DeepSpeed's own config takes them and refuses keys it does not know."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig  # it looks for its device
+
+    nvme = {"nvme_path": "/disk", "buffer_size": 7, "zero_stage": 3}
+    deepspeed = DeepSpeedConfig(offload_optimizer=True, offload_parameters=True, **nvme)
+    zero = DeepSpeedZeroConfig(**deepspeed_config(deepspeed, TrainerConfig())["zero_optimization"])
+    for offload in (zero.offload_optimizer, zero.offload_param):
+        assert (str(offload.device), str(offload.nvme_path)) == ("nvme", "/disk")
+    assert zero.offload_param.buffer_size == 7
+
+
+def test_without_zero_deepspeed_does_not_clip() -> None:
+    assert (
+        deepspeed_config(DeepSpeedConfig(zero_stage=0), TrainerConfig())["gradient_clipping"] == 0
+    )

@@ -16,7 +16,6 @@ from typing import Any
 
 import psutil
 import pytest
-from ray.train import TrainingFailedError
 from rich.console import Console
 from transformers import AutoTokenizer, LlamaForCausalLM
 
@@ -36,6 +35,7 @@ from tests.train.curves import logged
 from tests.train.reference import held_out_loss, training_losses
 from tests.train.waiting import PATIENT_ENV, run, run_dir, start, wait_for
 from train import ActiveRun, metrics, train_model
+from train.errors import WorkersFailedError
 from train.pipeline import RAY_ENV, TrainingResult
 from train.runs.environment import read_environment
 from train.sweeps.jobs import Job, State, build_sweep
@@ -160,7 +160,7 @@ def test_two_stages_resume_on_the_same_curves_wherever_they_are_killed(
     )
     for stage in (dense, root):
         training = killed_on_the_way(root, run_dir(stage))
-        assert isinstance(training.exception(), TrainingFailedError)
+        assert isinstance(training.exception(), WorkersFailedError)
         assert not (run_dir(stage) / "model").exists()
     written = (run_dir(dense) / "model" / "config.json").stat().st_mtime_ns
     result = run(root)

@@ -97,3 +97,40 @@ def test_attention_dropout_is_refused(root: TrainRoot, model_dir: Path, tmp_path
     )
     with pytest.raises(ModelError, match=r"attention_dropout=0\.1 is not supported"):
         check_model(root, [tmp_path])
+
+
+def test_a_disk_without_libaio_or_without_room_for_a_shard_is_refused(
+    root: TrainRoot, manager: ModelManager, tmp_path: Path
+) -> None:
+    """The machine decides which of the two is said first."""
+    asked = changed(
+        changed(root, "trainer", use_gpu=True),
+        "deepspeed",
+        zero_stage=3,
+        offload_parameters=True,
+        nvme_path=str(tmp_path),
+        buffer_size=1000,
+    )
+    with pytest.raises(
+        ConfigError, match=r"nvme_path=.* needs libaio|buffer_size=1000: .* has 4160 elements"
+    ) as refused:
+        prepare_run(asked, manager)
+    assert "\n" not in str(refused.value)
+    assert not Path(str(root.trainer.output_dir)).exists()
+
+
+def test_compiling_on_a_cpu_needs_a_compiler(
+    root: TrainRoot, manager: ModelManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = changed(root, "deepspeed", compile=True)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ConfigError, match=r"deepspeed\.compile=true: .* needs a C\+\+ compiler"):
+        prepare_run(compiled, manager)
+
+
+def test_an_elastic_run_needs_room_for_its_fewest_workers(root: TrainRoot) -> None:
+    elastic = changed(root, "trainer", num_workers=CPUS + 1, min_workers=CPUS, accumulation=CPUS)
+    elastic = changed(elastic, "trainer", eval_batches=CPUS)
+    check_machine(elastic.trainer, ClusterConfig())
+    with pytest.raises(ConfigError, match=rf"trainer\.min_workers={CPUS} with .* there are 0"):
+        check_cluster(elastic.trainer, ClusterConfig(address="auto"), {})

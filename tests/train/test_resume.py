@@ -10,6 +10,7 @@ import pytest
 
 from llamahome.config import ConfigError, TrainRoot
 from llamahome.models import ModelManager
+from tests.train.test_run import changed
 from train.run import prepare_run
 from train.runs.folder import RUN_FILE
 
@@ -20,22 +21,25 @@ FIXED = {
     "positions",
     "data": "format train_file mix mix_times eval_file eval_fraction context_length batching "
     "overlong train_on max_bad_records limit",
-    "trainer": "method dense_steps batch_size batch_tokens accumulation learning_rate "
-    "policy_learning_rate warmup_steps schedule weight_decay objective beta kl_weight "
+    "trainer": "method dense_steps batch_tokens learning_rate policy_learning_rate "
+    "warmup_steps schedule weight_decay objective beta kl_weight "
     "label_smoothing neftune_alpha anneal_steps budget_jitter "
-    "dense_share max_grad_norm precision seed num_workers eval_batches",
+    "dense_share max_grad_norm precision seed",
     "trainer.lora": "r alpha dropout target_modules train_norms rslora dora",
     "deepspeed": "zero_stage",
 }
 FREE = {
     "trainer": "run_name output_dir export steps gradient_checkpointing cpus_per_worker use_gpu "
-    "eval_every checkpoint_every keep_checkpoints early_stopping_patience max_failures "
+    "min_workers eval_every checkpoint_every keep_checkpoints early_stopping_patience max_failures "
     "sample_prompts sample_held_out sample_tokens",
-    "deepspeed": "offload_optimizer offload_parameters bucket_size",
+    "deepspeed": "offload_optimizer offload_parameters nvme_path buffer_size bucket_size compile",
     "tracking": "wandb project entity tensorboard mlflow",
     "search": "samples space scheduler metric grace reduction seed",
     "cluster": "address num_cpus temp_dir dashboard",
 }
+
+# Free as long as their products stay: the global batch, and the held-out rows.
+FACTORS = {"trainer": "batch_size accumulation num_workers eval_batches"}
 
 
 def spelled(table: dict[str, str]) -> list[str]:
@@ -74,7 +78,9 @@ def lora(root: TrainRoot) -> TrainRoot:
 
 
 def test_every_key_is_decided() -> None:
-    assert sorted(spelled(FIXED) + spelled(FREE)) == sorted(keys(asdict(TrainRoot())))
+    assert sorted(spelled(FIXED) + spelled(FREE) + spelled(FACTORS)) == sorted(
+        keys(asdict(TrainRoot()))
+    )
 
 
 @pytest.mark.parametrize("key", spelled(FIXED))
@@ -97,6 +103,42 @@ def test_a_key_that_is_newer_than_the_run_is_not_compared(
 ) -> None:
     file = prepare_run(root, manager).directory / RUN_FILE
     started = json.loads(file.read_text())
-    del started["trainer"]["eval_batches"], started["policy"]["positions"]
+    del (
+        started["trainer"]["eval_batches"],
+        started["trainer"]["seed"],
+        started["policy"]["positions"],
+    )
     file.write_text(json.dumps(started))
     prepare_run(root, manager)
+
+
+def test_the_global_batch_may_be_shared_otherwise(root: TrainRoot, manager: ModelManager) -> None:
+    prepare_run(root, manager)
+    prepare_run(changed(root, "trainer", num_workers=1, accumulation=2, eval_batches=16), manager)
+    prepare_run(changed(root, "trainer", batch_size=1, accumulation=2, eval_batches=16), manager)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "cure"),
+    [
+        (
+            {"num_workers": 1},
+            r"global batches of 2, and the run has 4; set trainer\.accumulation=2",
+        ),
+        (
+            {"batch_size": 3},
+            r"global batches of 6, and the run has 4; choose numbers whose product",
+        ),
+        (
+            {"num_workers": 1, "accumulation": 2},
+            r"held-out rows of 16, and the run has 32; set trainer\.eval_batches=16",
+        ),
+    ],
+)
+def test_another_global_batch_is_refused_with_the_cure(
+    root: TrainRoot, manager: ModelManager, trainer: dict[str, int], cure: str
+) -> None:
+    prepare_run(root, manager)
+    with pytest.raises(ConfigError, match=cure) as refused:
+        prepare_run(changed(root, "trainer", **trainer), manager)
+    assert "\n" not in str(refused.value)

@@ -11,25 +11,30 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 
-from train.stopping import REQUEST, ctrl_c_saves, in_a_thread, is_asked_to_stop
+from train.stopping import REQUEST, in_a_thread, is_asked_to_stop, signals_save
 
 
-def test_the_first_ctrl_c_asks_and_the_second_leaves(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("signum", "left"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+def test_the_first_signal_asks_and_the_second_leaves(
+    tmp_path: Path, signum: signal.Signals, left: type[BaseException]
+) -> None:
     said = Console(file=io.StringIO())
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(signum)
     (tmp_path / REQUEST).touch()  # left by a driver that was killed
-    with pytest.raises(KeyboardInterrupt), ctrl_c_saves(tmp_path, said):  # noqa: PT012
+    with pytest.raises(left), signals_save(tmp_path, said):  # noqa: PT012
         assert not (tmp_path / REQUEST).exists()
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signum)
         assert (tmp_path / REQUEST).exists()
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signum)
     assert not (tmp_path / REQUEST).exists()
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signum) is before
 
 
 def test_a_caller_in_another_thread_keeps_its_own_way(tmp_path: Path) -> None:
     def work() -> object:
-        with ctrl_c_saves(tmp_path, Console(file=io.StringIO())):
+        with signals_save(tmp_path, Console(file=io.StringIO())):
             return signal.getsignal(signal.SIGINT)
 
     assert in_a_thread(work) is signal.getsignal(signal.SIGINT)

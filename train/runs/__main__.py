@@ -20,6 +20,7 @@ from train.runs.folder import (
     RunsError,
     SavedRun,
     check_removable,
+    dependants,
     find_run,
     folder_size,
     read_run,
@@ -114,6 +115,9 @@ def remove(
         for directory in directories:
             check_removable(directory)
         size = decimal(sum(map(folder_size, directories)))
+        needing = {other for directory in directories for other in dependants(directory)}
+        if needing := needing - {directory.name for directory in directories}:
+            _complain(f"warning: its model is the base of {', '.join(sorted(needing))}")
         if not yes:
             what = f"with its {len(directories) - 1} runs" if directories[1:] else "with its model"
             typer.confirm(f"Delete {runs_dir / name} ({size}) {what}?", abort=True)

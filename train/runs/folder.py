@@ -140,6 +140,31 @@ def read_run(directory: Path) -> SavedRun:
         raise RunsError(f"run {directory.name} cannot be read: {error}") from error
 
 
+def dependants(directory: Path) -> list[str]:
+    """Return the runs next to this one that load its model, by name.
+
+    A second stage reads the first one's model when it is resumed, and an adapter needs its base.
+    """
+    model = str((directory / "model").resolve())
+    needing = []
+    for folder in run_folders(directory.parent):
+        with suppress(RunsError):
+            run = read_run(folder)
+            of_stage = run.value("trainer.dense_steps") and f"{run.name}-dense" == directory.name
+            if folder != directory and (of_stage or model in _bases(run)):
+                needing.append(run.name)
+    return needing
+
+
+def _bases(run: SavedRun) -> set[str]:
+    """Return the model that a run still has to load, and the base of its exported adapter."""
+    bases = set() if run.state == "finished" else {str(run.value("model.name"))}
+    with suppress(OSError, ValueError):
+        adapter = json.loads((run.directory / "model" / "adapter_config.json").read_text())
+        bases.add(str(adapter.get("base_model_name_or_path")))
+    return bases
+
+
 def check_removable(directory: Path) -> None:
     """Check that a run's folder itself is in the runs folder.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -100,6 +101,19 @@ def test_remove_asks(runs: Path) -> None:
     assert "small is removed; " in result.stdout
     assert not (runs / "small").exists()
     assert (runs / "large").is_dir()
+
+
+def test_remove_warns_of_runs_that_need_this_one(runs: Path) -> None:
+    save_run(runs, "large-dense")
+    save_run(runs, "two", dense_steps=1, method="lora", export="adapter")
+    save_run(runs, "two-dense")
+    base = {"base_model_name_or_path": str(runs / "large-dense" / "model")}
+    (runs / "large" / "model" / "adapter_config.json").write_text(json.dumps(base))
+    for name, needing in (("large-dense", "large"), ("two-dense", "two")):
+        result = run("remove", name, answer="n\n")
+        assert result.stderr.startswith(f"warning: its model is the base of {needing}\n")
+    assert "warning" not in run("remove", "two", "--yes").stderr
+    assert "warning" not in run("remove", "two-dense", "--yes").stderr
 
 
 def test_remove_says_what_it_freed(runs: Path) -> None:
