@@ -89,10 +89,11 @@ def gguf_tokenizer(
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     split = _split_name(backend)
     added = _added_tokens(backend)
-    tokens = [tokenizer.backend_tokenizer.id_to_token(i) for i in range(len(tokenizer))]
-    if len(tokens) > vocabulary or None in tokens:
+    texts = [tokenizer.backend_tokenizer.id_to_token(i) for i in range(len(tokenizer))]
+    tokens = [text for text in texts if text is not None]
+    if len(tokens) > vocabulary or len(tokens) < len(texts):
         raise ExportError(
-            f"the tokenizer has {len(tokens)} tokens, some without a text, and the model "
+            f"the tokenizer has {len(texts)} tokens, some without a text, and the model "
             f"{vocabulary}; save it again from the model that it belongs to"
         )
     kinds = [_kind(added.get(token)) for token in range(len(tokens))]
