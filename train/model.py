@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
-from llamahome.attention import HybridAttention, Policy
+from llamahome.attention import HybridAttention, Policy, walk_once
 from llamahome.config import ModelConfig, TrainRoot
 from llamahome.models import LoadedModel, ModelManager, load_model
 from llamahome.models.load import choose_policy, find_model
@@ -44,7 +44,7 @@ def prepare_model(
         model: PreTrainedModel | PeftModel = loaded.model
         HybridAttention.attach(loaded.model)
         if trainer.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": walk_once})
         if trainer.method == "lora":
             model = add_adapters(loaded.model, trainer.lora, root.model.name)
     policy = _policy(root, loaded, policy_model)
