@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 from transformers.integrations.neftune import neftune_post_forward_hook
 
-from llamahome.attention import HybridAttention, Policy
+from llamahome.attention import HybridAttention, Policy, walk_once
 from llamahome.config import ModelConfig, TrainRoot
 from llamahome.models import LoadedModel, ModelManager, load_model
 from llamahome.models.load import choose_policy, find_model
@@ -51,7 +51,7 @@ def prepare_model(
         if trainer.neftune_alpha:
             add_noise(loaded.model, trainer.neftune_alpha)
         if trainer.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": walk_once})
         if trainer.method == "lora":
             model = add_adapters(loaded.model, trainer.lora, root.model.name)
     policy = _policy(root, loaded, policy_model)

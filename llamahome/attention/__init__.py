@@ -4,6 +4,7 @@ from llamahome.attention.attend import attend
 from llamahome.attention.documents import Documents
 from llamahome.attention.entries import Entries
 from llamahome.attention.hybrid import Attender, HybridAttention
+from llamahome.attention.once import walk_once
 from llamahome.attention.policy import Plane, Policy, build_policy
 from llamahome.attention.rotary import Rotary
 
@@ -17,4 +18,5 @@ __all__ = [
     "Rotary",
     "attend",
     "build_policy",
+    "walk_once",
 ]

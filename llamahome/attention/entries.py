@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
-
-COLUMNS = ("keys", "values", "mass", "positions", "features")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,23 +38,68 @@ class Entries:
     def take(self, index: Tensor) -> Entries:
         """Return the entries at `index` (B, G, K)."""
         wide = index.unsqueeze(-1).expand(-1, -1, -1, self.keys.shape[-1])
-        return self._columns(lambda column: column.gather(2, wide if column.dim() == 4 else index))
+        return replace(
+            self,
+            keys=self.keys.gather(2, wide),
+            values=self.values.gather(2, wide),
+            mass=self.mass.gather(2, index),
+            positions=self.positions.gather(2, index),
+            features=None if self.features is None else self.features.gather(2, index),
+        )
 
-    def part(self, part: slice) -> Entries:
-        """Return consecutive entries."""
-        return self._columns(lambda column: column[:, :, part])
 
-    def joined(self, later: Entries) -> Entries:
-        """Return these entries, and after them `later` ones."""
-        columns = iter(later.columns())
-        return self._columns(lambda column: torch.cat([column, next(columns)], dim=2))
+class SequenceEntries(Entries):
+    """Entries of a sequence that is at hand, whose keys and values are gathered when they are read.
 
-    def columns(self) -> list[Tensor]:
-        """Return the tensors that have one element or vector per entry."""
-        named = (getattr(self, name) for name in COLUMNS)
-        return [column for column in named if column is not None]
+    Args:
+        whole: the entries of all tokens, in their order.
+        mass, positions, features: as `Entries` has them.
+    """
 
-    def _columns(self, change: Callable[[Tensor], Tensor]) -> Entries:
-        named = ((name, getattr(self, name)) for name in COLUMNS)
-        changed: dict[str, Any] = {name: change(c) for name, c in named if c is not None}
-        return replace(self, **changed)
+    whole: Entries
+
+    def __init__(
+        self, whole: Entries, *, mass: Tensor, positions: Tensor, features: Tensor | None
+    ) -> None:
+        columns = {"whole": whole, "mass": mass, "positions": positions, "features": features}
+        for name, value in {**columns, "layer_idx": whole.layer_idx, "heads": whole.heads}.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def keys(self) -> Tensor:
+        return self._gathered(self.whole.keys)
+
+    @property
+    def values(self) -> Tensor:
+        return self._gathered(self.whole.values)
+
+    def followed_by(self, tokens: slice) -> SequenceEntries:
+        """Return these entries, and after them some tokens of the sequence."""
+        later = [column[:, :, tokens] for column in _scalars(self.whole)]
+        return self._with(
+            torch.cat([own, new], dim=2) for own, new in zip(_scalars(self), later, strict=True)
+        )
+
+    def kept(self, index: Tensor) -> SequenceEntries:
+        """Return the entries at `index` (B, G, K)."""
+        return self._with(column.gather(2, index) for column in _scalars(self))
+
+    def with_mass(self, mass: Tensor) -> SequenceEntries:
+        """Return the same entries with another mass."""
+        return self._with([mass, *_scalars(self)[1:]])
+
+    def _with(self, scalars: Iterable[Tensor]) -> SequenceEntries:
+        mass, positions, *features = scalars
+        return SequenceEntries(
+            self.whole, mass=mass, positions=positions, features=features[0] if features else None
+        )
+
+    def _gathered(self, vectors: Tensor) -> Tensor:
+        index = self.positions.unsqueeze(-1).expand(-1, -1, -1, vectors.shape[-1])
+        return vectors.gather(2, index)
+
+
+def _scalars(entries: Entries) -> list[Tensor]:
+    """Return the columns with one element per entry: mass, positions, features if it has any."""
+    columns = [entries.mass, entries.positions]
+    return columns if entries.features is None else [*columns, entries.features]

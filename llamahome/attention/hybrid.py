@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from llamahome.attention.documents import Documents
+from llamahome.attention.gradients import walk_with_gradients
 from llamahome.attention.planes import attend_by_plane
 from llamahome.attention.policy import Plane, Policy
 from llamahome.attention.rotary import Rotary
 from llamahome.attention.shape import ModelShape
-from llamahome.attention.walk import Walk, walk_with_gradients
+from llamahome.attention.walk import Walk
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -6,21 +6,34 @@ keys, D head_dim.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from llamahome.attention.attend import attend
-from llamahome.attention.entries import Entries
+from llamahome.attention.entries import Entries, SequenceEntries
+from llamahome.attention.native_walk import NativeChunks, has_kernels
 from llamahome.attention.policy import Policy
 from llamahome.attention.rotary import Rotary
 
-TOGETHER = 2**24  # elements that the backward pass computes with at a time
+
+class Walked(NamedTuple):
+    """Result of a walk.
+
+    Attributes:
+        out: (B, H, N, D).
+        kept: for each chunk the positions that were kept from before it, (B, G, K) with K at most
+            the budget.
+        lse: (B, H, N), logarithm of the sum of each query's exponentials; None where torch attends.
+    """
+
+    out: Tensor
+    kept: list[Tensor]
+    lse: Tensor | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,30 +120,27 @@ class Walk:
     @torch.no_grad()
     def run(
         self, query: Tensor, key: Tensor, value: Tensor, features: Tensor | None = None
-    ) -> tuple[Tensor, list[Tensor]]:
+    ) -> Walked:
         """Walk the sequence.
 
         Args:
             features: (B, G, N), what `features` computes; None for a policy without.
-
-        Returns:
-            The output (B, H, N, D), and for each chunk the positions that were kept from before
-            it, (B, G, K) with K at most the budget.
         """
         length = query.shape[2]
-        whole = self._entries(key, value, features)
-        held = whole.part(slice(0, 0))
-        outputs, kept = [], []
+        held = self._none_of(self._entries(key, value, features))
+        attending: NativeChunks | _TorchChunks
+        if self.rotary is None and has_kernels(query):
+            attending = NativeChunks(query, key, value, self.scaling, self.policy.mass)
+        else:
+            attending = _TorchChunks(self, query)
+        kept = []
         for chunk in self.chunks(length):
             kept.append(held.positions)
-            held = held.joined(whole.part(chunk))
-            out, mass = self.attend_chunk(
-                query[:, :, chunk], held.keys, held.values, with_mass=True
-            )
-            outputs.append(out)
+            held = held.followed_by(chunk)
+            mass = attending.attend(chunk, held)
             if chunk.stop < length:
                 held = self._compact(held, mass, chunk.stop)
-        return torch.cat(outputs, dim=2), kept
+        return Walked(attending.out, kept, attending.lse)
 
     def surrogate(self, features: Tensor, ages: Tensor) -> Tensor | None:
         """Compute the scorer's surrogate for entries of these ages: (B, G, K) all."""
@@ -153,141 +163,45 @@ class Walk:
             features=features,
         )
 
-    def _compact(self, held: Entries, mass: Tensor | None, length: int) -> Entries:
+    @staticmethod
+    def _none_of(whole: Entries) -> SequenceEntries:
+        features = whole.features
+        return SequenceEntries(
+            whole,
+            mass=whole.mass[:, :, :0],
+            positions=whole.positions[:, :, :0],
+            features=None if features is None else features[:, :, :0],
+        )
+
+    def _compact(self, held: SequenceEntries, mass: Tensor | None, length: int) -> SequenceEntries:
         if mass is not None:
-            held = replace(held, mass=held.mass + mass)
-        if self.policy.kept(held.keys.shape[2]) < held.keys.shape[2]:
-            held = held.take(self.policy.select(held, length))
+            held = held.with_mass(held.mass + mass)
+        if self.policy.kept(held.positions.shape[2]) < held.positions.shape[2]:
+            held = held.kept(self.policy.select(held, length))
         if self.policy.mass is not None:
-            held = replace(held, mass=held.mass * self.policy.mass.carry)
+            held = held.with_mass(held.mass * self.policy.mass.carry)
         return held
 
 
-def walk_with_gradients(query: Tensor, key: Tensor, value: Tensor, walk: Walk) -> Tensor:
-    """Return `walk.run`'s output, differentiable once; chunks are recomputed on the way back.
+class _TorchChunks:
+    """Chunks of one walk, computed by torch, one after another."""
 
-    Which positions stay is decided going forward, without gradient; weights of the policy have the
-    gradient of its surrogate. Only the inputs and those positions are saved for the backward pass.
-    It attends with many chunks of one size at a time, as far as they take `TOGETHER` elements, so
-    memory does not grow with the sequence.
-    """
-    out: Tensor = _ChunkCheckpoint.apply(  # type: ignore[no-untyped-call]
-        query, key, value, walk.features(key, value), walk
-    )
-    return out
+    lse = None
 
+    def __init__(self, walk: Walk, query: Tensor) -> None:
+        self._walk = walk
+        self._query = query
+        self._outputs: list[Tensor] = []
 
-class _ChunkCheckpoint(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, features: Tensor | None, walk: Walk
-    ) -> Tensor:
-        out, kept = walk.run(query, key, value, features)
-        ctx.walk = walk
-        # Positions in 32 bits: there are N / interval x budget of them for each head.
-        ctx.save_for_backward(query, key, value, features, *(p.int() for p in kept))
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, None]:
-        query, key, value, features, *kept = ctx.saved_tensors
-        walk: Walk = ctx.walk
-        # A key takes gradients from many chunks: they add up in at least 32 bits.
-        wide = torch.promote_types(key.dtype, torch.float32)
-        query_grad = torch.empty_like(query)
-        key_grad = torch.zeros_like(key, dtype=wide)
-        value_grad = torch.zeros_like(value, dtype=wide)
-        feature_grad: Any = None if features is None else torch.zeros_like(features)
-        for group in _groups(walk, query, kept):
-            parts = [
-                group.own(query),
-                torch.cat([group.kept(key), group.own(key)], dim=2),
-                torch.cat([group.kept(value), group.own(value)], dim=2),
-            ]
-            own = None if features is None else group.kept(features).requires_grad_()
-            with torch.enable_grad():
-                leaves = [part.detach().requires_grad_() for part in parts]
-                bias = None if own is None else walk.surrogate(own, group.ages)
-                out, _ = walk.attend_chunk(*leaves, with_mass=False, bias=bias)
-            wanted = leaves if bias is None or own is None else [*leaves, own]
-            of_query, of_key, of_value, *of_features = torch.autograd.grad(
-                out, wanted, group.own(grad_out)
-            )
-            query_grad[:, :, group.span] = group.in_sequence(of_query)
-            for total, part in ((key_grad, of_key), (value_grad, of_value)):
-                group.add_kept(total, part[:, :, : group.count].to(wide))
-                total[:, :, group.span] += group.in_sequence(part[:, :, group.count :])
-            for part in of_features:
-                group.add_kept(feature_grad, part)
-        return query_grad, key_grad.to(key.dtype), value_grad.to(value.dtype), feature_grad, None
-
-
-@dataclass(frozen=True)
-class _Group:
-    """C consecutive chunks of equal size, which attend as C times as many sequences: (B * C, ...).
-
-    Attributes:
-        span: their tokens.
-        positions: (B, G, C, K) int64, kept before each.
-    """
-
-    span: slice
-    positions: Tensor
+    def attend(self, chunk: slice, held: Entries) -> Tensor | None:
+        """Attend with a chunk to what is held, itself included; return the mass (B, G, S)."""
+        out, mass = self._walk.attend_chunk(
+            self._query[:, :, chunk], held.keys, held.values, with_mass=True
+        )
+        self._outputs.append(out)
+        return mass
 
     @property
-    def count(self) -> int:
-        """Entries kept before each chunk."""
-        return self._shape[1]
-
-    @property
-    def _shape(self) -> tuple[int, int]:
-        """C and K."""
-        return self.positions.shape[2], self.positions.shape[3]
-
-    @property
-    def ages(self) -> Tensor:
-        """Tokens from each kept entry to the start of its chunk: (B * C, G, K)."""
-        chunks = self._shape[0]
-        length = (self.span.stop - self.span.start) // chunks
-        starts = self.span.start + length * torch.arange(chunks, device=self.positions.device)
-        return self._apart(starts[:, None] - self.positions)
-
-    def own(self, column: Tensor) -> Tensor:
-        """Return the chunks' own part of (B, *, N, ...)."""
-        return self._apart(column[:, :, self.span].unflatten(2, (self._shape[0], -1)))
-
-    def kept(self, column: Tensor) -> Tensor:
-        """Return the kept entries of (B, G, N, ...)."""
-        return self._apart(column.gather(2, self._index(column)).unflatten(2, self._shape))
-
-    def add_kept(self, total: Tensor, part: Tensor) -> None:
-        """Add what `kept` would return to the entries of `total` that it would come from."""
-        total.scatter_add_(2, self._index(total), self.in_sequence(part))
-
-    def in_sequence(self, part: Tensor) -> Tensor:
-        """Put chunks (B * C, *, T, ...) one after another: (B, *, C * T, ...)."""
-        apart: Tensor = part.unflatten(0, (-1, self._shape[0]))
-        return apart.transpose(1, 2).flatten(2, 3)
-
-    def _apart(self, parts: Tensor) -> Tensor:
-        return parts.transpose(1, 2).flatten(0, 1)
-
-    def _index(self, column: Tensor) -> Tensor:
-        flat = self.positions.flatten(2)
-        return flat if column.dim() == 3 else flat.unsqueeze(-1).expand(-1, -1, -1, column.shape[3])
-
-
-def _groups(walk: Walk, query: Tensor, kept: Sequence[Tensor]) -> Iterator[_Group]:
-    """Group the chunks of a sequence, given the positions (B, G, K) kept before each."""
-    batch, heads, length, dim = query.shape
-    work = zip(walk.chunks(length), kept, strict=True)
-    for (tokens, count), alike in groupby(work, lambda c: (c[0].stop - c[0].start, c[1].shape[2])):
-        held = tokens + count
-        # A mask for each query head, and keys, values and both gradients for each KV head.
-        elements = batch * held * (heads * tokens + 4 * len(walk.heads) * dim)
-        group = list(alike)
-        size = max(1, TOGETHER // elements)
-        for first in range(0, len(group), size):
-            chunks = group[first : first + size]
-            span = slice(chunks[0][0].start, chunks[-1][0].stop)
-            yield _Group(span, torch.stack([place for _, place in chunks], dim=2).long())
+    def out(self) -> Tensor:
+        """Output of all chunks, (B, H, N, D)."""
+        return torch.cat(self._outputs, dim=2)

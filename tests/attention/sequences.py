@@ -63,4 +63,4 @@ def kept_positions(
         rotary=None,
     )
     features = walk.features(key, value)
-    return [positions[0] for positions in walk.run(query, key, value, features)[1][1:]]
+    return [positions[0] for positions in walk.run(query, key, value, features).kept[1:]]

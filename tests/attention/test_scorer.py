@@ -8,8 +8,9 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from llamahome.attention import Entries, HybridAttention, Policy, build_policy
+from llamahome.attention.gradients import walk_with_gradients
 from llamahome.attention.scorer import Scorer
-from llamahome.attention.walk import Walk, walk_with_gradients
+from llamahome.attention.walk import Walk
 from llamahome.config import ConfigError, PolicyConfig
 from tests.attention.sequences import one_layer, qkv
 
@@ -36,7 +37,7 @@ def _plain(query: Tensor, key: Tensor, value: Tensor, walk: Walk) -> Tensor:
     """Compute the walk's output with plain autograd, on the positions that the walk kept."""
     features = walk.features(key, value)
     assert features is not None
-    _, kept = walk.run(query, key, value, features)
+    kept = walk.run(query, key, value, features).kept
     outputs = []
     for chunk, positions in zip(walk.chunks(query.shape[2]), kept, strict=True):
         logits = torch.full((6, chunk.stop - chunk.start, chunk.stop), float("-inf")).double()
@@ -76,7 +77,7 @@ def test_weights_decide_which_entries_stay() -> None:
 
     def kept(seed: int) -> str:
         walk = _walk(_linear(seed)[0])
-        return str(walk.run(query, key, value, walk.features(key, value))[1])
+        return str(walk.run(query, key, value, walk.features(key, value)).kept)
 
     assert kept(0) != kept(1)
 

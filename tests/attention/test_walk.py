@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from llamahome.attention import build_policy
-from llamahome.attention.walk import Walk, walk_with_gradients
+from llamahome.attention.gradients import walk_with_gradients
+from llamahome.attention.walk import Walk
 from llamahome.config import PolicyConfig
 from tests.attention.sequences import qkv
 
@@ -39,7 +40,7 @@ def test_chunks_before_a_late_one_do_not_change_its_gradient() -> None:
     """A loss on the last chunk alone reaches what was kept for it, and nothing else."""
     query, key, value = (x.requires_grad_() for x in qkv(61))
     walk = _walk(12)
-    _, kept = walk.run(query.detach(), key.detach(), value.detach())
+    kept = walk.run(query.detach(), key.detach(), value.detach()).kept
     walk_with_gradients(query, key, value, walk)[:, :, 60:].sum().backward()
     assert value.grad is not None
     for head in range(2):

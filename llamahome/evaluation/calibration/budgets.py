@@ -58,7 +58,7 @@ def _layer_error(record: LayerRecord, policy: Policy, layer_idx: int) -> Tensor:
     )
     assert record.grad is not None
     features = walk.features(record.key, record.value)
-    out, _ = walk.run(record.query, record.key, record.value, features)
+    out = walk.run(record.query, record.key, record.value, features).out
     change = (record.grad * (out - record.out)).sum(dim=-1)  # (1, H, N)
     return record.by_group(change).sum(dim=2)[0].double().square().mean(dim=-1) / 2
 

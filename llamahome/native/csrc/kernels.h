@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "walk.h"
+
 namespace llamahome {
 
 constexpr int kLanes = 16;       // outputs of a panel, keys of a tile
@@ -85,6 +87,8 @@ struct Kernels {
   // mass[s] += weight * (sum or max over rows of probs[row][s] * factors[row]).
   void (*add_mass)(const float* probs, const float* factors, int rows, int stride, int first,
                    int last, float weight, bool max, float* mass);
+  void (*chunk_forward)(const ChunkForward& in);
+  void (*chunk_backward)(const ChunkBackward& in);
 };
 
 const Kernels* avx512_kernels();  // null where this build or machine has none

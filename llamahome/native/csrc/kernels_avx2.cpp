@@ -6,6 +6,7 @@
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
 #define LLAMAHOME_ISA "avx2"
+#define LLAMAHOME_ACCUMULATORS 6  // vectors of 16 that fit the registers
 
 namespace llamahome {
 namespace {

@@ -6,6 +6,7 @@
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")
 #define LLAMAHOME_ISA "avx512-vnni"
+#define LLAMAHOME_ACCUMULATORS 24  // vectors of 16 that fit the registers
 
 namespace llamahome {
 namespace {

@@ -3,6 +3,7 @@
 #include "kernels.h"
 
 #define LLAMAHOME_ISA "portable"
+#define LLAMAHOME_ACCUMULATORS 4  // vectors of 16 that fit the registers
 
 namespace llamahome {
 namespace {
