@@ -144,7 +144,7 @@ def ratios(speeds: dict[tuple[str, str], Speed]) -> dict[str, float]:
 def long_step(steps: int) -> dict[str, float]:
     """Return speed and memory of hybrid attention over dense, at the longest context."""
     dense, hybrid = (
-        train_cost.measure_apart(kind, LONGEST, 0.1, steps) for kind in ("dense", "hybrid")
+        train_cost.measure_apart(kind, LONGEST, "h2o", 0.1, steps) for kind in ("dense", "hybrid")
     )
     return {
         f"hybrid_over_dense_{LONGEST}": hybrid.tokens_per_second / dense.tokens_per_second,
