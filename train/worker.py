@@ -20,13 +20,14 @@ from llamahome.attention import HybridAttention, Policy
 from llamahome.config import TrainerConfig, TrainRoot
 from train import checkpoint, metrics
 from train.anneal import policy_at
-from train.data import Datasets, batches, build_datasets, eval_batches
+from train.data import batches, eval_batches
 from train.deepspeed_config import deepspeed_config
 from train.divergence import DivergenceGuard
 from train.export import export_model
 from train.logs import record_warnings
 from train.model import POLICY_MODULE, bare_model, prepare_model
 from train.objectives import build_objective
+from train.records import Datasets, build_datasets
 from train.step import evaluate, train_step
 from train.stopping import is_asked_to_stop
 
