@@ -61,7 +61,7 @@ def plain_rows(
         )
         return [row for rows in each for row in rows][: data.limit]
     encoder = RowEncoder(tokenizer, data.train_on)
-    rows = []
+    rows: list[Row] = []
     for where, raw in raw_records(file):
         if len(rows) == data.limit:
             break
