@@ -16,14 +16,13 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-import llamahome
+from llamahome.config.checkout import PACKAGE
 from llamahome.data.encode import Row, RowEncoder
 from llamahome.data.errors import BadRecord, DataError
 from llamahome.data.records import parse_record
@@ -150,7 +149,7 @@ class _Children:
 
 
 def _start() -> subprocess.Popen[bytes]:
-    roots = [str(Path(llamahome.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    roots = [str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, roots))}
     environment["TOKENIZERS_PARALLELISM"] = "false"  # there is a process for each core
     return subprocess.Popen(
