@@ -7,13 +7,13 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-from llamahome.data import DataError, Row
+from llamahome.data import DataError
 
 Shares = list[list[int]]  # row numbers of one step, for each worker
 
 
 def steps_by_tokens(
-    dataset: Sequence[Row],
+    lengths: Sequence[int],
     passes: Callable[[int, int], list[int]],
     workers: int,
     tokens: int,
@@ -25,12 +25,12 @@ def steps_by_tokens(
     make. Up to workers - 1 rows of a pass come with the next one.
 
     Args:
+        lengths: tokens of each row.
         passes: gives the row numbers between two positions of endless shuffled passes.
 
     Raises:
         DataError: at once, for a row that is longer than a batch.
     """
-    lengths = [len(row["input_ids"]) for row in dataset]
     if max(lengths) > tokens:
         raise DataError(
             f"trainer.batch_tokens={tokens} holds no row of {max(lengths)} tokens; raise it, or "

@@ -1,225 +1,28 @@
-"""Training data: rows from files, and batches addressed by (seed, step)."""
+"""Batches of rows, addressed by (seed, step)."""
 
 from __future__ import annotations
 
 import itertools
-import logging
 import random
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
-from pathlib import Path
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedTokenizerBase
 
-from llamahome.config import DataConfig, TrainerConfig, checkout
-from llamahome.data import (
-    IGNORED,
-    BadRecords,
-    DataError,
-    Row,
-    RowEncoder,
-    exists,
-    is_hub_id,
-    plain_texts,
-    read_rows,
-    read_text,
-    split_rows,
-    text_rows,
-)
+from llamahome.config import DataConfig, TrainerConfig
+from llamahome.data import IGNORED, DataError, Row
 from train.batch_tokens import Shares, steps_by_tokens
-from train.packing import fit, is_pair, learns, longest, pack
-from train.recipes import custom_rows, groups_by_length
-
-logger = logging.getLogger(__name__)
+from train.packing import row_lengths
+from train.recipes import groups_by_length
 
 Batch = dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class Datasets:
-    """Rows ready to be batched: packed or cut to context_length, each with a label to learn.
-
-    Attributes:
-        pairs: they hold pairs of answers, for DPO and ORPO.
-    """
-
-    train: list[Row]
-    eval: list[Row]
-    pairs: bool = False
-
-
-def resolve_files(data: DataConfig) -> DataConfig:
-    """Return the config with absolute files, for workers that run in another directory.
-
-    Raises:
-        DataError: names both places, for a file that is neither in the working directory nor in
-            the repository.
-    """
-    resolved = replace(
-        data,
-        train_file=_resolve("train_file", data.train_file, data.format),
-        mix=[_resolve("mix", file, data.format) for file in data.mix],
-    )
-    if data.eval_file is None:
-        return resolved
-    return replace(resolved, eval_file=_resolve("eval_file", data.eval_file, data.format))
-
-
-def _resolve(key: str, name: str, format: str) -> str:
-    path, colon, part = name.rpartition(":") if _has_part(name) else (name, "", "")
-    if format == "custom" and not path.endswith(".py"):
-        raise DataError(f"data.{key}={name!r} must be file.py or file.py:function")
-    places = dict.fromkeys(root / Path(path).expanduser() for root in (Path.cwd(), checkout()))
-    found = next((place for place in places if exists(place)), None)
-    if found is not None:
-        return f"{found.resolve()}{colon}{part}"
-    if format != "custom" and is_hub_id(path):
-        return name
-    tried = " and ".join(map(str, places))
-    raise DataError(f"data.{key}={name!r}: no such file; looked at {tried}")
-
-
-def _has_part(name: str) -> bool:
-    """Tell whether a name ends in `:part`, the function of a file or the split of a data set."""
-    return ":" in name and not exists(Path(name))
-
-
-def build_datasets(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> Datasets:
-    """Read, encode and pack or cut the training and the held-out rows.
-
-    Every worker holds all rows in memory. `seed` orders the records that are packed together and
-    picks those held out when there is no eval_file. Held-out rows are packed like the training
-    rows, in the file's order, so that they fill the cache as much.
-
-    Raises:
-        DataError: for a file, record or row that cannot be used, or when no row is left.
-    """
-    train, held = records_as_rows(data, tokenizer, seed, BadRecords(data.max_bad_records))
-    return arrange(train, held, data, seed)
-
-
-def records_as_rows(
-    data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int, bad: BadRecords
-) -> tuple[list[Row], list[Row]]:
-    """Return a row for each training record and each held-out one, in the order of the files.
-
-    Raises:
-        DataError: for a file or a record that cannot be used.
-    """
-    data = resolve_files(data)
-    read = partial(_read, data=data, tokenizer=tokenizer, seed=seed, bad=bad)
-    train, held = read(data.train_file)
-    for file, times in zip(data.mix, data.mix_times, strict=True):
-        more_train, more_held = read(file)
-        train += _repeated(more_train, times, seed)
-        held += more_held
-    if data.eval_file is not None:
-        held = _rows(data.eval_file, "validation", data, tokenizer, bad)
-    return train, held
-
-
-def _read(
-    file: str, *, data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int, bad: BadRecords
-) -> tuple[list[Row], list[Row]]:
-    """Return a source's rows to train on, and those to hold out unless there is an eval_file."""
-    rows = _rows(file, "train", data, tokenizer, bad)
-    if data.eval_file is not None:
-        return rows, []
-    if data.format == "custom":
-        return rows, _rows(file, "validation", data, tokenizer, bad)
-    if plain_texts(file, data.format):
-        return _without_end(rows, file, data)
-    return split_rows(rows, data.eval_fraction, seed)
-
-
-def _rows(
-    file: str, split: str, data: DataConfig, tokenizer: PreTrainedTokenizerBase, bad: BadRecords
-) -> list[Row]:
-    """Return a source's rows; only a custom file is asked for a split."""
-    if data.format == "custom":
-        return custom_rows(file, tokenizer, split, data.limit, data.context_length)
-    texts = plain_texts(file, data.format)
-    if not texts:
-        encoder = RowEncoder(tokenizer, data.train_on)
-        return read_rows(file, data.format, encoder, data.limit, bad)
-    each = (text_rows(read_text(text), tokenizer, data.context_length) for text in texts)
-    return [row for rows in each for row in rows][: data.limit]
-
-
-def _repeated(rows: list[Row], times: float, seed: int) -> list[Row]:
-    """Return each row `times` times; of a fraction, a random share of the rows."""
-    whole = int(times)
-    share = random.Random(seed).sample(rows, round(len(rows) * (times - whole)))
-    return rows * whole + share
-
-
-def _without_end(rows: list[Row], file: str, data: DataConfig) -> tuple[list[Row], list[Row]]:
-    """Hold out the end of a plain text."""
-    held = max(1, round(len(rows) * data.eval_fraction))
-    if held >= len(rows):
-        raise DataError(
-            f"{file}: {len(rows)} rows of data.context_length={data.context_length} "
-            "leave nothing to hold out; give a longer text or data.eval_file"
-        )
-    return rows[:-held], rows[-held:]
-
-
-def arrange(train: list[Row], held: list[Row], data: DataConfig, seed: int) -> Datasets:
-    """Shuffle the training rows, and pack or cut both kinds.
-
-    Raises:
-        DataError: when no row is left that has a token to learn.
-    """
-    random.Random(seed).shuffle(train)
-    pairs = {is_pair(row) for row in (*train, *held)}
-    if len(pairs) > 1:
-        raise DataError(
-            "some records are pairs of answers (chosen, rejected) and some are not; "
-            "train on them in runs of their own"
-        )
-    return Datasets(
-        train=_arrange(train, data, "training"),
-        eval=_arrange(held, data, "held-out"),
-        pairs=pairs == {True},
-    )
-
-
-def _arrange(rows: list[Row], data: DataConfig, name: str) -> list[Row]:
-    length = data.context_length
-    if long := sum(longest(row) > length for row in rows):
-        done = {"cut": "cut to their beginning", "split": "split", "drop": "dropped"}
-        logger.warning(
-            "%d %s records of more than %d tokens %s (data.overlong=%s)",
-            *(long, name, length, done[data.overlong], data.overlong),
-        )
-    fitting = fit(rows, length, data.overlong)
-    kept = [row for row in fitting if learns(row)]
-    if len(kept) < len(fitting):
-        logger.warning("%d %s records without a label dropped", len(fitting) - len(kept), name)
-    if kept and data.batching == "packing":
-        # A row of pairs has room for the longest of them.
-        kept = pack(kept, 2 * length if is_pair(kept[0]) else length)
-    if not kept:
-        raise DataError(
-            f"no {name} record has a token to learn within data.context_length="
-            f"{data.context_length}; raise it, or give records whose answers come earlier"
-        )
-    logger.info(
-        "%d %s records in %d rows of %d tokens in all",
-        len(rows),
-        name,
-        len(kept),
-        sum(len(row["input_ids"]) for row in kept),
-    )
-    return kept
-
-
 def batches(
-    dataset: list[Row],
+    dataset: Sequence[Row],
     data: DataConfig,
     trainer: TrainerConfig,
     *,
@@ -258,7 +61,7 @@ def batches(
     passes = _passes(len(dataset), trainer.seed)
     if trainer.batch_tokens:
         tokens, seed = trainer.batch_tokens, trainer.seed
-        rows_of = steps_by_tokens(dataset, passes, world_size, tokens, seed)
+        rows_of = steps_by_tokens(row_lengths(dataset), passes, world_size, tokens, seed)
     elif data.batching == "padding":
         by_length = _by_length(dataset, passes, together, trainer.accumulation, trainer.seed)
         rows_of = _shared(by_length, world_size)
@@ -276,7 +79,7 @@ def _shared(rows_of: Callable[[int], list[int]], world_size: int) -> Callable[[i
 
 
 def eval_batches(
-    dataset: list[Row], trainer: TrainerConfig, *, rank: int, world_size: int, pad_id: int
+    dataset: Sequence[Row], trainer: TrainerConfig, *, rank: int, world_size: int, pad_id: int
 ) -> Iterator[Batch]:
     """Return one worker's share of the held-out rows, always the same.
 
@@ -302,8 +105,8 @@ def _passes(count: int, seed: int) -> Callable[[int, int], list[int]]:
     """Return a function: row numbers between two positions of endless passes, each shuffled."""
 
     @lru_cache(maxsize=2)
-    def shuffled(number: int) -> list[int]:
-        order = list(range(count))
+    def shuffled(number: int) -> array[int]:
+        order = array("q", range(count))
         random.Random(f"{seed}:{number}").shuffle(order)
         return order
 
@@ -318,7 +121,7 @@ def _in_order(passes: Callable[[int, int], list[int]], together: int) -> Callabl
 
 
 def _by_length(
-    dataset: list[Row],
+    dataset: Sequence[Row],
     passes: Callable[[int, int], list[int]],
     together: int,
     accumulation: int,
@@ -331,11 +134,12 @@ def _by_length(
     """
     whole = together * accumulation
     steps = max(1, len(dataset) // whole)
+    lengths = row_lengths(dataset)
 
     @lru_cache(maxsize=1)
     def groups(number: int) -> list[list[int]]:
         taken = passes(number * steps * whole, (number + 1) * steps * whole)
-        sorted_groups = groups_by_length([dataset[i] for i in taken], whole)
+        sorted_groups = groups_by_length([lengths[i] for i in taken], whole)
         random.Random(f"{seed}:{number}:steps").shuffle(sorted_groups)
         return [[taken[i] for i in group] for group in sorted_groups]
 

@@ -12,13 +12,13 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from llamahome.config import ConfigError, DataConfig, TrainRoot
-from llamahome.data import IGNORED, BadRecords, DataError, Row
+from llamahome.data import IGNORED, Array, BadRecords, DataError, Row
 from llamahome.logs import configure_logging
 from llamahome.models import ModelError, ModelManager
 from train.compose import compose_root
-from train.data import Datasets, arrange, records_as_rows
-from train.packing import fit, learns, longest
+from train.packing import Tokens, fit, learns, longest, row_lengths, sizes
 from train.progress import plain_console
+from train.records import Datasets, Records, arrange, read_records
 from train.run import load_tokenizer
 
 SHOWN_ROWS = 3
@@ -50,9 +50,9 @@ def inspect(root: TrainRoot, manager: ModelManager, console: Console) -> None:
     """
     tokenizer = load_tokenizer(manager.resolve(root.model.name, root.model.revision), manager)
     bad = BadRecords(root.data.max_bad_records)
-    train, held = records_as_rows(root.data, tokenizer, root.trainer.seed, bad)
-    built = arrange(train, held, root.data, root.trainer.seed)
-    console.print(_table(train, held, built, root.data))
+    records = read_records(root.data, tokenizer, root.trainer.seed, bad)
+    built = arrange(records, root.data, root.trainer.seed)
+    console.print(_table(records, built, root.data))
     for reason in bad.reasons:
         console.print(f"skipped: {reason}", style="red", markup=False, soft_wrap=True)
     for number, row in enumerate(built.train[:SHOWN_ROWS]):
@@ -83,21 +83,26 @@ def _root(arguments: Sequence[str]) -> TrainRoot:
     return compose_root(overrides, *files)
 
 
-def _table(train: list[Row], held: list[Row], built: Datasets, data: DataConfig) -> Table:
+def _table(records: Records, built: Datasets, data: DataConfig) -> Table:
     sources = ", ".join((data.train_file, *data.mix))
     table = Table(title=f"{sources}; data.format={data.format}")
     table.add_column("")
     table.add_column("training", justify="right")
     table.add_column("held out", justify="right")
-    both = _figures(train, built.train, data), _figures(held, built.eval, data)
+    both = [
+        _figures(records.tokens, records.train, built.train, data),
+        _figures(records.tokens, records.held, built.eval, data),
+    ]
     for name in both[0]:
         table.add_row(name, *(figures[name] for figures in both))
     return table
 
 
-def _figures(records: list[Row], rows: list[Row], data: DataConfig) -> dict[str, str]:
-    lengths = sorted(len(record["input_ids"]) for record in records)
-    tokens = sum(len(row["input_ids"]) for row in rows)
+def _figures(
+    tokens: Tokens, records: Array, rows: Sequence[Row], data: DataConfig
+) -> dict[str, str]:
+    lengths = sorted(sizes(records).tolist())
+    kept = sum(row_lengths(rows))
     learned = sum(_learned(row["labels"]) for row in rows)
     length = data.context_length
     return {
@@ -106,12 +111,12 @@ def _figures(records: list[Row], rows: list[Row], data: DataConfig) -> dict[str,
         "90th percentile": f"{_percentile(lengths, 90):,}",
         "99th percentile": f"{_percentile(lengths, 99):,}",
         "longest": f"{lengths[-1]:,}",
-        f"longer than {length:,} tokens": f"{sum(longest(r) > length for r in records):,}",
-        f"nothing to learn in the first {length:,}": f"{_unlearned(records, length):,}",
+        f"longer than {length:,} tokens": f"{(longest(records) > length).sum():,}",
+        f"nothing to learn in the first {length:,}": f"{_unlearned(tokens, records, length):,}",
         f"rows after {data.batching}": f"{len(rows):,}",
-        "their tokens": f"{tokens:,}",
-        "tokens left out": f"{sum(lengths) - tokens:,}",
-        "learned tokens": f"{learned:,} ({learned / tokens:.0%})",
+        "their tokens": f"{kept:,}",
+        "tokens left out": f"{sum(lengths) - kept:,}",
+        "learned tokens": f"{learned:,} ({learned / kept:.0%})",
     }
 
 
@@ -119,8 +124,8 @@ def _percentile(ordered: list[int], percent: int) -> int:
     return ordered[min(len(ordered) * percent // 100, len(ordered) - 1)]
 
 
-def _unlearned(records: list[Row], length: int) -> int:
-    return sum(not learns(record) for record in fit(records, length, "cut"))
+def _unlearned(tokens: Tokens, records: Array, length: int) -> int:
+    return int((~learns(fit(records, length, "cut"), tokens)).sum())
 
 
 def _learned(labels: list[int]) -> int:

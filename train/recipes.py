@@ -83,7 +83,7 @@ def _checked(raw: Any, where: str) -> Row:
     return {key: column.tolist() for key, column in columns.items()}
 
 
-def groups_by_length(rows: list[Row], size: int) -> list[list[int]]:
+def groups_by_length(lengths: list[int], size: int) -> list[list[int]]:
     """Return row numbers in groups of `size` rows of similar length, shortest first.
 
     The sampler only sorts here. Its shuffle, and its distributed form, draw from the global random
@@ -92,5 +92,6 @@ def groups_by_length(rows: list[Row], size: int) -> list[list[int]]:
     """
     with quiet_recipes():
         from llama_recipes.data.sampler import LengthBasedBatchSampler
+    rows = [{"input_ids": range(length)} for length in lengths]  # it asks for their length alone
     sampler = LengthBasedBatchSampler(rows, size, drop_last=True, shuffle=False)
     return [[int(i) for i in group] for group in sampler]

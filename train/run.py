@@ -18,8 +18,9 @@ from llamahome.config.policy import CARRIED, rescaled
 from llamahome.data import DataError
 from llamahome.models import ModelInfo, ModelManager
 from llamahome.models.adapter_chain import adapter_chain
-from train.data import batches, build_datasets, eval_batches, resolve_files
+from train.data import batches, eval_batches
 from train.preflight import check_model
+from train.records import build_datasets, resolve_files
 from train.runs.folder import RUN_FILE
 from train.samples import build_prompts, check_prompts
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any, cast
 
 import torch
@@ -23,8 +23,8 @@ from llamahome.attention import Policy
 from llamahome.cache import Slots, SlotStep
 from llamahome.config import ConfigError, TrainerConfig
 from llamahome.data import IGNORED, ChatError, ChatTemplate, Row
-from train.data import Datasets
 from train.model import bare_model
+from train.records import Datasets
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ def build_prompts(
         ConfigError: for a prompt that the chat template refuses.
     """
     written = [Prompt(text, _user_turn(text, tokenizer)) for text in trainer.sample_prompts]
-    wanted, records = trainer.sample_held_out, [r for row in data.eval for r in _records(row)]
-    if data.pairs:
-        records = records[::2]  # the answers of a pair share their prompt
-    held_out = [_before_answer(record) for record in records[:wanted]]
+    records = (record for row in data.eval for record in _records(row))
+    each = 2 if data.pairs else 1  # the answers of a pair share their prompt
+    chosen = islice(records, 0, trainer.sample_held_out * each, each)
+    held_out = [_before_answer(record) for record in chosen]
     return written + [Prompt(str(tokenizer.decode(ids)), ids) for ids in held_out]
 
 

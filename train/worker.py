@@ -23,7 +23,7 @@ from llamahome.config import ModelConfig, TrainerConfig, TrainRoot
 from train import checkpoint, metrics
 from train.anneal import policy_at
 from train.compiling import compile_around_attention
-from train.data import Datasets, batches, build_datasets, eval_batches
+from train.data import batches, eval_batches
 from train.deepspeed_config import deepspeed_config
 from train.divergence import DivergenceGuard
 from train.export import export_model
@@ -34,6 +34,7 @@ from train.micro_batches import parts_of
 from train.model import POLICY_MODULE, bare_model, prepare_model
 from train.objectives import build_objective
 from train.plain_adamw import PlainAdamW
+from train.records import Datasets, build_datasets
 from train.resharding import for_workers
 from train.samples import Sampler, build_prompts
 from train.step import evaluate, train_step

@@ -7,7 +7,8 @@ from itertools import islice
 
 from llamahome.config import DataConfig, TrainerConfig
 from llamahome.models import LoadedModel
-from train.data import batches, build_datasets
+from train.data import batches
+from train.records import build_datasets
 
 Rows = list[dict[str, list[int]]]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from math import inf
 
 from llamahome.config.checks import at_least, one_of, require
+from llamahome.config.fixed import free
 
 FORMATS = (
     *("auto", "chat", "sharegpt", "alpaca", "completion", "preference"),
@@ -30,8 +31,9 @@ class DataConfig:
             labels if not all are learned; `custom`: a Python file in llama-recipes' convention.
         train_file: records, relative to the working directory or else to the repository: a file
             of JSON lines, JSON, Parquet or plain text (.gz too), a folder of such, a pattern like
-            "chats/*.jsonl", a folder of `datasets.save_to_disk` or a hub id, the last two with
-            ":split" after them; for `custom` "file.py" or "file.py:function".
+            "chats/*.jsonl", a URL of one of these that fsspec opens (https://, s3://), a folder of
+            `datasets.save_to_disk` or a hub id, the last two with ":split" after them; for
+            `custom` "file.py" or "file.py:function".
         mix: further sources, each like train_file.
         mix_times: for each source of `mix` how often a pass takes its records: 2 takes each twice;
             0.5 takes a half of them, which `trainer.seed` draws once for the run.
@@ -47,6 +49,10 @@ class DataConfig:
             turn; `all`, the whole chat. A message's `train` or `weight` goes before this.
         max_bad_records: records that may be skipped because they cannot be used; each is listed.
         limit: take only the first records of each file, or rows of a text; None takes all.
+        cache_dir: folder of tokenised records, which workers map into memory; None takes `tokens`
+            in the cache directory.
+        cache_bytes: limit for that folder; what was not used for the longest time is removed, but
+            never what a run has just made.
     """
 
     format: str = "auto"
@@ -61,6 +67,8 @@ class DataConfig:
     train_on: str = "assistant"
     max_bad_records: int = 0
     limit: int | None = None
+    cache_dir: str | None = free(None)
+    cache_bytes: int = free(64 * 2**30)
 
     def __post_init__(self) -> None:
         one_of("data.format", self.format, FORMATS)
@@ -85,3 +93,4 @@ class DataConfig:
         )
         if self.limit is not None:
             at_least("data.limit", self.limit, 2)
+        at_least("data.cache_bytes", self.cache_bytes, 0)

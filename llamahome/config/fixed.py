@@ -8,13 +8,19 @@ from typing import Any, TypeVar
 
 Value = TypeVar("Value")
 
-# The metadata of a fixed field; a fixed section fixes every key in it.
+# The metadata of a fixed field; a fixed section fixes every key in it but those that are free.
 FIXED = {"fixed": True}
+FREE = {"fixed": False}
 
 
 def fixed(default: Value) -> Value:
     """Declare a fixed field with this default."""
     return field(default=default, metadata=FIXED)
+
+
+def free(default: Value) -> Value:
+    """Declare a field of a fixed section that a resumed run may change."""
+    return field(default=default, metadata=FREE)
 
 
 def changed_keys(
@@ -29,7 +35,7 @@ def changed_keys(
             continue
         key, value = prefix + declared.name, getattr(config, declared.name)
         was = before[declared.name]
-        is_fixed = within or "fixed" in declared.metadata
+        is_fixed = declared.metadata.get("fixed", within)
         if is_dataclass(value):
             yield from changed_keys(value, was, f"{key}.", is_fixed)
         elif is_fixed and value != was:

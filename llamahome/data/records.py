@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
-import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
-from llamahome.data.errors import BadRecord, DataError
+from llamahome.data.errors import BadRecord
 
 Message = dict[str, Any]
-Row = TypeVar("Row")
 
 # Names of the roles in the formats that are read; chat templates know the ones on the right.
 ROLES = {
@@ -95,26 +93,6 @@ def parse_record(raw: Any, format: str, where: str) -> Record:
     # Parquet and Hugging Face data sets fill keys that a record does not have with null.
     present = {key: value for key, value in raw.items() if value is not None}
     return _PARSERS[_detect(present, where) if format == "auto" else format](present, where)
-
-
-def split_rows(rows: list[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """Hold out `fraction` of the rows, at least one; the same ones for the same seed.
-
-    Returns:
-        The rows to train on and the held-out ones, both in the order of `rows`.
-
-    Raises:
-        DataError: for fewer than two rows.
-    """
-    if len(rows) < 2:
-        raise DataError(
-            f"{len(rows)} record cannot be split into training and held-out records; "
-            "give more records, or a file of held-out ones"
-        )
-    count = min(max(1, round(len(rows) * fraction)), len(rows) - 1)
-    held = set(random.Random(seed).sample(range(len(rows)), count))
-    train = [row for i, row in enumerate(rows) if i not in held]
-    return train, [rows[i] for i in sorted(held)]
 
 
 def _detect(raw: dict[str, Any], where: str) -> str:

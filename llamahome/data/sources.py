@@ -1,36 +1,38 @@
-"""Raw records from files, folders, patterns and Hugging Face data sets."""
+"""Raw records from files, folders, patterns, URLs and Hugging Face data sets."""
 
 from __future__ import annotations
 
-import glob
-import gzip
 import importlib
-import json
 import re
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from llamahome.data.errors import BadRecord, DataError
+from llamahome.data.errors import DataError
+from llamahome.data.files import (
+    RECORD_SUFFIXES,
+    TEXT_SUFFIXES,
+    SourceFile,
+    exists,
+    files_of,
+    is_url,
+    suffix_of,
+)
+from llamahome.data.json_records import json_records
 
-TEXT_SUFFIXES = (".txt",)
-RECORD_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+PARQUET_ROWS = 1024  # at a time, of those that a file may hold in one group
 _SAVED = ("state.json", "dataset_dict.json")  # files that `save_to_disk` writes
 
 # A raw record and its place, for messages; BadRecord for a place that holds none.
 Raw = tuple[str, Any]
-
-
-def exists(path: Path) -> bool:
-    """Tell whether a path is a file, a folder, or a pattern that matches one."""
-    return path.exists() or any(glob.iglob(str(path), recursive=True))
+Opener = Callable[[SourceFile], AbstractContextManager[BinaryIO]]
 
 
 def is_hub_id(name: str) -> bool:
     """Tell whether a name has the form of a data set of the Hugging Face hub, owner/name."""
-    return _HUB_ID.fullmatch(name) is not None and _suffix(Path(name)) not in (
+    return _HUB_ID.fullmatch(name) is not None and suffix_of(name) not in (
         *TEXT_SUFFIXES,
         *RECORD_SUFFIXES,
     )
@@ -42,172 +44,119 @@ def split_of(source: str) -> tuple[str, str | None]:
     return (name, split) if colon and not Path(source).exists() else (source, None)
 
 
-def plain_texts(source: str, format: str) -> list[Path]:
+def plain_texts(source: str, format: str) -> list[SourceFile]:
     """Return the files of a source that holds plain texts and no records, otherwise none."""
-    if format not in ("auto", "text") or _is_dataset(source):
+    if format not in ("auto", "text") or is_dataset(source):
         return []
-    files = _files(source)
+    files = source_files(source)
     if format == "text":
-        return files if all(_suffix(file) not in RECORD_SUFFIXES for file in files) else []
-    return files if all(_suffix(file) in TEXT_SUFFIXES for file in files) else []
+        return files if all(file.suffix not in RECORD_SUFFIXES for file in files) else []
+    return files if all(file.suffix in TEXT_SUFFIXES for file in files) else []
 
 
-def raw_records(source: str) -> Iterator[Raw]:
+def raw_records(source: str, opener: Opener = SourceFile.open) -> Iterator[Raw]:
     """Yield each record of a source, after its place: file and line, or file and row.
+
+    Memory holds a record, of Parquet a group of rows; a JSON list and a plain text are read whole.
 
     Args:
         source: a file (JSON lines, JSON, Parquet, plain text; .gz too), a folder of such, a
-            pattern like data/*.jsonl, a folder of `datasets.save_to_disk`, or a hub id; the last
-            two with `:split` after them.
+            pattern like data/*.jsonl, a URL of one of these, a folder of `datasets.save_to_disk`,
+            or a hub id; the last two with `:split` after them.
+        opener: opens a file; one that counts bytes shows progress.
 
     Raises:
         DataError: for what cannot be read.
     """
-    if _is_dataset(source):
+    if is_dataset(source):
         yield from _dataset(source)
         return
     count = 0
-    for file in _files(source):
-        for raw in _of_file(file):
+    for file in source_files(source):
+        for raw in _of_file(file, opener):
             count += 1
             yield raw
     if not count:
         raise DataError(f"{source}: holds no record; give a file with one JSON object per line")
 
 
-def read_utf8(path: Path) -> str:
+def read_utf8(file: SourceFile) -> str:
     """Return the text of a file, `.gz` or plain, in UTF-8, without a byte-order mark.
 
     Raises:
         DataError: for a file that cannot be read or is no text.
     """
-    try:
-        raw = path.read_bytes()
-        return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: is no UTF-8 text ({error}); save it as UTF-8") from error
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; give a file that can be read") from error
+    with file.open() as stream:
+        return stream.read().decode("utf-8-sig")
 
 
-def _suffix(path: Path) -> str:
-    return (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
-
-
-def _is_dataset(source: str) -> bool:
+def is_dataset(source: str) -> bool:
+    """Tell whether a source is a data set of `datasets`, saved in a folder or on the hub."""
+    if is_url(source):
+        return False
     folder = Path(split_of(source)[0])
     saved = any((folder / name).is_file() for name in _SAVED)
     return saved or (not exists(Path(source)) and is_hub_id(split_of(source)[0]))
 
 
-def _files(source: str) -> list[Path]:
-    """Return a source's files in the order of their names."""
-    path = Path(source)
-    if path.is_dir():
-        known = (*TEXT_SUFFIXES, *RECORD_SUFFIXES)
-        visible = (f for f in sorted(path.rglob("[!.]*")) if "/." not in f"/{f.relative_to(path)}")
-        files = [file for file in visible if file.is_file() and _suffix(file) in known]
-    elif path.exists():
-        files = [path]
-    else:
-        matches = map(Path, sorted(glob.glob(source, recursive=True)))
-        files = [file for file in matches if file.is_file()]
+def source_files(source: str) -> list[SourceFile]:
+    """Return a source's files in the order of their names.
+
+    Raises:
+        DataError: when there is none, or a split of what is no data set.
+    """
     name, split = split_of(source)
-    if not files and split is not None and Path(name).exists():
+    if split is not None and not is_url(source) and Path(name).exists():
         raise DataError(f"{source}: only data sets have splits; leave the colon out")
-    if not files:
-        raise DataError(
-            f"{source}: holds no file of records; give files ending in "
-            f"{', '.join((*RECORD_SUFFIXES, *TEXT_SUFFIXES))} (.gz too)"
-        )
-    return files
+    return files_of(source)
 
 
-def _of_file(file: Path) -> Iterator[Raw]:
-    suffix = _suffix(file)
-    if suffix == ".parquet":
-        yield from _parquet(file)
-    elif suffix in TEXT_SUFFIXES:
-        yield str(file), {"text": read_utf8(file)}
+def dataset_identity(source: str) -> list[str]:
+    """Return what changes with a data set's rows: its files, or the fingerprint that it has."""
+    name, split = split_of(source)
+    if Path(name).is_dir():
+        files = sorted(path for path in Path(name).rglob("*") if path.is_file())
+        return [str(split), *(SourceFile(str(path)).digest() for path in files)]
+    return [name, str(split), str(_split(source)._fingerprint)]
+
+
+def _of_file(file: SourceFile, opener: Opener) -> Iterator[Raw]:
+    if file.suffix == ".parquet":
+        yield from _parquet(file, opener)
+    elif file.suffix in TEXT_SUFFIXES:
+        yield file.name, {"text": read_utf8(file)}
     else:
-        yield from _json(read_utf8(file), file)
+        with opener(file) as lines:
+            yield from json_records(lines, file.name)
 
 
-def _json(text: str, file: Path) -> Iterator[Raw]:
-    """Yield the objects of one JSON list, or of JSON objects that follow each other."""
-    if text.lstrip().startswith("["):
-        for number, value in enumerate(_json_list(text, file), start=1):
-            yield f"{file}: record {number}", value
-        return
-    decoder = json.JSONDecoder()
-    at, line = 0, 1
-    while rest := _NEXT.search(text, at):
-        line += text.count("\n", at, rest.start())
-        at, where = rest.start(), f"{file}:{line}"
-        try:
-            value, end = decoder.raw_decode(text, at)
-            after = text[end : _end_of_line(text, end)].strip()
-            if after and not after.startswith("{"):
-                raise json.JSONDecodeError("Extra data", text, end)
-            yield where, value
-        except (ValueError, RecursionError) as error:
-            end = _next_object(text, at)
-            yield where, BadRecord(f"{where}: not JSON ({_fault(error, line)}); {_JSON_CURE}")
-        line += text.count("\n", at, end)
-        at = end
-
-
-# A record begins here; a byte-order mark may stand where files were joined.
-_NEXT = re.compile(r"[^\s\ufeff]")
-_JSON_CURE = "write one JSON object after the other, or the whole file as one list"
-
-
-def _end_of_line(text: str, at: int) -> int:
-    end = text.find("\n", at)
-    return len(text) if end < 0 else end
-
-
-def _next_object(text: str, at: int) -> int:
-    """Return the first line after `at` that is not the inside or the end of a broken object."""
-    found = re.compile(r"\n(?=[^\s}\]])").search(text, at)
-    return found.end() if found else len(text)
-
-
-def _json_list(text: str, file: Path) -> list[Any]:
-    try:
-        values: list[Any] = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        line = getattr(error, "lineno", 1)
-        raise DataError(f"{file}:{line}: not JSON ({_fault(error, line)}); {_JSON_CURE}") from error
-    return values
-
-
-def _fault(error: ValueError | RecursionError, line: int) -> str:
-    """Say what is wrong with JSON; nesting and numbers without end have no place."""
-    if not isinstance(error, json.JSONDecodeError):
-        return str(error).partition(";")[0]
-    place = f"column {error.colno}" if error.lineno == line else f"line {error.lineno}"
-    return f"{error.msg}, {place}"
-
-
-def _parquet(file: Path) -> Iterator[Raw]:
+def _parquet(file: SourceFile, opener: Opener) -> Iterator[Raw]:
     try:
         import pyarrow
         from pyarrow import parquet
     except ModuleNotFoundError as error:
-        raise DataError(f"{file}: pyarrow is missing; run `make install`") from error
+        raise DataError(f"{file.name}: pyarrow is missing; run `make install`") from error
     try:
         number = 0
-        for batch in parquet.ParquetFile(file).iter_batches():
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{file}: row {number}", _without_nulls(row)
-    except (pyarrow.ArrowException, OSError) as error:
+        with opener(file) as stream:
+            for batch in parquet.ParquetFile(stream).iter_batches(PARQUET_ROWS):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{file.name}: row {number}", _without_nulls(row)
+    except pyarrow.ArrowException as error:
         reason = str(error).splitlines()[0]
-        raise DataError(f"{file}: cannot be read as Parquet ({reason}); write it again") from error
+        raise DataError(
+            f"{file.name}: cannot be read as Parquet ({reason}); write it again"
+        ) from error
 
 
 def _dataset(source: str) -> Iterator[Raw]:
+    for number, row in enumerate(_split(source)):
+        yield f"{source}: row {number}", _without_nulls(row)
+
+
+def _split(source: str) -> Any:
+    """Load the data set of a source, or the split that it names."""
     name, split = split_of(source)
     loaded = _loaded(name, source)
     if hasattr(loaded, "keys"):  # a data set for each split
@@ -216,11 +165,10 @@ def _dataset(source: str) -> Iterator[Raw]:
             raise DataError(
                 f"{source}: has no split {split!r}; name one of {', '.join(loaded)} after a colon"
             )
-        loaded = loaded[split]
-    elif split is not None:
+        return loaded[split]
+    if split is not None:
         raise DataError(f"{source}: it was saved without splits; leave :{split} out")
-    for number, row in enumerate(loaded):
-        yield f"{source}: row {number}", _without_nulls(row)
+    return loaded
 
 
 def _loaded(name: str, source: str) -> Any:

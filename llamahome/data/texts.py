@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llamahome.data.encode import Row
 from llamahome.data.errors import DataError
+from llamahome.data.files import SourceFile
 from llamahome.data.sources import read_utf8
 
 
@@ -17,9 +18,14 @@ def read_text(path: Path) -> str:
     Raises:
         DataError: for a file that cannot be read, is no text, or is empty.
     """
-    text = read_utf8(path)
+    return text_of(SourceFile(str(path)))
+
+
+def text_of(file: SourceFile) -> str:
+    """Return the text of a source's file, as `read_text` does."""
+    text = read_utf8(file)
     if not text.strip():
-        raise DataError(f"{path}: holds no text; give a file with some")
+        raise DataError(f"{file.name}: holds no text; give a file with some")
     return text.replace("\r\n", "\n")
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import builtins
 import difflib
 import logging
-import os
 from pathlib import Path
 
-import platformdirs
 from huggingface_hub import HfApi
 
+from llamahome.config.cache_folder import cache_folder
 from llamahome.models.adapter_chain import adapter_chain, is_adapter
 from llamahome.models.checksums import verify_checksums
 from llamahome.models.describe import Kind, ModelInfo, describe_folder
@@ -39,9 +38,7 @@ class ModelManager:
     """
 
     def __init__(self, cache_dir: Path | None = None, hub: HfApi | None = None) -> None:
-        named = cache_dir or os.environ.get("LLAMAHOME_CACHE")
-        folder = Path(named) if named else platformdirs.user_cache_path("llamahome")
-        self.cache_dir = folder.expanduser().resolve()
+        self.cache_dir = cache_folder(cache_dir)
         self._hub_dir = self.cache_dir / "hub"
         self._hub = hub or HfApi()
 

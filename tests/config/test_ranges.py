@@ -44,6 +44,7 @@ RULES: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
     "data.max_bad_records": ([-1], [0, 5], {}),
     "data.context_length": ([1], [2], {}),
     "data.eval_fraction": ([0.0, 1.0, -0.1, float("nan")], [0.01, 0.99], {}),
+    "data.cache_bytes": ([-1], [0, 10**12], {}),
     "data.limit": ([1], [2, None], {}),
     "trainer.run_name": (["", "a/b", ".hidden", ".."], ["a", "a.b-c"], {}),
     "trainer.method": (["qlora"], ["full", "lora"], {}),

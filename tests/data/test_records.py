@@ -11,11 +11,9 @@ from llamahome.data import (
     BadRecord,
     Chat,
     Completion,
-    DataError,
     Preference,
     Tokens,
     parse_record,
-    split_rows,
 )
 
 USER = {"role": "user", "content": "Hi."}
@@ -272,25 +270,3 @@ def test_a_bad_record_is_named_by_place_and_field(format: str, raw: Any, message
         parsed(raw, format)
     assert str(caught.value).startswith("f:2: ")
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("count", "fraction", "held"), [(100, 0.1, 10), (3, 0.01, 1), (2, 0.99, 1)]
-)
-def test_split_holds_out_a_share_and_loses_no_row(count: int, fraction: float, held: int) -> None:
-    rows = list(range(count))
-    train, evaluation = split_rows(rows, fraction, seed=3)
-    assert len(evaluation) == held
-    assert sorted(train + evaluation) == rows
-    assert train == [row for row in rows if row in train]
-
-
-def test_split_is_a_function_of_the_seed() -> None:
-    rows = list(range(50))
-    assert split_rows(rows, 0.2, 1) == split_rows(rows, 0.2, 1)
-    assert split_rows(rows, 0.2, 1) != split_rows(rows, 0.2, 2)
-
-
-def test_one_record_cannot_be_split() -> None:
-    with pytest.raises(DataError, match="1 record cannot be split"):
-        split_rows([1], 0.5, 0)

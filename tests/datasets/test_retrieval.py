@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from llamahome.config import DataConfig
 from retrieval import FACTS, get_custom_dataset
-from train.data import build_datasets
+from train.records import build_datasets
 
 DATA = DataConfig(
     format="custom",

@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, s
 
 from llamahome.attention import HybridAttention, build_policy
 from llamahome.config import PolicyConfig, TrainRoot
-from train.data import Batch, batches, build_datasets, eval_batches
+from train.data import Batch, batches, eval_batches
 from train.lora import add_adapters
+from train.records import build_datasets
 
 
 def load(folder: Path) -> PreTrainedModel:

@@ -15,11 +15,12 @@ from llamahome.attention import HybridAttention
 from llamahome.config import DeepSpeedConfig, LoraConfig, ModelConfig, PolicyConfig, TrainRoot
 from llamahome.models import LoadedModel, load_model
 from tests.train.engine import one_worker
-from train.data import batches, build_datasets
+from train.data import batches
 from train.deepspeed_config import deepspeed_config
 from train.export import export_model
 from train.model import bare_model, prepare_model
 from train.objectives import Objective, cross_entropy
+from train.records import build_datasets
 from train.step import train_step
 from train.worker import start_engine
 

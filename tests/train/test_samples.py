@@ -26,7 +26,7 @@ from llamahome.requests import SamplingParams
 from tests.train.engine import QUIET, one_worker
 from tests.train.test_run import changed
 from train import metrics
-from train.data import Datasets
+from train.records import Datasets
 from train.run import prepare_run
 from train.samples import Prompt, build_prompts, check_prompts
 
@@ -44,9 +44,9 @@ def world(tmp_path: Path) -> Iterator[None]:
 
 def training(root: TrainRoot, run_dir: Path) -> Any:
     """Make the worker's part of a run as `run_worker` does."""
-    from train.data import build_datasets
     from train.deepspeed_config import deepspeed_config
     from train.model import prepare_model
+    from train.records import build_datasets
     from train.samples import Sampler
     from train.worker import Training, start_engine
 

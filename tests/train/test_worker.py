@@ -33,9 +33,9 @@ def alone(root: TrainRoot) -> TrainRoot:
 
 def start(root: TrainRoot, run_dir: Path) -> Any:
     """Make the worker's part of a run, from the newest checkpoint in `run_dir` on."""
-    from train.data import build_datasets
     from train.deepspeed_config import deepspeed_config
     from train.model import prepare_model
+    from train.records import build_datasets
     from train.worker import Training, start_engine
 
     run_dir.mkdir(exist_ok=True)

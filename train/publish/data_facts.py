@@ -6,14 +6,16 @@ import glob
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from llamahome.data import DataError, is_hub_id, plain_texts, read_text
-from llamahome.data.sources import exists, raw_records, split_of
+from llamahome.data import DataError, exists, is_hub_id, is_url, plain_texts, raw_records
+from llamahome.data.sources import read_utf8, split_of
 from llamahome.models.checksums import file_sha256
 from train.runs.folder import SavedRun
 
 GONE = "no longer there at export"
 ON_THE_HUB = "on the hub"
+AT_A_URL = "at a URL"
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ def data_facts(run: SavedRun) -> list[DataFacts]:
 
 
 def _facts(source: str, kind: str) -> DataFacts:
+    if is_url(source):
+        return DataFacts(_without_secrets(source), AT_A_URL, None)
     place = split_of(source)[0]
     if kind != "custom" and not exists(Path(place)) and is_hub_id(place):
         return DataFacts(source, ON_THE_HUB, None, place)
@@ -55,6 +59,12 @@ def _facts(source: str, kind: str) -> DataFacts:
     digests = [file_sha256(file) for file in files]
     whole = hashlib.sha256("".join(digests).encode()).hexdigest()
     return DataFacts(name, _size(source, kind), digests[0] if len(digests) == 1 else whole)
+
+
+def _without_secrets(url: str) -> str:
+    """Return a URL without its user, password and query, which may be signed."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _files(place: str) -> list[Path]:
@@ -69,7 +79,7 @@ def _size(source: str, kind: str) -> str:
     try:
         texts = plain_texts(source, kind)
         if texts:
-            return f"{sum(len(read_text(text)) for text in texts):,} characters"
+            return f"{sum(len(read_utf8(text)) for text in texts):,} characters"
         return f"{sum(1 for _ in raw_records(source)):,}"
     except DataError:
         return GONE
