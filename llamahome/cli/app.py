@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from llamahome.cli import calibrate, chat, evaluate, generate, handover, lm_eval, models
+from llamahome.cli import calibrate, chat, evaluate, generate, handover, lm_eval, models, token_cache
 from llamahome.logs import configure_logging
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ def _start(
 
 data = typer.Typer(help="Look at training data.", no_args_is_help=True)
 data.command(context_settings=handover.PASS_ON)(handover.inspect)
+data.add_typer(token_cache.app, name="cache")
 
 app.command()(generate.generate)
 app.command()(chat.chat)

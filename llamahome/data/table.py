@@ -118,7 +118,7 @@ def read_entry(folder: Path) -> dict[str, Any]:
     """
     try:
         entry = json.loads((folder / ENTRY).read_bytes())
-        if isinstance(entry, dict) and {"bytes", "crc32", "bad", "source"} <= entry.keys():
+        if isinstance(entry, dict) and {"rows", "tokens", "bytes", "crc32", "bad", "source"} <= entry.keys():
             return entry
     except ValueError as error:
         raise CorruptTableError(f"{ENTRY} is no JSON ({error})") from error

@@ -82,14 +82,13 @@ class TokenCache:
             with FileLock(self.folder / (key + LOCK)):
                 try:
                     return _opened(folder)
-                except FileNotFoundError:
-                    pass
-                except CorruptTableError as error:
-                    logger.warning("%s: %s; %s is tokenised again", folder, error, source)
-                    _remove(folder)
-                self._make(folder, source, make)
+                except (CorruptTableError, FileNotFoundError) as error:
+                    if folder.exists():
+                        logger.warning("%s: %s; %s is tokenised again", folder, error, source)
+                        _remove(folder)
+                table = self._make(folder, source, make)
                 self._make_room(keep=key)
-                return _opened(folder)
+                return table
 
     def entries(self) -> list[CacheEntry]:
         """List the tables, the last used first."""
@@ -108,7 +107,8 @@ class TokenCache:
         self._remove_unfinished()
         return len(entries)
 
-    def _make(self, folder: Path, source: str, make: Make) -> None:
+    def _make(self, folder: Path, source: str, make: Make) -> TokenTable:
+        """Make a table and open it before others see it, and may remove it."""
         unfinished = folder.with_suffix(UNFINISHED)
         shutil.rmtree(unfinished, ignore_errors=True)  # its maker died: the lock is ours
         unfinished.mkdir(mode=0o700)
@@ -116,11 +116,13 @@ class TokenCache:
         try:
             bad = make(writer)
             writer.close(source=source, bad=bad)
+            table = open_table(unfinished)
             unfinished.rename(folder)
         except BaseException:
             writer.abort()
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
+        return table
 
     def _make_room(self, keep: str) -> None:
         nbytes = 0

@@ -83,7 +83,11 @@ def root(model_dir: Path, chats: Path, tmp_path: Path) -> TrainRoot:
         model=ModelConfig(name=str(model_dir)),
         policy=PolicyConfig(name="h2o", budget=24, sink=2, recent=12, interval=8),
         data=DataConfig(
-            train_file=str(chats), context_length=160, batching="padding", eval_fraction=0.2
+            train_file=str(chats),
+            context_length=160,
+            batching="padding",
+            eval_fraction=0.2,
+            cache_dir=str(tmp_path / "tokens"),
         ),
         trainer=TrainerConfig(
             run_name="tiny",

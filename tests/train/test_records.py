@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from llamahome.config import DataConfig, checkout
 from llamahome.data import DataError, Row
 from tests.train.plain_rows import plain_datasets, plain_rows
+from train.packing import row_lengths
 from train.records import build_datasets, held_out, resolve_files
 
 REPOSITORY = checkout()
@@ -393,7 +394,7 @@ def test_rows_from_disk_are_those_of_lists_in_memory(
         for _ in ("made", "from the cache"):
             built = build_datasets(own, byte_tokenizer, seed=3)
             assert (list(built.train), list(built.eval)) == (train, held)
-            assert built.train.lengths().tolist() == [len(row["labels"]) for row in train]
+            assert row_lengths(built.train) == [len(row["labels"]) for row in train]
             assert built.train[:3] == train[:3]
             assert built.train[-1] == train[-1]
             assert built.pairs == (format == "preference")
