@@ -16,8 +16,7 @@ import numpy as np
 
 from llamahome.data import IGNORED, Array, DataError, Row, TokenTable
 
-# Records whose labels are looked at together; memory holds the tokens between them.
-LABEL_RECORDS = 1024
+LABEL_TOKENS = 2**18  # labels that are looked at together, or those of one record
 
 
 class Tokens:
@@ -47,13 +46,17 @@ class Tokens:
         """Tell of each document (documents, 2) whether it has a label that a token predicts."""
         found = np.zeros(len(parts), dtype=bool)
         order = np.argsort(parts[:, 0], kind="stable")
-        for start in range(0, len(order), LABEL_RECORDS):
-            chosen = order[start : start + LABEL_RECORDS]
+        begins = parts[order, 0]
+        start = 0
+        while start < len(order):
+            stop = int(np.searchsorted(begins, begins[start] + LABEL_TOKENS))
+            chosen = order[start:stop]
             begin, end = parts[chosen].T
             places = self._learned_places(int(begin[0]), int(end.max()))
             at = np.searchsorted(places, begin + 1)
             inside = at < len(places)
             found[chosen[inside]] = places[at[inside]] < end[inside]
+            start = stop
         return found
 
     def _learned_places(self, start: int, stop: int) -> Array:

@@ -67,6 +67,7 @@ def resolve_files(data: DataConfig) -> DataConfig:
 
 
 def _resolve(key: str, name: str, format: str) -> str:
+    name = name.removeprefix("file://")
     if is_url(name) and format != "custom":
         if name.startswith("memory:"):
             raise DataError(f"data.{key}={name!r} is in this process, where no worker sees it")

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import typer
 
-from llamahome.cli import calibrate, chat, evaluate, generate, handover, lm_eval, models, token_cache
+from llamahome.cli import (
+    calibrate,
+    chat,
+    evaluate,
+    generate,
+    handover,
+    lm_eval,
+    models,
+    token_cache,
+)
 from llamahome.logs import configure_logging
 
 app = typer.Typer(

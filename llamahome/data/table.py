@@ -20,7 +20,8 @@ COLUMNS = ("input_ids", "labels")
 TOKEN = np.dtype("<i4")
 SPAN = np.dtype("<i8")
 ENTRY = "entry.json"
-_READ_BYTES = 2**24
+ENTRY_KEYS = {"rows", "tokens", "bytes", "crc32", "bad", "source"}
+_READ_BYTES = 2**20
 
 
 class CorruptTableError(Exception):
@@ -118,7 +119,7 @@ def read_entry(folder: Path) -> dict[str, Any]:
     """
     try:
         entry = json.loads((folder / ENTRY).read_bytes())
-        if isinstance(entry, dict) and {"rows", "tokens", "bytes", "crc32", "bad", "source"} <= entry.keys():
+        if isinstance(entry, dict) and entry.keys() >= ENTRY_KEYS:
             return entry
     except ValueError as error:
         raise CorruptTableError(f"{ENTRY} is no JSON ({error})") from error

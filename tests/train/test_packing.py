@@ -13,6 +13,7 @@ from llamahome.data import IGNORED, DataError, Row, TokenTable
 from tests.policies import built, policy_case
 from train.data import Batch, collate
 from train.objectives import cross_entropy
+from train.objectives.chunked_head import attach_chunked_head
 from train.packing import Rows, Tokens, fit, pack
 
 
@@ -94,6 +95,7 @@ def test_packed_and_padded_batches_have_the_same_loss_and_gradients(
 ) -> None:
     model = tiny_llama.double()
     HybridAttention.attach(model)
+    attach_chunked_head(model)
     attention = HybridAttention(built(policy_case(case), model), model)
     rows = [make_row(size, size) for size in (40, 25, 9, 33, 2)]
     found = [

@@ -7,15 +7,17 @@ import logging
 import re
 from collections import Counter
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from llamahome.config import DataConfig, checkout
+from llamahome.config import DataConfig, TrainerConfig, checkout
 from llamahome.data import DataError, Row
 from tests.train.plain_rows import plain_datasets, plain_rows
+from train.data import batches
 from train.packing import row_lengths
 from train.records import build_datasets, held_out, resolve_files
 
@@ -313,6 +315,40 @@ def test_sources_resolve_by_pattern_folder_split_and_hub_id(
     for name in ("in/*.parquet", "owner/name.jsonl", "owner/name/more"):
         with pytest.raises(DataError, match="no such file; looked at"):
             resolve_files(DataConfig(train_file=name))
+
+
+def test_urls_are_looked_up_here(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text("{}")
+    assert resolve_files(DataConfig(train_file=f"file://{file}")).train_file == str(file)
+    for url, message in {
+        "file:///no/a.jsonl": r"data\.train_file='/no/a\.jsonl': no such file",
+        "memory://a.jsonl": r"data\.train_file='memory://a\.jsonl' is in this process, where no",
+        "nowhere://a.jsonl": r"nowhere://a\.jsonl: cannot be opened \(Protocol not known: nowhere",
+    }.items():
+        with pytest.raises(DataError, match=message):
+            resolve_files(DataConfig(train_file=url))
+
+
+@pytest.mark.parametrize("changes", [{}, {"batching": "padding"}, {"batch_tokens": 400}])
+def test_a_run_that_stopped_within_a_pass_goes_on_exactly(
+    chat_data: DataConfig, byte_tokenizer: PreTrainedTokenizerFast, changes: dict[str, Any]
+) -> None:
+    tokens = changes.get("batch_tokens")
+    batching = "padding" if tokens else changes.get("batching", "packing")
+    data = replace(chat_data, batching=batching, context_length=200)
+    trainer = TrainerConfig(batch_size=2, batch_tokens=tokens)
+
+    def taken(start: int, count: int) -> list[dict[str, Any]]:
+        rows = build_datasets(data, byte_tokenizer, seed=0).train
+        share = {"rank": 1, "world_size": 2, "start_step": start, "pad_id": 0}
+        found = islice(batches(rows, data, trainer, **share), count)
+        return [{key: tensor.tolist() for key, tensor in batch.items()} for batch in found]
+
+    whole = taken(0, 30)
+    for start in (1, 5, 11, 29):
+        assert taken(start, 30 - start) == whole[start:]
+    assert whole[1:] != whole[:-1]
 
 
 def test_every_text_format_gives_rows(

@@ -32,6 +32,7 @@ FREE = {
     "trainer": "run_name output_dir export steps gradient_checkpointing cpus_per_worker use_gpu "
     "min_workers eval_every checkpoint_every keep_checkpoints early_stopping_patience max_failures "
     "sample_prompts sample_held_out sample_tokens",
+    "data": "cache_dir cache_bytes",
     "deepspeed": "offload_optimizer offload_parameters nvme_path buffer_size bucket_size compile",
     "tracking": "wandb project entity tensorboard mlflow",
     "search": "samples space scheduler metric grace reduction seed",

@@ -48,7 +48,8 @@ def data_facts(run: SavedRun) -> list[DataFacts]:
 
 def _facts(source: str, kind: str) -> DataFacts:
     if is_url(source):
-        return DataFacts(_without_secrets(source), AT_A_URL, None)
+        name = urlsplit(source).path.rpartition("/")[2]  # no server, user or signature
+        return DataFacts(name or source.partition(":")[0], AT_A_URL, None)
     place = split_of(source)[0]
     if kind != "custom" and not exists(Path(place)) and is_hub_id(place):
         return DataFacts(source, ON_THE_HUB, None, place)
@@ -59,12 +60,6 @@ def _facts(source: str, kind: str) -> DataFacts:
     digests = [file_sha256(file) for file in files]
     whole = hashlib.sha256("".join(digests).encode()).hexdigest()
     return DataFacts(name, _size(source, kind), digests[0] if len(digests) == 1 else whole)
-
-
-def _without_secrets(url: str) -> str:
-    """Return a URL without its user, password and query, which may be signed."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _files(place: str) -> list[Path]:

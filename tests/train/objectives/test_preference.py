@@ -20,12 +20,12 @@ from llamahome.config import LoraConfig, PolicyConfig
 from llamahome.data import IGNORED, Row
 from tests.policies import built, policy_case
 from tests.train.objectives.rows import Wrapped, trainable
+from tests.train.test_packing import packed
 from train.data import collate
 from train.lora import add_adapters
 from train.model import bare_model
 from train.objectives import DPO, ORPO
 from train.objectives.preference import answer_log_probs, count_pairs
-from train.packing import pack
 
 pytestmark = [
     # from TRL, PEFT and accelerate
@@ -170,7 +170,7 @@ def test_packed_pairs_have_the_loss_and_gradients_of_pairs_alone(
     attention = HybridAttention(built(policy_case("h2o"), tiny_llama), tiny_llama)
     rows = pairs(7)
     found = []
-    for batch in (collate(pack(rows, 128), 0), collate(rows, 0)):
+    for batch in (collate(packed(rows, 128), 0), collate(rows, 0)):
         model.zero_grad()
         assert count_pairs(batch) == 7
         sums = objective(Wrapped(model), batch, attention)

@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 
 from tests.train.engine import QUIET
 from train.publish.card import public, write_card
+from train.publish.data_facts import DataFacts, _facts
 from train.publish.source import EMBEDDED_ID, Source
 
 pytestmark = QUIET
@@ -57,6 +58,11 @@ def test_text(source: Source, tmp_path: Path) -> None:
     assert (
         "| chats.jsonl | no longer there at export | - |" in card(source, "merged", tmp_path).text
     )
+
+
+def test_data_at_a_url_is_named_without_server_and_signature() -> None:
+    fact = _facts("https://user:secret@example.org/in/chats.jsonl?key=1", "auto")
+    assert fact == DataFacts("chats.jsonl", "at a URL", None)
 
 
 def test_a_card_names_no_place_of_this_machine(source: Source, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def ended(root: TrainRoot, manager: ModelManager, tmp_path: Path) -> Sweep:
     sweep = build_sweep([*jobs, refused], manager)
     save_run(tmp_path / "runs", "tiny-01")
     save_run(tmp_path / "runs", "tiny-02", [*CURVE[:-1], {"step": 2, "eval_loss": 2.25}])
-    save_run(tmp_path / "runs", "tiny-03", [*CURVE[:2], {"step": 1, "eval_loss": 1.0}])
+    save_run(tmp_path / "runs", "tiny-03", [*CURVE[:3], {"step": 1, "eval_loss": 1.0}])
     jobs[0].state = jobs[1].state = State.FINISHED
     jobs[2].state, jobs[2].reason = State.EARLY, "behind"
     return sweep
