@@ -28,8 +28,9 @@ def list_tables(folder: Folder = None) -> None:
 
     entries = _cache(folder).entries()
     table = Table()
-    for column in ("source", "records", "tokens", "MiB", "last used"):
-        table.add_column(column, justify="left" if column == "source" else "right")
+    table.add_column("source", overflow="fold")
+    for column in ("records", "tokens", "MiB", "last used"):
+        table.add_column(column, justify="right")
     for entry in entries:
         table.add_row(
             entry.source,

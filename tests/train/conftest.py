@@ -19,6 +19,7 @@ from llamahome.config import (
     TrainerConfig,
     TrainRoot,
 )
+from llamahome.data import token_cache
 from llamahome.models import ModelManager
 
 WORDS = ["budget", "cache", "chunk", "evict", "gather", "heavy", "layer", "mass", "query", "sink"]
@@ -31,6 +32,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def own_tokens(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what tests tokenise out of the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(token_cache, "cache_folder", lambda: folder)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -83,11 +93,7 @@ def root(model_dir: Path, chats: Path, tmp_path: Path) -> TrainRoot:
         model=ModelConfig(name=str(model_dir)),
         policy=PolicyConfig(name="h2o", budget=24, sink=2, recent=12, interval=8),
         data=DataConfig(
-            train_file=str(chats),
-            context_length=160,
-            batching="padding",
-            eval_fraction=0.2,
-            cache_dir=str(tmp_path / "tokens"),
+            train_file=str(chats), context_length=160, batching="padding", eval_fraction=0.2
         ),
         trainer=TrainerConfig(
             run_name="tiny",
