@@ -70,7 +70,7 @@ def _resolve(key: str, name: str, format: str) -> str:
     name = name.removeprefix("file://")
     if is_url(name) and format != "custom":
         if name.startswith("memory:"):
-            raise DataError(f"data.{key}={name!r} is in this process, where no worker sees it")
+            raise DataError(f"data.{key}={name!r} is seen by no worker; give a file")
         files_of(name)
         return name
     path, colon, part = name.rpartition(":") if _has_part(name) else (name, "", "")

@@ -323,7 +323,7 @@ def test_urls_are_looked_up_here(tmp_path: Path) -> None:
     assert resolve_files(DataConfig(train_file=f"file://{file}")).train_file == str(file)
     for url, message in {
         "file:///no/a.jsonl": r"data\.train_file='/no/a\.jsonl': no such file",
-        "memory://a.jsonl": r"data\.train_file='memory://a\.jsonl' is in this process, where no",
+        "memory://a.jsonl": r"data\.train_file='memory://a\.jsonl' is seen by no worker; give",
         "nowhere://a.jsonl": r"nowhere://a\.jsonl: cannot be opened \(Protocol not known: nowhere",
     }.items():
         with pytest.raises(DataError, match=message):
