@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import ray
+import torch
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 from rich.console import Console
@@ -25,7 +26,7 @@ from train.failures import explain, record_end
 from train.full_disk import full_disk_ends
 from train.logs import RecordFailures
 from train.micro_batches import halve
-from train.preflight import check_cluster, check_machine
+from train.preflight import check_cluster, check_machine, slow_precision
 from train.progress import plain_console, show_progress
 from train.run import Run, dense_stage, prepare_run, second_stage
 from train.runs.environment import write_environment
@@ -110,6 +111,8 @@ class TrainingPipeline:
         """
         if self.root.cluster.address == "local" and not ray.is_initialized():
             check_machine(self.root.trainer, self.root.cluster)
+            if slow := slow_precision(self.root.trainer, torch.cpu.get_capabilities()):
+                self.console.print(f"warning: {slow}")
         run = prepare_run(self.root, self.manager)
         if not run.root.trainer.dense_steps:
             self._look_at_checkpoints(run)

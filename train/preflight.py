@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -34,6 +35,22 @@ def check_machine(trainer: TrainerConfig, cluster: ClusterConfig) -> None:
     have = {"CPU": cluster.num_cpus or os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
     if short := _lacking(trainer, have):
         raise ConfigError(short)
+
+
+def slow_precision(trainer: TrainerConfig, processor: Mapping[str, Any]) -> str | None:
+    """Return a warning of a precision that this machine's processor is slow at.
+
+    Args:
+        processor: `torch.cpu.get_capabilities()`.
+    """
+    fast = any(processor.get(name) for name in ("avx512_bf16", "amx_bf16"))
+    other = processor.get("architecture") != "x86_64"
+    if trainer.use_gpu or trainer.precision == "fp32" or fast or other:
+        return None
+    return (
+        f"trainer.precision={trainer.precision}: this processor has no bf16 instructions "
+        "(AVX512-BF16, AMX), so it takes several times as long as trainer.precision=fp32"
+    )
 
 
 def check_cluster(

@@ -10,11 +10,18 @@ from typing import Any
 import pytest
 import torch
 
-from llamahome.config import ClusterConfig, ConfigError, LoraConfig, PolicyConfig, TrainRoot
+from llamahome.config import (
+    ClusterConfig,
+    ConfigError,
+    LoraConfig,
+    PolicyConfig,
+    TrainerConfig,
+    TrainRoot,
+)
 from llamahome.models import ModelError, ModelManager
 from tests.train.test_run import changed
 from train.pipeline import TrainingPipeline
-from train.preflight import check_cluster, check_machine, check_model
+from train.preflight import check_cluster, check_machine, check_model, slow_precision
 from train.run import prepare_run
 
 CPUS = os.cpu_count() or 1
@@ -134,3 +141,27 @@ def test_an_elastic_run_needs_room_for_its_fewest_workers(root: TrainRoot) -> No
     check_machine(elastic.trainer, ClusterConfig())
     with pytest.raises(ConfigError, match=rf"trainer\.min_workers={CPUS} with .* there are 0"):
         check_cluster(elastic.trainer, ClusterConfig(address="auto"), {})
+
+
+@pytest.mark.parametrize(
+    ("asked", "processor", "slow"),
+    [
+        ({"precision": "mixed"}, {"architecture": "x86_64", "avx512_f": True}, True),
+        ({"precision": "bf16"}, {"architecture": "x86_64", "avx512_bf16": False}, True),
+        ({"precision": "mixed"}, {"architecture": "x86_64", "avx512_bf16": True}, False),
+        ({"precision": "mixed"}, {"architecture": "x86_64", "amx_bf16": True}, False),
+        ({"precision": "mixed"}, {"architecture": "aarch64"}, False),
+        ({"precision": "mixed", "use_gpu": True}, {"architecture": "x86_64"}, False),
+        ({"precision": "fp32"}, {"architecture": "x86_64"}, False),
+    ],
+)
+def test_a_processor_without_bf16_is_named(
+    asked: dict[str, Any], processor: dict[str, Any], slow: bool
+) -> None:
+    warning = slow_precision(TrainerConfig(**asked), processor)
+    assert (warning is not None) is slow
+    assert not slow or warning.startswith(f"trainer.precision={asked['precision']}: ")
+
+
+def test_torch_names_what_this_processor_has() -> None:
+    assert "architecture" in torch.cpu.get_capabilities()
