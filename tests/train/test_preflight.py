@@ -160,7 +160,7 @@ def test_a_processor_without_bf16_is_named(
 ) -> None:
     warning = slow_precision(TrainerConfig(**asked), processor)
     assert (warning is not None) is slow
-    assert not slow or warning.startswith(f"trainer.precision={asked['precision']}: ")
+    assert not slow or str(warning).startswith(f"trainer.precision={asked['precision']}: ")
 
 
 def test_torch_names_what_this_processor_has() -> None:
