@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from llamahome.data import TokenCache, TokenTable
+from llamahome.data import TokenCache, TokenTable, token_cache
 from tests.cli.terminal import run
 
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TokenCache:
-    monkeypatch.setenv("LLAMAHOME_CACHE", str(tmp_path))
+    monkeypatch.setattr(token_cache, "cache_folder", lambda: tmp_path)
     cache = TokenCache.of(None, 10**9)
     for name, rows in {"chats.jsonl": 3, "more.jsonl": 1}.items():
         row = {"input_ids": [1] * 500, "attention_mask": [1] * 500, "labels": [1] * 500}

@@ -20,7 +20,8 @@ class Deadly:
     """Ends the process that unpickles it."""
 
     def __reduce__(self) -> Any:
-        return os._exit, (7,)
+        # Coverage replaces os._exit by a function that cannot be pickled.
+        return exec, ("import os; os._exit(7)",)
 
 
 @pytest.fixture
