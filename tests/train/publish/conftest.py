@@ -130,6 +130,7 @@ def save_run(
         metrics.append(directory, record)
     write_environment(directory)
     model = AutoModelForCausalLM.from_pretrained(base)
+    torch.manual_seed(0)  # adapters whose rounding is the same, whatever ran before
     adapter = save_lora(model, directory / ADAPTER, target_modules=list(targets))
     write_adapter_policy(adapter, POLICY)
     config = json.loads((adapter / "adapter_config.json").read_text())

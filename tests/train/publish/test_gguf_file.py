@@ -46,8 +46,10 @@ CONFIGS = {
     "qwen2": small(Qwen2Config),
     "qwen3": small(Qwen3Config, head_dim=32),
 }
-# Mean difference of log-probabilities, in nats; llama.cpp rounds activations for q8_0.
-CLOSE = {"f32": 1e-4, "f16": 5e-3, "bf16": 3e-2, "q8_0": 6e-2}
+# Mean difference of log-probabilities, in nats, of rounded weights, and of llama.cpp, which rounds
+# activations as well: three times what eight random adapters had at most.
+ROUNDED = {"f32": 1e-5, "f16": 6e-3, "bf16": 5e-2, "q8_0": 0.16}
+CLOSE = {"f32": 1e-4, "f16": 1.5e-2, "bf16": 0.12, "q8_0": 0.35}
 
 
 def written(source: Source, quantization: str, file: Path) -> float:
@@ -80,7 +82,7 @@ def test_a_runs_adapter_is_merged_and_rounded(
     file = tmp_path / "small.gguf"
     cost = written(source, quantization, file)
     assert (cost < 1e-5) == (quantization == "f32")
-    assert cost < CLOSE[quantization]
+    assert cost < ROUNDED[quantization]
     assert gap(file, AutoModelForCausalLM.from_pretrained(run / "model")) < CLOSE[quantization]
 
 
