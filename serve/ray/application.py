@@ -12,8 +12,8 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import LoggingConfig
 
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig, ServeRoot
-from serve.http.api import HttpSettings
 from serve.http.guard import key_digest
+from serve.http.settings import HttpSettings
 from serve.ray.ingress import Api
 from serve.replica import Replica
 

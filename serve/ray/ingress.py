@@ -8,7 +8,8 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
-from serve.http.api import HttpSettings, build_app
+from serve.http.api import build_app
+from serve.http.settings import HttpSettings
 from serve.ray.backend import ServeBackend
 
 

@@ -19,8 +19,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from llamahome.engine import TextDelta
 from llamahome.requests import EngineStats, QueueFullError, RequestError, SamplingParams, Usage
-from serve.http.api import HttpSettings, build_app
+from serve.http.api import build_app
 from serve.http.errors import ApiError
+from serve.http.settings import HttpSettings
 from serve.wire import Delta, GenerateRequest, ReplicaStats
 
 CRASH, GIVE_UP = 13, 14  # prompt tokens that make FakeEngine do so

@@ -16,8 +16,9 @@ import openai
 import pytest
 
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
-from serve.http.api import HttpSettings, build_app
+from serve.http.api import build_app
 from serve.http.errors import ApiError
+from serve.http.settings import HttpSettings
 from serve.replica import Replica
 from serve.wire import Delta, Failure, GenerateRequest, ReplicaStats
 

@@ -1,0 +1,135 @@
+"""The way from a checked request to its answer: the model's name, the deadline, the stream."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import Protocol
+
+from fastapi import Response
+from fastapi.responses import StreamingResponse
+
+from serve.http.bodies import as_json
+from serve.http.choices import Answers, Indexed, merged
+from serve.http.errors import ApiError
+from serve.http.metrics import AnswerMeter, ServeMetrics
+from serve.http.protocol import ChatRequest, CompletionRequest
+from serve.http.responses import Format, Head, event
+from serve.http.settings import HttpSettings
+from serve.wire import Delta, ReplicaStats
+from serve.wire import Request as WireRequest
+
+STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+class Backend(Protocol):
+    """The source of answers: engine replicas behind Ray Serve, or a stand-in in tests."""
+
+    def stream(self, request: WireRequest) -> AsyncGenerator[Delta, None]:
+        """Yield the answer as it grows. Raise ApiError, before the first delta or between two."""
+
+    async def replicas(self) -> Sequence[ReplicaStats]:
+        """Return the stats of every replica that answers now."""
+
+
+class Answering:
+    """Answers of a backend to checked requests; every family of routes shares one."""
+
+    def __init__(self, backend: Backend, settings: HttpSettings, metrics: ServeMetrics) -> None:
+        self.backend = backend
+        self.settings = settings
+        self.metrics = metrics
+        self.model_ids = (settings.model_id, *settings.adapters)
+
+    def check_model(self, model_id: str) -> None:
+        """Raise ApiError for a model that is not served here."""
+        if model_id not in self.model_ids:
+            served = ", ".join(repr(name) for name in self.model_ids)
+            raise ApiError(
+                404,
+                f"no model {model_id!r} here; this endpoint serves {served}",
+                param="model",
+                code="model_not_found",
+            )
+
+    def adapter(self, model_id: str) -> str | None:
+        """Return the adapter that a model's name stands for; None is the model itself."""
+        return None if model_id == self.settings.model_id else model_id
+
+    def head(self, prefix: str, model_id: str) -> Head:
+        """Begin an answer of a served model."""
+        self.check_model(model_id)
+        return Head(id=f"{prefix}-{uuid.uuid4().hex}", created=int(time.time()), model=model_id)
+
+    def deadline(self) -> float:
+        """Return the event loop's time by which a request that begins now must be answered."""
+        return asyncio.get_running_loop().time() + self.settings.request_timeout_s
+
+    async def respond(self, body: ChatRequest | CompletionRequest, form: Format) -> Response:
+        """Answer with generated text, whole or as a stream."""
+        requests = body.generate_requests(form.head["id"], self.adapter(body.model))
+        deltas = self.deltas(requests, self.deadline())
+        answers = Answers(len(requests), body.choices_per_prompt)
+        if not body.stream:
+            async with aclosing(deltas):
+                async for index, delta in deltas:
+                    answers.add(index, delta)
+            return as_json(form.whole(answers.whole(), answers.usage()))
+        first = await anext(deltas)  # before the 200, so that a refusal gets a status of its own
+        return StreamingResponse(
+            self._events(first, deltas, form, answers, body.include_usage),
+            media_type="text/event-stream",
+            headers=STREAM_HEADERS,
+        )
+
+    async def deltas(
+        self, requests: Sequence[WireRequest], deadline: float
+    ) -> AsyncGenerator[Indexed, None]:
+        """Yield and measure the backend's deltas, until each request's last one or the deadline."""
+        meters = [AnswerMeter(self.metrics) for _ in requests]
+        streams = [self.backend.stream(request) for request in requests]
+        unfinished = set(range(len(requests)))
+        async with aclosing(merged(streams)) as deltas:
+            while unfinished:
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        index, delta = await anext(deltas)
+                except TimeoutError:
+                    limit = f"{self.settings.request_timeout_s:g} s (serve.request_timeout_s)"
+                    raise ApiError(
+                        504, f"the request took longer than {limit}", code="timeout"
+                    ) from None
+                meters[index].note(delta)
+                yield index, delta
+                if delta.finish_reason is not None:
+                    unfinished.discard(index)
+
+    async def _events(
+        self,
+        first: Indexed,
+        deltas: AsyncGenerator[Indexed, None],
+        form: Format,
+        answers: Answers,
+        include_usage: bool,
+    ) -> AsyncIterator[str]:
+        async with aclosing(deltas):
+            try:
+                answers.note(*first)
+                for chunk in (*form.opening(answers.count), form.chunk(*first)):
+                    yield event(chunk)
+                async for index, delta in deltas:
+                    answers.note(index, delta)
+                    if delta.text or delta.tokens or delta.finish_reason:
+                        yield event(form.chunk(index, delta))
+            except ApiError as error:
+                self.metrics.stream_errors.inc()
+                yield f"data: {json.dumps(error.body())}\n\n"
+                return
+        usage = answers.usage()
+        if include_usage and usage is not None:
+            yield event(form.usage_chunk(usage))
+        yield "data: [DONE]\n\n"

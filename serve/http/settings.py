@@ -1,0 +1,28 @@
+"""Settings of the HTTP endpoints, as plain values that reach an ingress in another process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class HttpSettings:
+    """Settings of the HTTP endpoints.
+
+    Attributes:
+        model_id: the name of the served model.
+        created: its time, in seconds since 1970.
+        adapters: names of its LoRA adapters; each is a model to clients.
+        request_timeout_s: seconds after which an incomplete answer is ended.
+        max_body_bytes: larger request bodies are refused.
+        key: SHA-256 of the API key; None asks for none.
+        may_sleep: whether having no replica is healthy, since one is started on demand.
+    """
+
+    model_id: str
+    created: int
+    request_timeout_s: float
+    max_body_bytes: int
+    adapters: tuple[str, ...] = ()
+    key: bytes | None = None
+    may_sleep: bool = False
