@@ -184,4 +184,5 @@ def _joined(deltas: list[TextDelta]) -> Delta:
         embedding=None if embedding is None else struct.pack(f"<{len(embedding)}f", *embedding),
         finish_reason=last.finish_reason,
         usage=last.usage,
+        stop_text=last.stop_text,
     )

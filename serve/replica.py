@@ -8,13 +8,29 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
 from llamahome.engine import EngineError, QueueFullError, RequestError, SamplingParams, TextEngine
 from serve.async_engine import AsyncEngine, EngineStoppedError
-from serve.wire import Delta, EmbedRequest, Failure, GenerateRequest, ReplicaStats, Reply, Request
+from serve.tokens import detokenized, from_token, once, scored_prompt, tokenized
+from serve.wire import (
+    Delta,
+    DetokenizeRequest,
+    EmbedRequest,
+    Failure,
+    GenerateRequest,
+    ReplicaStats,
+    Reply,
+    Request,
+    ScoreRequest,
+    TokenizeRequest,
+)
 
 logger = logging.getLogger(__name__)
+
+# Errors name these fields without their values, which are a client's texts.
+CONTENT = ("prompt", "messages", "grammar")
 
 
 class Replica:
@@ -48,11 +64,20 @@ class Replica:
             yield _failure(error, request, started)
 
     async def _answer(self, request: Request) -> AsyncGenerator[Delta, None]:
-        loop = asyncio.get_running_loop()
-        if isinstance(request, EmbedRequest):
-            prompt = await loop.run_in_executor(self._encoder, self._tokens, request.prompt)
-            return self._async_engine.embed(request.request_id, prompt, request.adapter)
-        prompt, params = await loop.run_in_executor(self._encoder, self._prepared, request)
+        encoding = partial(asyncio.get_running_loop().run_in_executor, self._encoder)
+        match request:
+            case EmbedRequest():
+                prompt = await encoding(self._tokens, request.prompt)
+                return self._async_engine.embed(request.request_id, prompt, request.adapter)
+            case TokenizeRequest():
+                return once(await encoding(tokenized, self._engine, request))
+            case DetokenizeRequest():
+                return once(await encoding(detokenized, self._engine, request))
+            case ScoreRequest():
+                prompt, params, first = await encoding(scored_prompt, self._engine, request)
+                scored = self._async_engine.generate(request.request_id, prompt, params)
+                return from_token(scored, first)
+        prompt, params = await encoding(self._prepared, request)
         return self._async_engine.generate(request.request_id, prompt, params)
 
     def _prepared(self, request: GenerateRequest) -> tuple[list[int], SamplingParams]:
@@ -89,6 +114,7 @@ class Replica:
             replica=self._name,
             running=self._async_engine.running,
             engine=self._async_engine.stats(),
+            max_length=self._engine.max_length,
         )
 
     async def check_health(self) -> None:
@@ -103,7 +129,9 @@ class Replica:
 
 def _failure(error: EngineError, request: Request, started: bool) -> Failure:
     if isinstance(error, RequestError):
-        return Failure(kind="invalid", message=str(error), field=_field(error, request))
+        field = _field(error, request)
+        value = "" if error.field in CONTENT else f"={error.value!r}"
+        return Failure(kind="invalid", message=f"{field}{value}: {error.reason}", field=field)
     if isinstance(error, QueueFullError):
         return Failure(kind="full", message=str(error))
     return Failure(kind="failed" if started else "unavailable", message=str(error))
@@ -111,10 +139,14 @@ def _failure(error: EngineError, request: Request, started: bool) -> Failure:
 
 def _field(error: RequestError, request: Request) -> str:
     """Return the client's name for the field that is wrong."""
-    if isinstance(request, EmbedRequest):
-        return "input" if error.field == "prompt" else error.field
-    if error.field in ("prompt", "protected") and request.messages is not None:
-        return "messages"
-    if error.field == "grammar" and request.params.grammar is not None:
-        return request.params.grammar.source
+    match request:
+        case EmbedRequest():
+            return "input" if error.field == "prompt" else error.field
+        case ScoreRequest():
+            return request.field if error.field == "prompt" else error.field
+        case GenerateRequest():
+            if error.field in ("prompt", "protected") and request.messages is not None:
+                return "messages"
+            if error.field == "grammar" and request.params.grammar is not None:
+                return request.params.grammar.source
     return error.field

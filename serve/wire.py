@@ -6,7 +6,7 @@ What a request is comes from `llamahome.requests`, so the ingress starts without
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from llamahome.requests import EngineStats, SamplingParams, Token, Usage
 
@@ -44,7 +44,53 @@ class EmbedRequest:
     adapter: str | None = None
 
 
-Request = GenerateRequest | EmbedRequest
+@dataclass(frozen=True, kw_only=True)
+class TokenizeRequest:
+    """A text, or a chat, to be split into tokens; its answer is one delta with `tokenized`."""
+
+    request_id: str
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    add_special_tokens: bool = True
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetokenizeRequest:
+    """Token ids to be turned into text; its answer is one delta."""
+
+    request_id: str
+    tokens: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRequest:
+    """A text whose probability after a context is asked for.
+
+    The answer's `tokens` are those of `text`, each with its log-probability.
+
+    Attributes:
+        field: the client's field that holds the text, for error messages.
+    """
+
+    request_id: str
+    context: str
+    text: str
+    adapter: str | None = None
+    field: str = "text"
+
+
+Request = GenerateRequest | EmbedRequest | TokenizeRequest | DetokenizeRequest | ScoreRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenized:
+    """Tokens of a text: their ids, the tokenizer's names of them, and the context's length."""
+
+    ids: tuple[int, ...]
+    pieces: tuple[str, ...]
+    max_length: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +98,8 @@ class Delta:
     """Text added to one answer. `finish_reason` and `usage` are set on the last.
 
     `tokens` are the tokens of the text, where log-probabilities are asked for. `embedding` is the
-    result of an `EmbedRequest`: float32, little-endian.
+    result of an `EmbedRequest`: float32, little-endian. `stop_text` is the stop text that ended the
+    answer, where one did.
     """
 
     text: str
@@ -61,6 +108,8 @@ class Delta:
     embedding: bytes | None = None
     finish_reason: Literal["stop", "length"] | None = None
     usage: Usage | None = None
+    stop_text: str | None = None
+    tokenized: Tokenized | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +130,12 @@ Reply = Delta | Failure
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicaStats:
-    """The state of one engine replica: whether its engine runs, and the engine's own figures."""
+    """The state of one engine replica: whether its engine runs, and the engine's own figures.
+
+    `max_length` is the longest context of a request, in tokens.
+    """
 
     replica: str
     running: bool
     engine: EngineStats
+    max_length: int | None = None

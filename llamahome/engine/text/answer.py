@@ -40,6 +40,11 @@ class Answer:
     def stopped(self) -> bool:
         return self._stream.stopped
 
+    @property
+    def stop_text(self) -> str | None:
+        """The stop text that ended the answer, where one did."""
+        return self._stream.stop_text
+
     def push(self, delta: TokenDelta) -> str:
         """Return the text that a delta makes certain.
 

@@ -25,7 +25,14 @@ from llamahome.engine.text.text_stream import TextError
 from llamahome.models import FoundModel, ModelManager, choose_policy, find_model
 from llamahome.models.decoder import Decoder
 from llamahome.native import NativeUnavailableError, load_native
-from llamahome.requests import EngineStats, FinishReason, SamplingParams, Token, Usage
+from llamahome.requests import (
+    EngineStats,
+    FinishReason,
+    RequestError,
+    SamplingParams,
+    Token,
+    Usage,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -40,7 +47,7 @@ class TextDelta:
 
     `tokens` are the tokens of the text, where log-probabilities are asked for. Text that may begin
     a stop text is held back, and its tokens with it. `embedding` is the result of
-    `submit_embedding`.
+    `submit_embedding`. `stop_text` is the stop text that ended the answer, where one did.
     """
 
     request_id: str
@@ -51,6 +58,7 @@ class TextDelta:
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     error: str | None = None
+    stop_text: str | None = None
 
 
 class TextEngine:
@@ -113,16 +121,35 @@ class TextEngine:
     def has_work(self) -> bool:
         return self._engine.has_work
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of plain text; one that begins with the BOS text gets no second."""
-        ids: list[int] = self.tokenizer.encode(text, verbose=False)
+        ids: list[int] = self.tokenizer.encode(
+            text, add_special_tokens=add_special_tokens, verbose=False
+        )
         bos = self.tokenizer.bos_token_id
-        added = bos is not None and self.tokenizer.encode("")[:1] == [bos]
+        added = add_special_tokens and bos is not None and self.tokenizer.encode("")[:1] == [bos]
         return ids[1:] if added and ids[1:2] == [bos] else ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the plain text of token ids, without special tokens."""
         text: str = self.tokenizer.backend_tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Return the tokenizer's own names of token ids."""
+        return cast("list[str]", self.tokenizer.convert_ids_to_tokens(list(ids)))
+
+    def exact_text(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids, with special tokens and spaces as they are.
+
+        Raises:
+            RequestError: for an id that the tokenizer does not have.
+        """
+        wrong = next((i for i in ids if not 0 <= i < len(self.tokenizer)), None)
+        if wrong is not None:
+            limit = f"token ids lie between 0 and {len(self.tokenizer) - 1}"
+            raise RequestError("tokens", wrong, limit)
+        text: str = self.tokenizer.backend_tokenizer.decode(list(ids), skip_special_tokens=False)
         return text
 
     def encode_chat(
@@ -250,6 +277,7 @@ class TextEngine:
             finish_reason=reason,
             usage=usage,
             error=error,
+            stop_text=answer.stop_text if reason == "stop" else None,
         )
 
     def cancel(self, request_id: str) -> None:

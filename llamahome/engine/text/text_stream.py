@@ -58,7 +58,11 @@ class TextStream:
         self._starts: deque[int] = deque()
         self._ends: deque[int] = deque()
         self._whole: list[int] = []
-        self.stopped = False
+        self.stop_text: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        return self.stop_text is not None
 
     def push(self, token: int) -> str:
         """Return the text that `token` makes certain; empty while more is needed.
@@ -156,13 +160,13 @@ class TextStream:
         return text[:certain]
 
     def _certain(self, text: str) -> int:
-        """Count the characters of unreturned text that can be returned; set `stopped`."""
+        """Count the characters of unreturned text that can be returned; set `stop_text`."""
         if self._count < self._min_tokens:
             return len(text)
-        found = [at for at in (text.find(s) for s in self._stop) if at >= 0]
+        found = [(at, s) for at, s in ((text.find(s), s) for s in self._stop) if at >= 0]
         if found:
-            self.stopped = True
-            return min(found)
+            at, self.stop_text = min(found)
+            return at
         return len(text) - max((_overlap(text, s) for s in self._stop), default=0)
 
 
