@@ -49,7 +49,9 @@ def scored_prompt(
     return [*context, *text], params, len(context)
 
 
-async def from_token(deltas: AsyncGenerator[Delta, None], first: int) -> AsyncGenerator[Delta, None]:
+async def from_token(
+    deltas: AsyncGenerator[Delta, None], first: int
+) -> AsyncGenerator[Delta, None]:
     """Yield an answer that is one delta, without its first tokens."""
     async with aclosing(deltas):
         async for delta in deltas:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Protocol
 
@@ -23,7 +23,12 @@ from serve.http.settings import HttpSettings
 from serve.wire import Delta, ReplicaStats
 from serve.wire import Request as WireRequest
 
+# A long list of texts waits here, so that one request does not fill the engines' queues.
+AT_ONCE = 8
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+Write = Callable[[AsyncGenerator[Delta, None]], AsyncIterator[str]]
 
 
 class Backend(Protocol):
@@ -85,6 +90,49 @@ class Answering:
             media_type="text/event-stream",
             headers=STREAM_HEADERS,
         )
+
+    async def whole(self, request: WireRequest) -> Delta:
+        """Return the whole answer to one request."""
+        return (await self.each([request]))[0]
+
+    async def each(self, requests: Sequence[WireRequest]) -> list[Delta]:
+        """Return the whole answers to many requests, of which a few run at once."""
+        deadline = self.deadline()
+        found: list[Delta] = []
+        for start in range(0, len(requests), AT_ONCE):
+            part = requests[start : start + AT_ONCE]
+            answers = Answers(len(part), 1)
+            async with aclosing(self.deltas(part, deadline)) as deltas:
+                async for index, delta in deltas:
+                    answers.add(index, delta)
+            found += answers.whole()
+        return found
+
+    async def stream(self, request: WireRequest, write: Write) -> Response:
+        """Stream the answer to one request, as `write` turns it into events.
+
+        `write` gets the answer from its first delta on, which has come before the status is sent.
+        It has to answer an ApiError between two deltas in its own form.
+        """
+        deltas = self.deltas([request], self.deadline())
+        first = await anext(deltas)
+        return StreamingResponse(
+            write(self._from_first(first, deltas)),
+            media_type="text/event-stream",
+            headers=STREAM_HEADERS,
+        )
+
+    async def _from_first(
+        self, first: Indexed, deltas: AsyncGenerator[Indexed, None]
+    ) -> AsyncGenerator[Delta, None]:
+        async with aclosing(deltas):
+            yield first[1]
+            try:
+                async for _, delta in deltas:
+                    yield delta
+            except ApiError:
+                self.metrics.stream_errors.inc()
+                raise
 
     async def deltas(
         self, requests: Sequence[WireRequest], deadline: float

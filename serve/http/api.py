@@ -11,10 +11,10 @@ from serve.http.answering import Answering, Backend
 from serve.http.errors import ApiError, invalid_request
 from serve.http.guard import Guard
 from serve.http.metrics import Meter, ServeMetrics
-from serve.http.routes import chat, completions, embeddings, models, state
+from serve.http.routes import chat, completions, embeddings, messages, models, scores, state, tokens
 from serve.http.settings import HttpSettings
 
-FAMILIES = (state, models, completions, embeddings, chat)
+FAMILIES = (state, models, completions, embeddings, chat, messages, tokens, scores)
 
 
 def build_app(backend: Backend, settings: HttpSettings) -> ASGIApp:
@@ -23,23 +23,24 @@ def build_app(backend: Backend, settings: HttpSettings) -> ASGIApp:
     answering = Answering(backend, settings, metrics)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     routes = [route for family in FAMILIES for route in family.routes(answering)]
-    for path, endpoint, method in routes:
-        app.add_api_route(path, endpoint, methods=[method], response_model=None)
+    for route in routes:
+        app.add_api_route(route.path, route.endpoint, methods=route.methods, response_model=None)
     for kind in (ApiError, RequestError, HTTPException, Exception):
         app.add_exception_handler(kind, _error)
     guard = Guard(app, key=settings.key, max_body_bytes=settings.max_body_bytes)
     return Meter(guard, metrics, [route.path for route in routes])
 
 
-async def _error(_request: Request, error: Exception) -> Response:
+async def _error(request: Request, error: Exception) -> Response:
     """Answer an error that an endpoint or the router raised; Starlette logs what is unexpected."""
+    path = request.url.path
     match error:
         case ApiError():
-            return error.response()
+            return error.response(path)
         case RequestError():
-            return invalid_request(str(error), error.field).response()
+            return invalid_request(str(error), error.field).response(path)
         case HTTPException():  # the router's 404 and 405
-            response = ApiError(error.status_code, error.detail).response()
+            response = ApiError(error.status_code, error.detail).response(path)
             response.headers.update(error.headers or {})
             return response
-    return ApiError(500, "internal error; the server's log has the details").response()
+    return ApiError(500, "internal error; the server's log has the details").response(path)

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
 RETRY_AFTER_S = "1"
+ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 
 
 class EndpointError(Exception):
@@ -43,13 +53,21 @@ class ApiError(Exception):
             }
         }
 
-    def response(self) -> JSONResponse:
+    def response(self, path: str = "") -> JSONResponse:
+        """Return the answer on a path: below /v1/messages in Anthropic's shape, else OpenAI's."""
         headers = {}
         if self.status in (429, 503):
             headers["Retry-After"] = RETRY_AFTER_S
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        return JSONResponse(self.body(), self.status, headers)
+        body = self.anthropic() if path.startswith("/v1/messages") else self.body()
+        return JSONResponse(body, self.status, headers)
+
+    def anthropic(self) -> dict[str, Any]:
+        """Return the body in the shape of Anthropic's API."""
+        usual = "invalid_request_error" if self.status < 500 else "api_error"
+        kind = ANTHROPIC_TYPES.get(self.status, usual)
+        return {"type": "error", "error": {"type": kind, "message": self.message}}
 
 
 def _error_type(status: int) -> str:

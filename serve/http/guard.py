@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import hmac
 from dataclasses import KW_ONLY, dataclass
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve.http.errors import ApiError
 
 BODY_TIMEOUT_S = 30.0
-OPEN_PATHS = ("/health",)
+OPEN_PATHS = ("/health", "/ping")
 
 
 def key_digest(api_key: str) -> bytes:
@@ -43,14 +44,18 @@ class Guard:
     body_timeout_s: float = BODY_TIMEOUT_S
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
         try:
             self._check_key(scope)
+            if scope["type"] == "websocket":
+                _check_origin(scope)
+                await self.app(scope, receive, send)
+                return
             body = await self._read_body(scope, receive)
         except ApiError as error:
-            await error.response()(scope, receive, send)
+            await error.response(scope["path"])(scope, receive, send)
             return
         if body is not None:
             await self._until_disconnect(scope, body, receive, send)
@@ -58,8 +63,8 @@ class Guard:
     def _check_key(self, scope: Scope) -> None:
         if self.key is None or scope["path"] in OPEN_PATHS:
             return
-        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(key_digest(key), self.key):
+        key = given_key(Headers(scope=scope))
+        if key is None or not hmac.compare_digest(key_digest(key), self.key):
             raise ApiError(401, "missing or wrong API key", code="invalid_api_key")
 
     async def _read_body(self, scope: Scope, receive: Receive) -> bytes | None:
@@ -116,6 +121,20 @@ class Guard:
             return waiting.pop() if waiting else await asyncio.shield(gone)
 
         await self.app(scope, replay, send)
+
+
+def given_key(headers: Headers) -> str | None:
+    """Return the API key that a request carries: OpenAI's bearer token, or Anthropic's header."""
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    return key if scheme.lower() == "bearer" else headers.get("x-api-key")
+
+
+def _check_origin(scope: Scope) -> None:
+    """Keep pages of other sites out: browsers let any page open a WebSocket to any host."""
+    headers = Headers(scope=scope)
+    origin = headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+        raise ApiError(403, "pages of this origin may not use the endpoint", param="origin")
 
 
 async def _disconnect(receive: Receive) -> Message:

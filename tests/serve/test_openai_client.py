@@ -6,7 +6,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,7 @@ import httpx
 import openai
 import pytest
 
-from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
-from serve.http.api import build_app
-from serve.http.errors import ApiError
-from serve.http.settings import HttpSettings
-from serve.replica import Replica
-from serve.wire import Delta, Failure, GenerateRequest, ReplicaStats
+from tests.serve.one_replica import served
 
 MESSAGES = [{"role": "user", "content": "Tell me a story."}]
 SCHEMA = {
@@ -31,38 +26,15 @@ SCHEMA = {
 }
 
 
-class OneReplica:
-    """A backend that calls its replica itself."""
-
-    def __init__(self, replica: Replica) -> None:
-        self._replica = replica
-
-    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
-        async for reply in self._replica.process_input(request):
-            if isinstance(reply, Failure):
-                raise ApiError(400 if reply.kind == "invalid" else 500, reply.message)
-            yield reply
-
-    async def replicas(self) -> Sequence[ReplicaStats]:
-        return [await self._replica.stats()]
-
-
 @asynccontextmanager
 async def connected(model: Path, **engine: str) -> AsyncIterator[openai.AsyncOpenAI]:
-    replica = Replica(
-        ModelConfig(name=str(model)),
-        PolicyConfig(budget=64, recent=16, interval=8),
-        EngineConfig(slots=4, max_length=512, num_threads=1, **engine),
-    )
-    settings = HttpSettings(
-        model_id="tiny", created=1, request_timeout_s=60, max_body_bytes=100_000
-    )
-    transport = httpx.ASGITransport(build_app(OneReplica(replica), settings))
-    async with httpx.AsyncClient(transport=transport) as http:
+    async with (
+        served(model, **engine) as app,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app)) as http,
+    ):
         yield openai.AsyncOpenAI(
             base_url="http://test/v1", api_key="none", max_retries=0, http_client=http
         )
-    replica.close()
 
 
 @pytest.fixture

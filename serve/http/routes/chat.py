@@ -18,4 +18,4 @@ def routes(answering: Answering) -> list[Route]:
         body = await parse(request, ChatRequest)
         return await answering.respond(body, ChatFormat(answering.head("chatcmpl", body.model)))
 
-    return [Route("/v1/chat/completions", chat_completions, "POST")]
+    return [Route("/v1/chat/completions", chat_completions, "POST", ChatRequest)]

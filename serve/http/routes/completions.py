@@ -18,4 +18,4 @@ def routes(answering: Answering) -> list[Route]:
         body = await parse(request, CompletionRequest)
         return await answering.respond(body, CompletionFormat(answering.head("cmpl", body.model)))
 
-    return [Route("/v1/completions", completions, "POST")]
+    return [Route("/v1/completions", completions, "POST", CompletionRequest)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import Response
 from fastapi.responses import JSONResponse
 from openai.types import Model
@@ -13,18 +15,35 @@ from serve.http.routes.route import Route
 
 def routes(answering: Answering) -> list[Route]:
     """Return the routes that describe what is served."""
-    created = answering.settings.created
-    described = {
-        name: Model(id=name, created=created, object="model", owned_by="llamahome")
-        for name in answering.model_ids
-    }
 
     async def models() -> Response:
-        data = [model.to_dict() for model in described.values()]
+        length = await _max_length(answering)
+        data = [_described(answering, name, length).to_dict() for name in answering.model_ids]
         return JSONResponse({"object": "list", "data": data})
 
     async def model(model_id: str) -> Response:
         answering.check_model(model_id)
-        return as_json(described[model_id])
+        return as_json(_described(answering, model_id, await _max_length(answering)))
 
     return [Route("/v1/models", models), Route("/v1/models/{model_id:path}", model)]
+
+
+def _described(answering: Answering, name: str, max_length: int | None) -> Model:
+    """Return OpenAI's fields, and vLLM's: `root`, `parent` of an adapter, `max_model_len`."""
+    root = answering.settings.model_id
+    fields: dict[str, Any] = {
+        "id": name,
+        "created": answering.settings.created,
+        "object": "model",
+        "owned_by": "llamahome",
+        "root": name,
+        "parent": None if name == root else root,
+        "max_model_len": max_length,
+    }
+    return Model.model_validate(fields)
+
+
+async def _max_length(answering: Answering) -> int | None:
+    """Return the longest context of a request; None while no replica runs."""
+    replicas = await answering.backend.replicas()
+    return next((replica.max_length for replica in replicas if replica.max_length), None)

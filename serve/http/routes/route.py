@@ -7,10 +7,18 @@ from typing import NamedTuple
 
 from fastapi import Response
 
+from serve.http.fields import Strict
+
 
 class Route(NamedTuple):
-    """A path, the coroutine function that answers it, and its HTTP method."""
+    """A path, the coroutine function that answers it, its HTTP method, and the request's body."""
 
     path: str
     endpoint: Callable[..., Awaitable[Response]]
     method: str = "GET"
+    body: type[Strict] | None = None
+
+    @property
+    def methods(self) -> list[str]:
+        """HTTP methods of this route; HEAD is a GET whose answer has no body."""
+        return ["GET", "HEAD"] if self.method == "GET" else [self.method]

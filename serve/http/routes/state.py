@@ -1,6 +1,8 @@
-"""GET /health and /metrics: the endpoint's state, for whoever runs it."""
+"""GET /health, /ping, /metrics and /version: the endpoint's state, for whoever runs it."""
 
 from __future__ import annotations
+
+from importlib.metadata import version
 
 from fastapi import Response
 from fastapi.responses import JSONResponse, PlainTextResponse
@@ -25,4 +27,12 @@ def routes(answering: Answering) -> list[Route]:
         text = answering.metrics.render(await answering.backend.replicas())
         return PlainTextResponse(text, media_type=CONTENT_TYPE_LATEST)
 
-    return [Route("/health", health), Route("/metrics", metrics)]
+    async def version_of_package() -> Response:
+        return JSONResponse({"version": version("llamahome")})
+
+    return [
+        Route("/health", health),
+        Route("/ping", health),
+        Route("/metrics", metrics),
+        Route("/version", version_of_package),
+    ]

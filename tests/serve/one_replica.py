@@ -1,0 +1,59 @@
+"""The HTTP application over one replica in this process, for the clients of several APIs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from starlette.types import ASGIApp
+
+from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
+from serve.http.api import build_app
+from serve.http.errors import ApiError
+from serve.http.settings import HttpSettings
+from serve.replica import Replica
+from serve.wire import Delta, Failure, ReplicaStats, Request
+
+
+class OneReplica:
+    """A backend that calls its replica itself."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+
+    async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
+        async for reply in self._replica.process_input(request):
+            if isinstance(reply, Failure):
+                status = 400 if reply.kind == "invalid" else 500
+                raise ApiError(status, reply.message, param=reply.field)
+            yield reply
+
+    async def replicas(self) -> Sequence[ReplicaStats]:
+        return [await self._replica.stats()]
+
+
+@asynccontextmanager
+async def served(
+    model: Path, *, settings: dict[str, Any] | None = None, **engine: Any
+) -> AsyncIterator[ASGIApp]:
+    """Yield a new application; `settings` are those of HTTP."""
+    replica = Replica(
+        ModelConfig(name=str(model)),
+        PolicyConfig(budget=64, recent=16, interval=8),
+        EngineConfig(slots=4, max_length=512, num_threads=1, **engine),
+    )
+    http_settings = HttpSettings(
+        **{
+            "model_id": "tiny",
+            "created": 1,
+            "request_timeout_s": 60,
+            "max_body_bytes": 100_000,
+            **(settings or {}),
+        }
+    )
+    try:
+        yield build_app(OneReplica(replica), http_settings)
+    finally:
+        replica.close()
