@@ -22,6 +22,9 @@ class ServeConfig:
         cpus_per_replica, gpus_per_replica: Ray resources of one engine replica.
         request_timeout_s: seconds after which a request is ended.
         max_body_bytes: size of a request body above which it is refused with 413.
+        store_bytes: memory for the responses that /v1/responses keeps, as JSON; 0 keeps none.
+        store_s: seconds that a response is kept.
+        docs: answer /docs and /openapi.json, which describe the endpoints.
     """
 
     host: str = "127.0.0.1"
@@ -37,14 +40,19 @@ class ServeConfig:
     gpus_per_replica: float = 0.0
     request_timeout_s: float = 600.0
     max_body_bytes: int = 4_194_304
+    store_bytes: int = 2**26
+    store_s: float = 3600.0
+    docs: bool = False
 
     def __post_init__(self) -> None:
         require(0 < self.port < 65536, "serve.port", self.port, "it must lie in 1..65535")
         for name in ("min_replicas", "upscale_delay_s", "downscale_delay_s", "gpus_per_replica"):
             at_least(f"serve.{name}", getattr(self, name), 0)
         at_least("serve.max_replicas", self.max_replicas, max(1, self.min_replicas))
-        for name in ("target_ongoing_requests", "cpus_per_replica", "request_timeout_s"):
+        positive = ("target_ongoing_requests", "cpus_per_replica", "request_timeout_s", "store_s")
+        for name in positive:
             above(f"serve.{name}", getattr(self, name), 0)
+        at_least("serve.store_bytes", self.store_bytes, 0)
         at_least("serve.max_body_bytes", self.max_body_bytes, 1024)
         require(
             is_loopback(self.host) or bool(self.api_key),

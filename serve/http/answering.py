@@ -20,6 +20,7 @@ from serve.http.metrics import AnswerMeter, ServeMetrics
 from serve.http.protocol import ChatRequest, CompletionRequest
 from serve.http.responses import Format, Head, event
 from serve.http.settings import HttpSettings
+from serve.http.stateful.store import Store
 from serve.wire import Delta, ReplicaStats
 from serve.wire import Request as WireRequest
 
@@ -44,7 +45,14 @@ class Backend(Protocol):
 class Answering:
     """Answers of a backend to checked requests; every family of routes shares one."""
 
-    def __init__(self, backend: Backend, settings: HttpSettings, metrics: ServeMetrics) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        settings: HttpSettings,
+        metrics: ServeMetrics,
+        store: Store | None = None,
+    ) -> None:
+        self.store = store
         self.backend = backend
         self.settings = settings
         self.metrics = metrics

@@ -11,16 +11,27 @@ from serve.http.answering import Answering, Backend
 from serve.http.errors import ApiError, invalid_request
 from serve.http.guard import Guard
 from serve.http.metrics import Meter, ServeMetrics
-from serve.http.routes import chat, completions, embeddings, messages, models, scores, state, tokens
+from serve.http.routes import (
+    chat,
+    completions,
+    embeddings,
+    messages,
+    models,
+    responses,
+    scores,
+    state,
+    tokens,
+)
 from serve.http.settings import HttpSettings
+from serve.http.stateful.store import Store
 
-FAMILIES = (state, models, completions, embeddings, chat, messages, tokens, scores)
+FAMILIES = (state, models, completions, embeddings, chat, responses, messages, tokens, scores)
 
 
-def build_app(backend: Backend, settings: HttpSettings) -> ASGIApp:
-    """Build the whole HTTP application."""
+def build_app(backend: Backend, settings: HttpSettings, store: Store | None = None) -> ASGIApp:
+    """Build the whole HTTP application; without a `store`, no responses are kept."""
     metrics = ServeMetrics()
-    answering = Answering(backend, settings, metrics)
+    answering = Answering(backend, settings, metrics, store)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     routes = [route for family in FAMILIES for route in family.routes(answering)]
     for route in routes:

@@ -124,15 +124,15 @@ def usage_of(usage: Usage | None) -> CompletionUsage | None:
             "completion_tokens": usage.completion_tokens,
             "total_tokens": usage.prompt_tokens + usage.completion_tokens,
             "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-            "llamahome": {
-                "kept_tokens": usage.kept_tokens,
-                "evicted_tokens": usage.evicted_tokens,
-                "peak_tokens": usage.peak_tokens,
-                "kv_bytes": usage.kv_bytes,
-                "kv_bytes_dense": usage.kv_bytes_dense,
-            },
+            "llamahome": engine_counts(usage),
         }
     )
+
+
+def engine_counts(usage: Usage) -> dict[str, int]:
+    """Return what the KV budget kept and evicted, which no other API has a field for."""
+    names = ("kept_tokens", "evicted_tokens", "peak_tokens", "kv_bytes", "kv_bytes_dense")
+    return {name: getattr(usage, name) for name in names}
 
 
 def _chat_choice(index: int, answer: Delta) -> ChatChoice:

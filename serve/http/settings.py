@@ -17,6 +17,7 @@ class HttpSettings:
         max_body_bytes: larger request bodies are refused.
         key: SHA-256 of the API key; None asks for none.
         may_sleep: whether having no replica is healthy, since one is started on demand.
+        docs: whether /docs and /openapi.json answer.
     """
 
     model_id: str
@@ -26,3 +27,4 @@ class HttpSettings:
     adapters: tuple[str, ...] = ()
     key: bytes | None = None
     may_sleep: bool = False
+    docs: bool = False

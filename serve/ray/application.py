@@ -14,6 +14,7 @@ from ray.serve.schema import LoggingConfig
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig, ServeRoot
 from serve.http.guard import key_digest
 from serve.http.settings import HttpSettings
+from serve.http.stateful.store import MemoryStore
 from serve.ray.ingress import Api
 from serve.replica import Replica
 
@@ -67,7 +68,15 @@ def build_application(root: ServeRoot) -> Application:
     ingress = serve.deployment(
         ray_actor_options={"num_cpus": 0}, max_ongoing_requests=INGRESS_ONGOING, **both
     )(Api)
-    return ingress.bind(engines.bind(root.model, root.policy, root.engine), http_settings(root))
+    # One process, so that every ingress finds what another has kept.
+    store = serve.deployment(
+        name="ResponseStore", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000, **both
+    )(MemoryStore)
+    return ingress.bind(
+        engines.bind(root.model, root.policy, root.engine),
+        http_settings(root),
+        store.bind(root.serve.store_bytes, root.serve.store_s) if root.serve.store_bytes else None,
+    )
 
 
 def http_settings(root: ServeRoot) -> HttpSettings:
@@ -80,6 +89,7 @@ def http_settings(root: ServeRoot) -> HttpSettings:
         key=key_digest(key) if key else None,
         adapters=tuple(root.engine.adapters),
         may_sleep=root.serve.min_replicas == 0,
+        docs=root.serve.docs,
     )
 
 

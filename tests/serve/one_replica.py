@@ -13,6 +13,7 @@ from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
 from serve.http.api import build_app
 from serve.http.errors import ApiError
 from serve.http.settings import HttpSettings
+from serve.http.stateful.store import Store
 from serve.replica import Replica
 from serve.wire import Delta, Failure, ReplicaStats, Request
 
@@ -36,7 +37,11 @@ class OneReplica:
 
 @asynccontextmanager
 async def served(
-    model: Path, *, settings: dict[str, Any] | None = None, **engine: Any
+    model: Path,
+    *,
+    settings: dict[str, Any] | None = None,
+    store: Store | None = None,
+    **engine: Any,
 ) -> AsyncIterator[ASGIApp]:
     """Yield a new application; `settings` are those of HTTP."""
     replica = Replica(
@@ -54,6 +59,6 @@ async def served(
         }
     )
     try:
-        yield build_app(OneReplica(replica), http_settings)
+        yield build_app(OneReplica(replica), http_settings, store)
     finally:
         replica.close()

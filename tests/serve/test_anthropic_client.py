@@ -16,7 +16,12 @@ from serve.http.guard import key_digest
 from tests.serve.one_replica import served
 
 MESSAGES = [{"role": "user", "content": "Tell me a story."}]
-ASKED: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "max_tokens": 12, "temperature": 0}
+ASKED: dict[str, Any] = {
+    "model": "tiny",
+    "messages": MESSAGES,
+    "max_tokens": 12,
+    "extra_body": {"temperature": 0},  # the client has left it out, the API has it
+}
 EVENT: TypeAdapter[RawMessageStreamEvent] = TypeAdapter(RawMessageStreamEvent)
 
 
@@ -80,7 +85,7 @@ async def test_an_assistants_last_message_is_continued(client):
     [
         ({"model": "other"}, anthropic.NotFoundError, "no model 'other' here"),
         ({"max_tokens": 5000}, anthropic.BadRequestError, "max_tokens"),
-        ({"top_p": 7.0}, anthropic.BadRequestError, "top_p=7.0"),
+        ({"extra_body": {"top_p": 7.0}}, anthropic.BadRequestError, "top_p=7.0"),
         ({"stop_sequences": [""]}, anthropic.BadRequestError, "stop_sequences"),
         ({"extra_body": {"nonsense": 1}}, anthropic.BadRequestError, "unknown field nonsense"),
         (
