@@ -10,17 +10,30 @@ if TYPE_CHECKING:
     from llamahome.engine import TextEngine
     from llamahome.models import ModelManager
 
-__all__ = ["HybridAttention", "ModelManager", "TextEngine"]
+__all__ = ["HybridAttention", "ModelManager", "TextEngine"]  # and the names of _ABOVE
 
 _HOMES = {
     "HybridAttention": "llamahome.attention",
     "ModelManager": "llamahome.models",
     "TextEngine": "llamahome.engine",
 }
+# The application around this library, found only where the whole repository is installed.
+_ABOVE = {
+    "CacheManager": "serve.process",
+    "process_input": "serve.process",
+    "train_model": "train.api",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import torch only when something that needs it is asked for, so `--help` answers at once."""
-    if name not in _HOMES:
+    if name not in _HOMES | _ABOVE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    try:
+        home = import_module((_HOMES | _ABOVE)[name])
+    except ModuleNotFoundError as error:
+        if error.name not in ("serve", "train"):
+            raise
+        message = f"llamahome.{name} needs the repository: put its folder on PYTHONPATH"
+        raise ImportError(message, name=error.name) from error
+    return getattr(home, name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
@@ -52,7 +52,7 @@ class Replica:
         self._encoder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoder")
         logger.info("replica %s serves %s", name, model.name)
 
-    async def process_input(self, request: Request) -> AsyncIterator[Reply]:
+    async def process_input(self, request: Request) -> AsyncGenerator[Reply, None]:
         """Yield the deltas of one input's answer, or the failure that ends it."""
         started = False
         try:

@@ -8,6 +8,7 @@ from starlette.types import ASGIApp
 
 from llamahome.requests import RequestError
 from serve.http.answering import Answering, Backend
+from serve.http.docs import doc_routes
 from serve.http.errors import ApiError, invalid_request
 from serve.http.guard import Guard
 from serve.http.metrics import Meter, ServeMetrics
@@ -17,15 +18,28 @@ from serve.http.routes import (
     embeddings,
     messages,
     models,
+    plain,
     responses,
     scores,
     state,
     tokens,
 )
+from serve.http.routes.route import WEBSOCKET
 from serve.http.settings import HttpSettings
 from serve.http.stateful.store import Store
 
-FAMILIES = (state, models, completions, embeddings, chat, responses, messages, tokens, scores)
+FAMILIES = (
+    state,
+    models,
+    completions,
+    embeddings,
+    chat,
+    responses,
+    messages,
+    tokens,
+    scores,
+    plain,
+)
 
 
 def build_app(backend: Backend, settings: HttpSettings, store: Store | None = None) -> ASGIApp:
@@ -34,8 +48,14 @@ def build_app(backend: Backend, settings: HttpSettings, store: Store | None = No
     answering = Answering(backend, settings, metrics, store)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     routes = [route for family in FAMILIES for route in family.routes(answering)]
+    if settings.docs:
+        routes += doc_routes(routes)
     for route in routes:
-        app.add_api_route(route.path, route.endpoint, methods=route.methods, response_model=None)
+        if route.method == WEBSOCKET:
+            app.add_api_websocket_route(route.path, route.endpoint)
+        else:
+            methods = route.methods
+            app.add_api_route(route.path, route.endpoint, methods=methods, response_model=None)
     for kind in (ApiError, RequestError, HTTPException, Exception):
         app.add_exception_handler(kind, _error)
     guard = Guard(app, key=settings.key, max_body_bytes=settings.max_body_bytes)

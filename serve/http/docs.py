@@ -1,4 +1,4 @@
-"""The endpoints described: an OpenAPI document, and a page of it that loads nothing from elsewhere."""
+"""The endpoints described: an OpenAPI document, and a page that loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastapi import Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic.json_schema import models_json_schema
 
-from serve.http.routes.route import Route
+from serve.http.routes.route import WEBSOCKET, Route
 
 REF = "#/components/schemas/"
 PARAMETER = re.compile(r"\{(\w+)(?::path)?\}")
@@ -47,7 +47,7 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         for method in route.methods:
-            if method != "WEBSOCKET":
+            if method != WEBSOCKET:
                 body = None if route.body is None else refs[(route.body, "validation")]
                 path = paths.setdefault(PARAMETER.sub(r"{\1}", route.path), {})
                 path[method.lower()] = _operation(route, method, body)

@@ -1,15 +1,19 @@
-"""Text in, text out: the body of the plain endpoints."""
+"""Text in, text out: the messages of the plain endpoints."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from serve.http.errors import invalid_body
+from serve.http.errors import ApiError, invalid_body
 from serve.http.fields import Strict
 from serve.http.protocol import ChatRequest
 from serve.http.renamed import renamed
+from serve.wire import Delta
 
 # A client's names for the fields of a chat, and of the engine.
 NAMES = {"messages": "text", "prompt": "text"}
@@ -38,3 +42,30 @@ class PlainBody(Strict):
             return ChatRequest.model_validate(fields)
         except ValidationError as error:
             raise renamed(invalid_body(error), NAMES) from None
+
+
+def parts(delta: Delta) -> list[dict[str, Any]]:
+    """Return the messages of one delta: its text, and on the last how the answer ended."""
+    text = [{"text": delta.text}] if delta.text else []
+    return [*text, *([ending(delta)] if delta.finish_reason is not None else [])]
+
+
+def ending(answer: Delta) -> dict[str, Any]:
+    """Say how an answer ended, and what it used."""
+    usage = answer.usage
+    return {
+        "finish_reason": answer.finish_reason,
+        "prompt_tokens": None if usage is None else usage.prompt_tokens,
+        "completion_tokens": None if usage is None else usage.completion_tokens,
+    }
+
+
+async def events(deltas: AsyncGenerator[Delta, None]) -> AsyncIterator[str]:
+    """Yield an answer as server-sent events."""
+    try:
+        async with aclosing(deltas):
+            async for delta in deltas:
+                for part in parts(delta):
+                    yield f"data: {json.dumps(part)}\n\n"
+    except ApiError as error:
+        yield f"data: {json.dumps(renamed(error, NAMES).body())}\n\n"

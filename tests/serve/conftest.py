@@ -166,10 +166,13 @@ def usage(prompt: int, completion: int) -> Usage:
     )
 
 
-def replica_stats(name: str = "r1", *, running: bool = True) -> ReplicaStats:
+def replica_stats(
+    name: str = "r1", *, running: bool = True, max_length: int | None = None
+) -> ReplicaStats:
     return ReplicaStats(
         replica=name,
         running=running,
+        max_length=max_length,
         engine=EngineStats(
             slots=2,
             slots_used=1,

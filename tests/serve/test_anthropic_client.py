@@ -74,10 +74,13 @@ async def test_a_stop_sequence_is_named(client):
 
 
 async def test_an_assistants_last_message_is_continued(client):
-    text = (await client.messages.create(**ASKED)).content[0].text
-    begun = [*MESSAGES, {"role": "assistant", "content": text[:4]}]
+    begun = [*MESSAGES, {"role": "assistant", "content": "Once"}]
+    answer = await client.messages.create(**ASKED)
     rest = await client.messages.create(**{**ASKED, "messages": begun})
-    assert rest.content[0].text.startswith(text[4:8])
+    read = rest.usage.input_tokens + rest.usage.cache_read_input_tokens
+    assert read == answer.usage.input_tokens + len("Once")  # one token for each character
+    count = await client.messages.count_tokens(model="tiny", messages=begun)
+    assert count.input_tokens == read
 
 
 @pytest.mark.parametrize(

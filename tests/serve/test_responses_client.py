@@ -22,6 +22,17 @@ ASKED: dict[str, Any] = {
     "max_output_tokens": 12,
     "temperature": 0,
 }
+PET = {
+    "type": "json_schema",
+    "name": "pet",
+    "schema": {
+        "type": "object",
+        "properties": {"kind": {"enum": ["cat", "dog"]}},
+        "required": ["kind"],
+        "additionalProperties": False,
+    },
+    "strict": True,
+}
 EVENT: TypeAdapter[ResponseStreamEvent] = TypeAdapter(ResponseStreamEvent)
 
 
@@ -42,12 +53,9 @@ async def test_a_stream_is_the_whole_answer_in_events_of_the_clients_types(clien
     Response.model_validate(whole.to_dict())  # the client itself does not check
     assert (whole.status, whole.incomplete_details.reason) == ("incomplete", "max_output_tokens")
     assert whole.usage.output_tokens == 12
-    seen = []
     async with client.responses.stream(**ASKED, instructions="Be brief.") as stream:
-        async for event in stream:
-            seen.append(event)
-        final = await stream.get_final_response()
-    assert final.output_text == whole.output_text
+        seen = [event async for event in stream]
+    assert seen[-1].response.output_text == whole.output_text
     assert [event.sequence_number for event in seen] == list(range(len(seen)))
     kinds = [event.type.removeprefix("response.") for event in seen]
     opening = ["created", "in_progress", "output_item.added", "content_part.added"]
@@ -74,7 +82,8 @@ async def test_the_same_as_a_chat(client):
 
 
 async def test_a_conversation_goes_on_from_its_snapshot(client):
-    first = await client.responses.create(**ASKED)
+    asked = {**ASKED, "max_output_tokens": 100}
+    first = await client.responses.create(**asked, text={"format": PET})
     second = await client.responses.create(
         **{**ASKED, "input": "And then?"}, previous_response_id=first.id
     )
@@ -87,7 +96,8 @@ async def test_a_conversation_goes_on_from_its_snapshot(client):
     assert second.previous_response_id == first.id
     assert second.output_text == alone.output_text
     assert second.usage.input_tokens == alone.usage.input_tokens
-    assert second.usage.input_tokens_details.cached_tokens >= first.usage.input_tokens
+    read = first.usage.input_tokens + first.usage.output_tokens - 1  # the last token has no entry
+    assert second.usage.input_tokens_details.cached_tokens == read
 
 
 async def test_a_kept_response_is_read_and_deleted_by_its_owner_alone(client):
@@ -108,16 +118,8 @@ async def test_a_kept_response_is_read_and_deleted_by_its_owner_alone(client):
 
 
 async def test_a_schema_holds(client):
-    schema = {
-        "type": "object",
-        "properties": {"kind": {"enum": ["cat", "dog"]}},
-        "required": ["kind"],
-        "additionalProperties": False,
-    }
-    form = {"type": "json_schema", "name": "pet", "schema": schema, "strict": True}
-    answer = await client.responses.create(
-        **{**ASKED, "max_output_tokens": 100}, text={"format": form}
-    )
+    asked = {**ASKED, "max_output_tokens": 100}
+    answer = await client.responses.create(**asked, text={"format": PET})
     assert json.loads(answer.output_text)["kind"] in ("cat", "dog")
     assert answer.status == "completed"
 

@@ -9,12 +9,15 @@ from fastapi import Response
 
 from serve.http.fields import Strict
 
+# In place of an HTTP method.
+WEBSOCKET = "WEBSOCKET"
+
 
 class Route(NamedTuple):
     """A path, the coroutine function that answers it, its HTTP method, and the request's body."""
 
     path: str
-    endpoint: Callable[..., Awaitable[Response]]
+    endpoint: Callable[..., Awaitable[Response | None]]
     method: str = "GET"
     body: type[Strict] | None = None
 
