@@ -22,6 +22,10 @@ class ServeConfig:
         cpus_per_replica, gpus_per_replica: Ray resources of one engine replica.
         request_timeout_s: seconds after which a request is ended.
         max_body_bytes: size of a request body above which it is refused with 413.
+        ingresses: HTTP processes of a node; all listen on `port`, and if one dies, others answer.
+        max_header_bytes: size of a request's line and headers above which it is refused.
+        header_timeout_s: seconds in which they must arrive, and an idle connection is kept.
+        max_connections_per_client: connections of one address to one ingress process.
     """
 
     host: str = "127.0.0.1"
@@ -37,15 +41,27 @@ class ServeConfig:
     gpus_per_replica: float = 0.0
     request_timeout_s: float = 600.0
     max_body_bytes: int = 4_194_304
+    ingresses: int = 2
+    max_header_bytes: int = 32_768
+    header_timeout_s: float = 30.0
+    max_connections_per_client: int = 1024
 
     def __post_init__(self) -> None:
         require(0 < self.port < 65536, "serve.port", self.port, "it must lie in 1..65535")
         for name in ("min_replicas", "upscale_delay_s", "downscale_delay_s", "gpus_per_replica"):
             at_least(f"serve.{name}", getattr(self, name), 0)
         at_least("serve.max_replicas", self.max_replicas, max(1, self.min_replicas))
-        for name in ("target_ongoing_requests", "cpus_per_replica", "request_timeout_s"):
+        for name in (
+            "target_ongoing_requests",
+            "cpus_per_replica",
+            "request_timeout_s",
+            "header_timeout_s",
+        ):
             above(f"serve.{name}", getattr(self, name), 0)
-        at_least("serve.max_body_bytes", self.max_body_bytes, 1024)
+        for name in ("max_body_bytes", "max_header_bytes"):
+            at_least(f"serve.{name}", getattr(self, name), 1024)
+        for name in ("ingresses", "max_connections_per_client"):
+            at_least(f"serve.{name}", getattr(self, name), 1)
         require(
             is_loopback(self.host) or bool(self.api_key),
             "serve.host",

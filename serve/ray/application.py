@@ -14,7 +14,9 @@ from ray.serve.schema import LoggingConfig
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig, ServeRoot
 from serve.http.api import HttpSettings
 from serve.http.guard import key_digest
-from serve.ray.ingress import Api
+from serve.http.metrics import FOLDER
+from serve.http.server import EdgeLimits
+from serve.ray.ingress import Api, Listening
 from serve.replica import Replica
 
 HEALTH_CHECK_PERIOD_S = 2.0
@@ -22,8 +24,6 @@ HEALTH_CHECK_PERIOD_S = 2.0
 GRACEFUL_SHUTDOWN_S = 20.0
 # An access log would repeat request ids as clients choose them.
 LOGGING = LoggingConfig(enable_access_log=False)
-# The ingress only waits; the replicas limit what it lets in.
-INGRESS_ONGOING = 10_000
 
 
 class EngineReplica(Replica):
@@ -39,8 +39,14 @@ class EngineReplica(Replica):
             self.close()
 
 
-def build_application(root: ServeRoot) -> Application:
-    """Build the application for `serve.run`; the replicas load the model."""
+def build_application(root: ServeRoot, *, nodes: int, metrics_folder: str) -> Application:
+    """Build the application for `serve.run`; the replicas load the model.
+
+    Args:
+        root: the config.
+        nodes: number of nodes whose port answers; each has `serve.ingresses` processes.
+        metrics_folder: folder on each node into which its ingress processes count.
+    """
     both: dict[str, Any] = {
         "health_check_period_s": HEALTH_CHECK_PERIOD_S,
         "graceful_shutdown_timeout_s": GRACEFUL_SHUTDOWN_S,
@@ -65,9 +71,27 @@ def build_application(root: ServeRoot) -> Application:
         **both,
     )(EngineReplica)
     ingress = serve.deployment(
-        ray_actor_options={"num_cpus": 0}, max_ongoing_requests=INGRESS_ONGOING, **both
+        num_replicas=root.serve.ingresses * nodes,
+        max_replicas_per_node=root.serve.ingresses,
+        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": {FOLDER: metrics_folder}}},
+        **both,
     )(Api)
-    return ingress.bind(engines.bind(root.model, root.policy, root.engine), http_settings(root))
+    return ingress.bind(
+        engines.bind(root.model, root.policy, root.engine), http_settings(root), listening(root)
+    )
+
+
+def listening(root: ServeRoot) -> Listening:
+    return Listening(
+        host=root.serve.host,
+        port=root.serve.port,
+        limits=EdgeLimits(
+            header_bytes=root.serve.max_header_bytes,
+            header_timeout_s=root.serve.header_timeout_s,
+            connections_per_client=root.serve.max_connections_per_client,
+        ),
+        grace_s=GRACEFUL_SHUTDOWN_S,
+    )
 
 
 def http_settings(root: ServeRoot) -> HttpSettings:

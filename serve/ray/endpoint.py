@@ -8,9 +8,10 @@ import re
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+import ray
 from ray import serve
-from ray.serve.config import HTTPOptions
 
 from cluster.session import ray_session
 from llamahome.config import ConfigError, ServeConfig, ServeRoot
@@ -19,8 +20,6 @@ from serve.http.errors import EndpointError
 from serve.ray.application import LOGGING, build_application, served_name
 
 APPLICATION = "llamahome"
-# The application ends late requests first, with OpenAI's error; the proxy would come later.
-PROXY_TIMEOUT_MARGIN_S = 10.0
 # The last line of a replica's traceback, if it ends in an error of ours that names its cure.
 OURS = re.compile(
     r"^llamahome\.(?:config\.checks|models\.errors|requests)\.\w+: (.+)\Z", re.MULTILINE
@@ -51,7 +50,7 @@ def running_endpoint(root: ServeRoot) -> Iterator[Endpoint]:
         root = _with_model_at_hand(root)
     cpus = root.serve.max_replicas * root.serve.cpus_per_replica
     with ray_session(root.cluster, min_cpus=cpus):
-        _start_serve(root.serve)
+        _start_serve()
         try:
             _deploy(root)
             yield Endpoint(base_url(root.serve), served_name(root))
@@ -64,22 +63,17 @@ def base_url(config: ServeConfig) -> str:
     return f"http://{host}:{config.port}"
 
 
-def _start_serve(config: ServeConfig) -> None:
+def _start_serve() -> None:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    serve.start(
-        proxy_location="EveryNode",
-        http_options=HTTPOptions(
-            host=config.host,
-            port=config.port,
-            request_timeout_s=config.request_timeout_s + PROXY_TIMEOUT_MARGIN_S,
-        ),
-        logging_config=LOGGING,
-    )
+    # The ingress listens itself (serve/ray/ingress.py), so no proxy of Serve's is needed.
+    serve.start(proxy_location="Disabled", logging_config=LOGGING)
 
 
 def _deploy(root: ServeRoot) -> None:
     try:
-        serve.run(build_application(root), name=APPLICATION, route_prefix="/")
+        nodes = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
+        application = build_application(root, nodes=nodes, metrics_folder=_metrics_folder())
+        serve.run(application, name=APPLICATION, route_prefix=None)
     except RuntimeError as error:
         reasons = [
             deployment.message
@@ -87,6 +81,11 @@ def _deploy(root: ServeRoot) -> None:
             if deployment.message
         ]
         raise EndpointError(replica_fault("\n".join([str(error), *reasons]))) from error
+
+
+def _metrics_folder() -> str:
+    context = ray.get_runtime_context()
+    return str(Path(context.get_temp_dir(), context.get_session_name(), "llamahome-metrics"))
 
 
 def replica_fault(report: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -47,14 +48,20 @@ class Endpoint:
         lines = httpx.get(f"{self.url}/metrics", headers=headers, timeout=30).text.splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
-    def kill_engine(self) -> None:
-        """kill -9 of the engine replica, a descendant of the process that we started."""
-        (engine,) = [
+    def replicas(self, deployment: str) -> list[psutil.Process]:
+        """Return the processes of a deployment, descendants of the one that we started."""
+        name = f"ray::ServeReplica:llamahome:{deployment}"
+        return [
             child
             for child in psutil.Process(self.process.pid).children(recursive=True)
-            if "EngineReplica" in "".join(child.cmdline())
+            if child.is_running() and name in "".join(_command(child))
         ]
-        engine.kill()
+
+
+def _command(process: psutil.Process) -> list[str]:
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+        return process.cmdline()
+    return []
 
 
 def until(condition: Callable[[], bool], seconds: float) -> None:
@@ -242,11 +249,23 @@ async def test_more_than_the_queue_holds_is_refused(endpoint):
 def test_a_replica_that_is_killed_is_replaced(endpoint):
     stream = endpoint.client.completions.create(model="tiny", prompt="Once", stream=True, **LONG)
     next(iter(stream))
-    endpoint.kill_engine()
+    (engine,) = endpoint.replicas("EngineReplica")
+    engine.kill()
     with pytest.raises(openai.APIError, match="died in the middle"):
         list(stream)
     answer = endpoint.client.completions.create(model="tiny", prompt="Once", max_tokens=4)
     assert answer.usage.completion_tokens <= 4
+
+
+def test_an_ingress_that_is_killed_leaves_the_port_to_the_other(endpoint):
+    killed, _ = endpoint.replicas("Api")
+    counted = endpoint.metric("llamahome_generated_tokens_total")
+    assert counted
+    killed.kill()
+    killed.wait(60)
+    for _ in range(20):  # each on a connection of its own, so with luck none for both
+        assert endpoint.metric("llamahome_generated_tokens_total") == counted
+    until(lambda: len(endpoint.replicas("Api")) == 2, 300)
 
 
 def test_sigterm_ends_all_that_was_started(endpoint):
