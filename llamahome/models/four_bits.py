@@ -102,7 +102,7 @@ def is_on_four_bits(folder: Path) -> bool:
 def _quantized(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
     modules = _bitsandbytes().nn
     with torch.device("meta"):
-        quantized = modules.Linear4bit(
+        quantized: nn.Linear = modules.Linear4bit(
             linear.in_features,
             linear.out_features,
             linear.bias is not None,
@@ -112,7 +112,7 @@ def _quantized(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
         )
     # Else, once evaluated on a CPU with AVX512-BF16, it would pack its weights for inference, and
     # from then on pass no gradient back.
-    quantized.support_avx512bf16_for_cpu = False
+    setattr(quantized, "support_avx512bf16_for_cpu", False)  # noqa: B010  # not a field of nn.Linear
     quantized.weight = modules.Params4bit(
         linear.weight.data,
         requires_grad=False,

@@ -125,7 +125,7 @@ def test_linear_maps_have_four_bits_and_nothing_else(alone: TrainRoot, precision
     assert kinds == {torch.float32 if precision == "fp32" else torch.bfloat16}
 
 
-def size_of(model: nn.Module) -> int:
+def size_of(model: Any) -> int:
     """Return the bytes of the weights of a model's layers, scales of 4-bit ones counted."""
     size = 0
     for parameter in model.base_model.model.model.layers.parameters():
