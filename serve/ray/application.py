@@ -13,9 +13,10 @@ from ray.serve.schema import LoggingConfig
 
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig, ServeRoot
 from serve.http.api import HttpSettings
-from serve.http.guard import key_digest
 from serve.ray.ingress import Api
+from serve.ray.limiter import KeyLimits
 from serve.replica import Replica
+from serve.security.settings import SecuritySettings
 
 HEALTH_CHECK_PERIOD_S = 2.0
 # Time for unfinished answers when a replica is scaled down, updated or stopped.
@@ -67,17 +68,24 @@ def build_application(root: ServeRoot) -> Application:
     ingress = serve.deployment(
         ray_actor_options={"num_cpus": 0}, max_ongoing_requests=INGRESS_ONGOING, **both
     )(Api)
-    return ingress.bind(engines.bind(root.model, root.policy, root.engine), http_settings(root))
+    # One process keeps the buckets of all keys, so that limits hold over every ingress.
+    limits = serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000, **both)(
+        KeyLimits
+    )
+    return ingress.bind(
+        engines.bind(root.model, root.policy, root.engine),
+        http_settings(root),
+        limits.bind() if root.serve.keys_file is not None else None,
+    )
 
 
 def http_settings(root: ServeRoot) -> HttpSettings:
-    key = root.serve.api_key
     return HttpSettings(
         model_id=served_name(root),
         created=int(time.time()),
         request_timeout_s=root.serve.request_timeout_s,
         max_body_bytes=root.serve.max_body_bytes,
-        key=key_digest(key) if key else None,
+        security=SecuritySettings.of(root.serve),
         adapters=tuple(root.engine.adapters),
         may_sleep=root.serve.min_replicas == 0,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 import socket
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from llamahome.config import ConfigError, ServeConfig, ServeRoot
 from llamahome.models import ModelError, ModelManager
 from serve.http.errors import EndpointError
 from serve.ray.application import LOGGING, build_application, served_name
+from serve.security.files import check_files
 
 APPLICATION = "llamahome"
 # The application ends late requests first, with OpenAI's error; the proxy would come later.
@@ -42,10 +44,11 @@ def running_endpoint(root: ServeRoot) -> Iterator[Endpoint]:
     The block is entered once requests are answered.
 
     Raises:
-        ConfigError: when the port is taken, no Ray runs at `cluster.address`, or a local cluster
-            cannot have the model.
+        ConfigError: when a file of keys, TLS or the audit log cannot be used, the port is taken, no
+            Ray runs at `cluster.address`, or a local cluster cannot have the model.
         EndpointError: when the application does not come up.
     """
+    check_files(root.serve)
     if root.cluster.address == "local":
         _check_port(root.serve)
         root = _with_model_at_hand(root)
@@ -61,7 +64,8 @@ def running_endpoint(root: ServeRoot) -> Iterator[Endpoint]:
 
 def base_url(config: ServeConfig) -> str:
     host = f"[{config.host}]" if ":" in config.host else config.host
-    return f"http://{host}:{config.port}"
+    scheme = "http" if config.tls_cert is None else "https"
+    return f"{scheme}://{host}:{config.port}"
 
 
 def _start_serve(config: ServeConfig) -> None:
@@ -72,9 +76,15 @@ def _start_serve(config: ServeConfig) -> None:
             host=config.host,
             port=config.port,
             request_timeout_s=config.request_timeout_s + PROXY_TIMEOUT_MARGIN_S,
+            ssl_keyfile=_absolute(config.tls_key),
+            ssl_certfile=_absolute(config.tls_cert),
         ),
         logging_config=LOGGING,
     )
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else os.path.abspath(path)
 
 
 def _deploy(root: ServeRoot) -> None:
