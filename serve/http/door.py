@@ -15,7 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.http.errors import ApiError
+from serve.http.errors import ApiError, refuse
 from serve.http.guard import Guard
 from serve.security.audit import AuditLog
 from serve.security.call import CALL, Call
@@ -112,7 +112,7 @@ class Door:
                     param="x-request-id",
                     code="invalid_value",
                 )
-                await error.response()(scope, receive, answer)
+                await refuse(error, scope, receive, answer)
             else:
                 await self.app(_for_application(scope, call), receive, answer)
         finally:
@@ -150,7 +150,7 @@ class OriginCheck:
                     param="origin",
                     code="origin_not_allowed",
                 )
-                await error.response()(scope, receive, send)
+                await refuse(error, scope, receive, send)
                 return
         await self.app(scope, receive, send)
 

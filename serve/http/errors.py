@@ -7,6 +7,9 @@ from dataclasses import KW_ONLY, dataclass
 
 from pydantic import ValidationError
 from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+
+POLICY_VIOLATION = 1008
 
 
 class EndpointError(Exception):
@@ -51,6 +54,16 @@ class ApiError(Exception):
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return JSONResponse(self.body(), self.status, headers)
+
+
+async def refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Send an error as the answer; a websocket whose server knows no answers is closed instead."""
+    if scope["type"] == "websocket" and "websocket.http.response" not in scope.get(
+        "extensions", {}
+    ):
+        await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": error.code})
+    else:
+        await error.response()(scope, receive, send)
 
 
 def _error_type(status: int) -> str:

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llamahome.keys import Key, Keyring
 from serve.http.checked import limit_reached
-from serve.http.errors import ApiError
+from serve.http.errors import ApiError, refuse
 from serve.security.call import CALL
 from serve.security.limits import Limiter, LocalLimiter
 
@@ -54,7 +54,7 @@ class Guard:
                 return
             body = await self._read_body(scope, receive)
         except ApiError as error:
-            await error.response()(scope, receive, send)
+            await refuse(error, scope, receive, send)
             return
         if body is not None:
             await self._until_disconnect(scope, body, receive, send)
