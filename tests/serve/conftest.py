@@ -18,7 +18,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from llamahome.engine import TextDelta
-from llamahome.requests import EngineStats, QueueFullError, RequestError, SamplingParams, Usage
+from llamahome.requests import (
+    EngineStats,
+    Grammar,
+    QueueFullError,
+    RequestError,
+    SamplingParams,
+    Usage,
+)
 from serve.http.api import HttpSettings, build_app
 from serve.http.errors import ApiError
 from serve.wire import Delta, GenerateRequest, ReplicaStats
@@ -60,9 +67,12 @@ class FakeEngine:
         return "".join(chr(i) for i in ids)
 
     def prepare(self, params: SamplingParams) -> None:
-        if params.grammar is not None and params.grammar.text == "(":
-            raise RequestError("grammar", "(", "no valid regex")
         self.prepared.append(params)
+
+    def compile(self, grammar: Grammar) -> str:
+        if grammar.text == "(":
+            raise RequestError("grammar", "(", "no valid regex")
+        return f"compiled {grammar.text}"
 
     def encode_chat(
         self,
@@ -84,7 +94,14 @@ class FakeEngine:
     def system_length(self, messages: Sequence[dict[str, Any]], ids: Sequence[int]) -> int:
         return len(messages[0]["content"]) if messages[0]["role"] == "system" else 0
 
-    def submit(self, request_id: str, prompt: list[int], params: SamplingParams) -> None:
+    def submit(
+        self,
+        request_id: str,
+        prompt: list[int],
+        params: SamplingParams,
+        grammar: str | None = None,
+    ) -> None:
+        assert (grammar is None) == (params.grammar is None)
         if params.max_tokens is None:
             params = replace(params, max_tokens=max(1, self.max_length - len(prompt)))
         assert params.max_tokens is not None
