@@ -35,6 +35,7 @@ class Replica:
     ) -> None:
         self._name = name
         self._engine = engine_factory(model, policy, engine)
+        self._engine.prepare()
         self._async_engine = AsyncEngine(self._engine)
         # One thread, since a tokenizer may not be set up by two at a time.
         self._encoder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoder")
@@ -72,7 +73,7 @@ class Replica:
             raise RequestError("grammar", None, reason) from None
 
     def _prepared(self, request: GenerateRequest) -> tuple[list[int], SamplingParams]:
-        """Return token ids, and params with what only the tokenizer knows; prepare the engine."""
+        """Return token ids, and params with what only the tokenizer knows."""
         if request.messages is None:
             prompt, protected = self._tokens(request.prompt or []), 0
         else:
@@ -82,9 +83,7 @@ class Replica:
             given = request.prompt
             echo = given if isinstance(given, str) else self._engine.decode(prompt)
         params = self._engine.with_defaults(request.params, request.left_out, len(prompt))
-        params = replace(params, echo=echo, protected=protected)
-        self._engine.prepare(params)
-        return prompt, params
+        return prompt, replace(params, echo=echo, protected=protected)
 
     def _tokens(self, prompt: str | list[int]) -> list[int]:
         return self._engine.encode(prompt) if isinstance(prompt, str) else prompt

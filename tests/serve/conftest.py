@@ -50,7 +50,7 @@ class FakeEngine:
     waiting: deque[str] = field(default_factory=deque)
     requests: dict[str, tuple[list[int], SamplingParams]] = field(default_factory=dict)
     cancelled: list[str] = field(default_factory=list)
-    prepared: list[SamplingParams] = field(default_factory=list)
+    prepared: bool = False
     embedding: dict[str, list[int]] = field(default_factory=dict)
     endings: list[tuple[bool, bool]] = field(default_factory=list)
     defaults: dict[str, Any] = field(default_factory=dict)
@@ -66,8 +66,8 @@ class FakeEngine:
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(chr(i) for i in ids)
 
-    def prepare(self, params: SamplingParams) -> None:
-        self.prepared.append(params)
+    def prepare(self) -> None:
+        self.prepared = True
 
     def compile(self, grammar: Grammar) -> str:
         if grammar.text == "(":

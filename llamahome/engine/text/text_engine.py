@@ -178,11 +178,9 @@ class TextEngine:
             own["max_tokens"] = min(room, max(own["max_tokens"], params.min_tokens))
         return replace(params, **own)
 
-    def prepare(self, params: SamplingParams) -> None:
-        """Set up what a first `submit` needs of the tokenizer, in the thread that encodes."""
-        scored = params.logprobs is not None or params.prompt_logprobs is not None
-        if scored or params.grammar is not None:
-            self._vocabulary.token_bytes(0)
+    def prepare(self) -> None:
+        """Set up what grammars and log-probabilities need of the tokenizer, ahead of the first."""
+        self._vocabulary.token_bytes(0)
 
     def compile(self, grammar: Grammar) -> GrammarMask:
         """Compile a grammar for one `submit`, in any thread.
