@@ -224,9 +224,9 @@ class Keyring:
         stamp = None if self._file is None else _stamp(self._file.path)
         if stamp == self._stamp and self._keys:
             return
-        known = () if self._fixed is None else (self._fixed,)
+        known = [] if self._fixed is None else [self._fixed]
         try:
-            known += () if self._file is None else self._file.read()
+            known += [] if self._file is None else self._file.read()
         except KeysError as error:
             if stamp != self._stamp:
                 self._report(str(error))
