@@ -12,13 +12,16 @@ from dataclasses import dataclass, replace
 
 from ray import serve
 from ray.serve.config import HTTPOptions
+from ray.serve.context import _get_global_client
 
 from cluster.session import ray_session
 from llamahome.config import ConfigError, ServeConfig, ServeRoot
+from llamahome.config.serve import is_loopback
 from llamahome.models import ModelError, ModelManager
 from serve.http.errors import EndpointError
 from serve.ray.application import LOGGING, build_application, served_name
 from serve.security.files import check_files
+from serve.security.settings import SecuritySettings
 
 APPLICATION = "llamahome"
 # The application ends late requests first, with OpenAI's error; the proxy would come later.
@@ -81,6 +84,26 @@ def _start_serve(config: ServeConfig) -> None:
         ),
         logging_config=LOGGING,
     )
+    check_running(config, _get_global_client().http_config)
+
+
+def check_running(config: ServeConfig, running: HTTPOptions) -> None:
+    """Check that a Ray Serve, which may have run before, is no less safe than `config` says.
+
+    Raises:
+        EndpointError: when its TLS is another, or it listens beyond loopback and no key is asked for.
+    """
+    if running.ssl_certfile != _absolute(config.tls_cert):
+        raise EndpointError(
+            f"serve.tls_cert={config.tls_cert!r}: a Ray Serve that runs there already has "
+            f"{running.ssl_certfile or 'no certificate'}; end it with `serve shutdown`"
+        )
+    asked = SecuritySettings.of(config).asks_for_keys
+    if not asked and running.host is not None and not is_loopback(running.host):
+        raise EndpointError(
+            f"serve.keys_file=None: a Ray Serve that runs there already listens on {running.host}; "
+            "set serve.keys_file or LLAMAHOME_API_KEY, or end it with `serve shutdown`"
+        )
 
 
 def _absolute(path: str | None) -> str | None:
