@@ -84,14 +84,16 @@ def _start_serve(config: ServeConfig) -> None:
         ),
         logging_config=LOGGING,
     )
-    check_running(config, _get_global_client().http_config)
+    client = _get_global_client()
+    assert client is not None, "Serve has just been started"
+    check_running(config, client.http_config)
 
 
 def check_running(config: ServeConfig, running: HTTPOptions) -> None:
     """Check that a Ray Serve, which may have run before, is no less safe than `config` says.
 
     Raises:
-        EndpointError: when its TLS is another, or it listens beyond loopback and no key is asked for.
+        EndpointError: when its TLS is another, or it listens beyond loopback without keys.
     """
     if running.ssl_certfile != _absolute(config.tls_cert):
         raise EndpointError(
