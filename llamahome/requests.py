@@ -121,7 +121,7 @@ class SamplingParams:
         self._above_zero("top_p", 1)
         self._between("top_k", 0, 2**31)
         self._between("min_p", 0, 1)
-        self._above_zero("repetition_penalty", 100)
+        self._between("repetition_penalty", 0.01, 100)  # logits must stay finite
         self._between("presence_penalty", -2, 2)
         self._between("frequency_penalty", -2, 2)
         wrong = next((b for b in self.logit_bias.values() if not -100 <= b <= 100), None)

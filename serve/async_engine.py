@@ -12,7 +12,15 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from functools import partial
 
-from llamahome.engine import EngineError, EngineStats, SamplingParams, TextDelta, TextEngine
+from llamahome.engine import (
+    EngineError,
+    EngineStats,
+    RequestError,
+    SamplingParams,
+    TextDelta,
+    TextEngine,
+)
+from llamahome.engine.sampling.grammar import GrammarMask
 from serve.wire import Delta
 
 logger = logging.getLogger(__name__)
@@ -66,10 +74,16 @@ class AsyncEngine:
         return self._stats
 
     def generate(
-        self, request_id: str, prompt: list[int], params: SamplingParams
+        self,
+        request_id: str,
+        prompt: list[int],
+        params: SamplingParams,
+        grammar: GrammarMask | None = None,
     ) -> AsyncGenerator[Delta, None]:
-        """Yield the answer to a prompt."""
-        return self._answer(request_id, partial(self._engine.submit, request_id, prompt, params))
+        """Yield the answer to a prompt; `grammar` is `params.grammar`, compiled."""
+        return self._answer(
+            request_id, partial(self._engine.submit, request_id, prompt, params, grammar)
+        )
 
     def embed(
         self, request_id: str, prompt: list[int], adapter: str | None
@@ -88,7 +102,8 @@ class AsyncEngine:
         Leaving early, by `aclose` or cancellation, frees the request's slot at once.
 
         Raises:
-            RequestError, QueueFullError: as the engine's `submit` does.
+            RequestError, QueueFullError: as the engine's `submit` does; RequestError also where the
+                request's own rules leave no way on.
             AnswerError: when the engine gives this request up.
             EngineStoppedError: when the engine crashes or has crashed.
         """
@@ -174,6 +189,8 @@ async def _arrived(inbox: asyncio.Queue[Event]) -> tuple[list[TextDelta], Engine
 
 def _joined(deltas: list[TextDelta]) -> Delta:
     last = deltas[-1]
+    if last.finish_reason == "error" and last.error_field is not None:
+        raise RequestError(last.error_field, None, last.error or "")
     if last.finish_reason == "error":
         raise AnswerError(last.error)
     embedding = last.embedding

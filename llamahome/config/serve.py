@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass, field
 
 from llamahome.config.checks import above, at_least, require
+
+ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 
 
 @dataclass(kw_only=True)
@@ -13,8 +16,12 @@ class ServeConfig:
     """One Ray Serve application.
 
     Attributes:
-        host, port: address of the HTTP proxy; any host but loopback needs an api_key.
-        api_key: bearer token that clients send; None asks for none.
+        host, port: address of the HTTP proxy; any host but loopback needs an api_key or keys_file.
+        api_key: an admin's key that is always valid; without it and keys_file, none is asked for.
+        keys_file: keys of `llamahome keys`; changes hold at once.
+        audit_log: file that gets a line of JSON for each request; None writes none.
+        cors_origins: web pages that may use the endpoint, such as https://chat.example.org.
+        tls_cert, tls_key: PEM files of a certificate with its chain, and its key; None is HTTP.
         model_id: name in /v1/models; None is the model's own name.
         min_replicas, max_replicas: engine replicas.
         target_ongoing_requests: requests per replica above which the autoscaler adds replicas.
@@ -31,6 +38,11 @@ class ServeConfig:
     host: str = "127.0.0.1"
     port: int = 8000
     api_key: str | None = field(default=None, repr=False)  # never logged
+    keys_file: str | None = None
+    audit_log: str | None = None
+    cors_origins: list[str] = field(default_factory=list)
+    tls_cert: str | None = None
+    tls_key: str | None = None
     model_id: str | None = None
     min_replicas: int = 1
     max_replicas: int = 1
@@ -63,11 +75,24 @@ class ServeConfig:
         for name in ("ingresses", "max_connections_per_client"):
             at_least(f"serve.{name}", getattr(self, name), 1)
         require(
-            is_loopback(self.host) or bool(self.api_key),
+            is_loopback(self.host) or bool(self.api_key) or bool(self.keys_file),
             "serve.host",
             self.host,
             "listening beyond loopback needs serve.api_key (or LLAMAHOME_API_KEY in the "
-            "environment); or use serve.host=127.0.0.1",
+            "environment) or serve.keys_file (see: llamahome keys); or use serve.host=127.0.0.1",
+        )
+        require(
+            all(ORIGIN.fullmatch(origin) for origin in self.cors_origins),
+            "serve.cors_origins",
+            self.cors_origins,
+            "give each origin as https://host or http://host:port, in lower case, without a path; "
+            "* is not possible",
+        )
+        require(
+            (self.tls_cert is None) == (self.tls_key is None),
+            "serve.tls_cert" if self.tls_key is None else "serve.tls_key",
+            self.tls_cert if self.tls_key is None else self.tls_key,
+            "HTTPS needs both serve.tls_cert and serve.tls_key",
         )
 
 

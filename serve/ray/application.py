@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import LoggingConfig
 
-from llamahome.config import EngineConfig, ModelConfig, PolicyConfig, ServeRoot
+from llamahome.config import EngineConfig, ModelConfig, PolicyConfig, ServeConfig, ServeRoot
 from serve.http.api import HttpSettings
-from serve.http.guard import key_digest
 from serve.http.metrics import FOLDER
 from serve.http.server import EdgeLimits
 from serve.ray.ingress import Api, Listening
+from serve.ray.limiter import KeyLimits
 from serve.replica import Replica
+from serve.security.settings import SecuritySettings
 
 HEALTH_CHECK_PERIOD_S = 2.0
 # Time for unfinished answers when a replica is scaled down, updated or stopped.
@@ -76,32 +78,42 @@ def build_application(root: ServeRoot, *, nodes: int, metrics_folder: str) -> Ap
         ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": {FOLDER: metrics_folder}}},
         **both,
     )(Api)
+    # One process keeps the buckets of all keys, so that limits hold over every ingress.
+    limits = serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000, **both)(
+        KeyLimits
+    )
     return ingress.bind(
-        engines.bind(root.model, root.policy, root.engine), http_settings(root), listening(root)
+        engines.bind(root.model, root.policy, root.engine),
+        http_settings(root),
+        listening(root.serve),
+        limits.bind() if root.serve.keys_file is not None else None,
     )
 
 
-def listening(root: ServeRoot) -> Listening:
+def listening(config: ServeConfig) -> Listening:
+    tls = None
+    if config.tls_cert is not None and config.tls_key is not None:
+        tls = (os.path.abspath(config.tls_cert), os.path.abspath(config.tls_key))
     return Listening(
-        host=root.serve.host,
-        port=root.serve.port,
+        host=config.host,
+        port=config.port,
         limits=EdgeLimits(
-            header_bytes=root.serve.max_header_bytes,
-            header_timeout_s=root.serve.header_timeout_s,
-            connections_per_client=root.serve.max_connections_per_client,
+            header_bytes=config.max_header_bytes,
+            header_timeout_s=config.header_timeout_s,
+            connections_per_client=config.max_connections_per_client,
         ),
         grace_s=GRACEFUL_SHUTDOWN_S,
+        tls=tls,
     )
 
 
 def http_settings(root: ServeRoot) -> HttpSettings:
-    key = root.serve.api_key
     return HttpSettings(
         model_id=served_name(root),
         created=int(time.time()),
         request_timeout_s=root.serve.request_timeout_s,
         max_body_bytes=root.serve.max_body_bytes,
-        key=key_digest(key) if key else None,
+        security=SecuritySettings.of(root.serve),
         adapters=tuple(root.engine.adapters),
         may_sleep=root.serve.min_replicas == 0,
     )

@@ -45,7 +45,7 @@ class ServeBackend:
             )
             try:
                 async for reply in replies:
-                    delta = _delta(reply)
+                    delta = delta_of(reply)
                     started = True
                     yield delta
                 return
@@ -92,7 +92,7 @@ class _Unavailable(Exception):
     """A replica whose engine has stopped, before Serve replaces it."""
 
 
-def _delta(reply: Reply) -> Delta:
+def delta_of(reply: Reply) -> Delta:
     """Return the text of a reply, or raise the failure that it is."""
     if isinstance(reply, Delta):
         return reply

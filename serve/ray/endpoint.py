@@ -18,6 +18,7 @@ from llamahome.config import ConfigError, ServeConfig, ServeRoot
 from llamahome.models import ModelError, ModelManager
 from serve.http.errors import EndpointError
 from serve.ray.application import LOGGING, build_application, served_name
+from serve.security.files import check_files
 
 APPLICATION = "llamahome"
 # The last line of a replica's traceback, if it ends in an error of ours that names its cure.
@@ -41,10 +42,11 @@ def running_endpoint(root: ServeRoot) -> Iterator[Endpoint]:
     The block is entered once requests are answered.
 
     Raises:
-        ConfigError: when the port is taken, no Ray runs at `cluster.address`, or a local cluster
-            cannot have the model.
+        ConfigError: when a file of keys, TLS or the audit log cannot be used, the port is taken, no
+            Ray runs at `cluster.address`, or a local cluster cannot have the model.
         EndpointError: when the application does not come up.
     """
+    check_files(root.serve)
     if root.cluster.address == "local":
         _check_port(root.serve)
         root = _with_model_at_hand(root)
@@ -60,7 +62,8 @@ def running_endpoint(root: ServeRoot) -> Iterator[Endpoint]:
 
 def base_url(config: ServeConfig) -> str:
     host = f"[{config.host}]" if ":" in config.host else config.host
-    return f"http://{host}:{config.port}"
+    scheme = "http" if config.tls_cert is None else "https"
+    return f"{scheme}://{host}:{config.port}"
 
 
 def _start_serve() -> None:

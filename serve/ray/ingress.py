@@ -17,6 +17,7 @@ from serve.http.api import HttpSettings, build_app
 from serve.http.metrics import FOLDER, share_metrics
 from serve.http.server import EdgeLimits, HttpServer
 from serve.ray.backend import ServeBackend
+from serve.ray.limiter import RemoteLimiter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +35,16 @@ class Api:
     """One HTTP server over the handle of the engine replicas."""
 
     async def __init__(  # type: ignore[misc]
-        self, engines: DeploymentHandle[Any], settings: HttpSettings, listening: Listening
+        self,
+        engines: DeploymentHandle[Any],
+        settings: HttpSettings,
+        listening: Listening,
+        limits: DeploymentHandle[Any] | None = None,
     ) -> None:
         share_metrics(os.environ[FOLDER])
-        self._server = HttpServer(build_app(ServeBackend(engines), settings), **vars(listening))
+        limiter = None if limits is None else RemoteLimiter(limits)
+        app = build_app(ServeBackend(engines), settings, limiter)
+        self._server = HttpServer(app, **vars(listening))
         await self._server.start()
 
     def check_health(self) -> None:

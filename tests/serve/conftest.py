@@ -18,7 +18,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from llamahome.engine import TextDelta
-from llamahome.requests import EngineStats, QueueFullError, RequestError, SamplingParams, Usage
+from llamahome.requests import (
+    EngineStats,
+    Grammar,
+    QueueFullError,
+    RequestError,
+    SamplingParams,
+    Usage,
+)
 from serve.http.api import HttpSettings, build_app
 from serve.http.errors import ApiError
 from serve.wire import Delta, GenerateRequest, ReplicaStats
@@ -43,7 +50,7 @@ class FakeEngine:
     waiting: deque[str] = field(default_factory=deque)
     requests: dict[str, tuple[list[int], SamplingParams]] = field(default_factory=dict)
     cancelled: list[str] = field(default_factory=list)
-    prepared: list[SamplingParams] = field(default_factory=list)
+    prepared: bool = False
     embedding: dict[str, list[int]] = field(default_factory=dict)
     endings: list[tuple[bool, bool]] = field(default_factory=list)
     defaults: dict[str, Any] = field(default_factory=dict)
@@ -59,10 +66,13 @@ class FakeEngine:
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(chr(i) for i in ids)
 
-    def prepare(self, params: SamplingParams) -> None:
-        if params.grammar is not None and params.grammar.text == "(":
+    def prepare(self) -> None:
+        self.prepared = True
+
+    def compile(self, grammar: Grammar) -> str:
+        if grammar.text == "(":
             raise RequestError("grammar", "(", "no valid regex")
-        self.prepared.append(params)
+        return f"compiled {grammar.text}"
 
     def encode_chat(
         self,
@@ -84,7 +94,14 @@ class FakeEngine:
     def system_length(self, messages: Sequence[dict[str, Any]], ids: Sequence[int]) -> int:
         return len(messages[0]["content"]) if messages[0]["role"] == "system" else 0
 
-    def submit(self, request_id: str, prompt: list[int], params: SamplingParams) -> None:
+    def submit(
+        self,
+        request_id: str,
+        prompt: list[int],
+        params: SamplingParams,
+        grammar: str | None = None,
+    ) -> None:
+        assert (grammar is None) == (params.grammar is None)
         if params.max_tokens is None:
             params = replace(params, max_tokens=max(1, self.max_length - len(prompt)))
         assert params.max_tokens is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -23,6 +24,7 @@ import psutil
 import pytest
 from ray.serve.generated import serve_pb2, serve_pb2_grpc
 
+from llamahome.keys import KeyFile
 from tests.ports import free_ports
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
@@ -42,6 +44,7 @@ class Endpoint:
     temp_dir: Path
     url: str
     client: openai.OpenAI
+    limited: str  # a key with 2 requests a minute
 
     def metric(self, name: str) -> float:
         headers = {"Authorization": f"Bearer {KEY}"}
@@ -75,12 +78,16 @@ def until(condition: Callable[[], bool], seconds: float) -> None:
 def endpoint(tiny_model: Path) -> Iterator[Endpoint]:
     (port,) = free_ports(1)
     with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as temp_dir:
+        keys = KeyFile(Path(temp_dir) / "keys.json")
+        limits = {"requests_per_minute": 2, "tokens_per_minute": 1000}
+        _, limited = keys.create("limited", models=("tiny",), **limits)
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "serve"),
                 *(f"model.name={tiny_model}", f"serve.port={port}", "engine.num_threads=1"),
                 *("engine.slots=2", "engine.max_queued=2", "engine.max_length=2048"),
                 *("policy=h2o", "policy.budget=32", "policy.recent=16", "policy.interval=8"),
+                *(f"serve.keys_file={keys.path}", f"serve.audit_log={temp_dir}/audit.log"),
             ],
             cwd=ROOT,
             env={**os.environ, "TMPDIR": temp_dir, "LLAMAHOME_API_KEY": KEY, **PATIENT},
@@ -99,7 +106,7 @@ def endpoint(tiny_model: Path) -> Iterator[Endpoint]:
             with openai.OpenAI(
                 base_url=f"{url}/v1", api_key=KEY, max_retries=0, timeout=120
             ) as client:
-                yield Endpoint(process, output, Path(temp_dir), url, client)
+                yield Endpoint(process, output, Path(temp_dir), url, client, limited)
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
@@ -109,6 +116,28 @@ def endpoint(tiny_model: Path) -> Iterator[Endpoint]:
 
 def test_the_ready_line_says_where(endpoint):
     assert f"ready: tiny at {endpoint.url}" in endpoint.output[-1]
+
+
+def test_a_limited_key_is_counted_refused_logged_and_revoked(endpoint):
+    client = endpoint.client.with_options(api_key=endpoint.limited)
+    headers = {"x-request-id": "first"}
+    raw = client.models.with_raw_response.list(extra_headers=headers)
+    assert raw.headers["x-ratelimit-remaining-requests"] == "1"
+    assert raw.headers.get_list("x-request-id") == ["first"]  # not Ray's and ours
+    completions = client.chat.completions.with_raw_response
+    raw = completions.create(model="tiny", messages=MESSAGES, max_tokens=400)
+    used = raw.parse().usage.total_tokens
+    assert int(raw.headers["x-ratelimit-remaining-tokens"]) < 600  # 400 were reserved
+    with pytest.raises(openai.RateLimitError, match="limit of 2 requests a minute"):
+        client.models.list()
+    KeyFile(endpoint.temp_dir / "keys.json").revoke("limited")
+    with pytest.raises(openai.AuthenticationError):
+        client.models.list()
+    lines = (endpoint.temp_dir / "audit.log").read_text().splitlines()
+    records = [record for record in map(json.loads, lines) if record["name"] == "limited"]
+    assert [record["status"] for record in records] == [200, 200, 429]
+    assert records[0]["request_id"] == "first"
+    assert records[1]["prompt_tokens"] + records[1]["completion_tokens"] == used
 
 
 def test_what_listens_beyond_loopback_asks_for_rays_token(endpoint):

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 from llamahome.config import ModelConfig, ServeConfig, ServeRoot
-from serve.http.guard import key_digest
+from llamahome.keys import digest
 from serve.ray.application import http_settings, served_name
 
 
@@ -17,10 +17,10 @@ def test_the_served_name_never_shows_a_path(tmp_path):
 
 def test_the_ingress_gets_a_digest_and_not_the_key():
     settings = http_settings(ServeRoot(serve=ServeConfig(api_key="secret", min_replicas=0)))
-    assert settings.key == key_digest("secret")
+    assert settings.security.api_key == digest("secret")
     assert "secret" not in repr(settings)
     assert settings.may_sleep
-    assert http_settings(ServeRoot()).key is None
+    assert not http_settings(ServeRoot()).security.asks_for_keys
 
 
 def test_the_ingress_starts_without_torch():
