@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import AutoscalingConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 from ray.serve.schema import LoggingConfig
 
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig, ServeRoot
 from serve.http.api import HttpSettings
 from serve.http.guard import key_digest
 from serve.ray.ingress import Api
+from serve.ray.prefixes import Published, prefix_of
+from serve.ray.router import HELD, PrefixRouter
+from serve.ray.scaling import FirstTokens, Load, ScarcityPolicy, Targets
 from serve.replica import Replica
+from serve.wire import Delta, Reply, Request
 
 HEALTH_CHECK_PERIOD_S = 2.0
-# Time for unfinished answers when a replica is scaled down, updated or stopped.
+# Time for unfinished answers when an ingress stops; whatever it leaves, the engines cancel.
 GRACEFUL_SHUTDOWN_S = 20.0
+# Replicas and ingresses report their load so often; decisions look back over a few reports.
+METRICS_PERIOD_S = 0.5
+LOOK_BACK_S = 2.0
+ROUTING_PERIOD_S = 2.0
 # An access log would repeat request ids as clients choose them.
 LOGGING = LoggingConfig(enable_access_log=False)
 # The ingress only waits; the replicas limit what it lets in.
@@ -32,6 +43,32 @@ class EngineReplica(Replica):
     def __init__(self, model: ModelConfig, policy: PolicyConfig, engine: EngineConfig) -> None:
         name = serve.get_replica_context().replica_id.unique_id
         super().__init__(model, policy, engine, name=name)
+        self._first_tokens = FirstTokens()
+        self._read = Published()
+
+    async def process_input(self, request: Request) -> AsyncIterator[Reply]:
+        """Answer as `Replica` does, and note what the router and the autoscaler want to know."""
+        answer = cast("AsyncGenerator[Reply, None]", super().process_input(request))
+        with self._first_tokens.request() as arrived:
+            async with aclosing(answer) as replies:
+                async for reply in replies:
+                    if isinstance(reply, Delta) and arrived():
+                        self._read.add(prefix_of(request))
+                    yield reply
+
+    def record_routing_stats(self) -> dict[str, bytes]:
+        """Tell the routers which beginnings of prompts have been read here; Serve calls this."""
+        return {HELD: self._read.pack()}
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Tell the autoscaler the load; Serve calls this."""
+        stats = self._async_engine.stats()
+        load = Load(
+            requests=stats.slots_used + stats.queued,
+            queued_tokens=stats.queued_tokens,
+            ttft_s=self._first_tokens.longest(),
+        )
+        return asdict(load)
 
     def __del__(self) -> None:
         """Close the engine; Serve calls this once the replica has answered its last request."""
@@ -43,7 +80,6 @@ def build_application(root: ServeRoot) -> Application:
     """Build the application for `serve.run`; the replicas load the model."""
     both: dict[str, Any] = {
         "health_check_period_s": HEALTH_CHECK_PERIOD_S,
-        "graceful_shutdown_timeout_s": GRACEFUL_SHUTDOWN_S,
         "graceful_shutdown_wait_loop_s": 0.1,
         "logging_config": LOGGING,
     }
@@ -55,19 +91,48 @@ def build_application(root: ServeRoot) -> Application:
         # Twice what an engine takes, so that the engine refuses, with a reason, and not the router.
         max_ongoing_requests=2 * (root.engine.slots + root.engine.max_queued),
         max_queued_requests=root.engine.max_queued,
-        autoscaling_config=AutoscalingConfig(
-            min_replicas=root.serve.min_replicas,
-            max_replicas=root.serve.max_replicas,
-            target_ongoing_requests=root.serve.target_ongoing_requests,
-            upscale_delay_s=root.serve.upscale_delay_s,
-            downscale_delay_s=root.serve.downscale_delay_s,
-        ),
+        # A replica that is scaled down takes nothing new and has the time that any answer has.
+        graceful_shutdown_timeout_s=root.serve.request_timeout_s,
+        autoscaling_config=autoscaling(root),
+        request_router_config=routing(root),
         **both,
     )(EngineReplica)
     ingress = serve.deployment(
-        ray_actor_options={"num_cpus": 0}, max_ongoing_requests=INGRESS_ONGOING, **both
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=INGRESS_ONGOING,
+        graceful_shutdown_timeout_s=GRACEFUL_SHUTDOWN_S,
+        **both,
     )(Api)
     return ingress.bind(engines.bind(root.model, root.policy, root.engine), http_settings(root))
+
+
+def autoscaling(root: ServeRoot) -> AutoscalingConfig:
+    by = Targets(
+        slots=root.serve.target_slots * root.engine.slots,
+        queued_tokens=root.serve.target_queued_tokens,
+        ttft_s=root.serve.target_ttft_s,
+    )
+    config = AutoscalingConfig(
+        min_replicas=root.serve.min_replicas,
+        max_replicas=root.serve.max_replicas,
+        upscale_delay_s=root.serve.upscale_delay_s,
+        downscale_delay_s=root.serve.downscale_delay_s,
+        policy=AutoscalingPolicy(policy_function=ScarcityPolicy, policy_kwargs=asdict(by)),
+    )
+    # Not an argument: it warns of an environment variable that Ray 2.60 names and never reads.
+    return config.model_copy(
+        update={"metrics_interval_s": METRICS_PERIOD_S, "look_back_period_s": LOOK_BACK_S}
+    )
+
+
+def routing(root: ServeRoot) -> RequestRouterConfig:
+    if root.serve.routing == "load":
+        return RequestRouterConfig()
+    return RequestRouterConfig(
+        request_router_class=PrefixRouter,
+        request_router_kwargs={"slots": root.engine.slots},
+        request_routing_stats_period_s=ROUTING_PERIOD_S,
+    )
 
 
 def http_settings(root: ServeRoot) -> HttpSettings:
