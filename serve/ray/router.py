@@ -11,8 +11,8 @@ from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, R
 from serve.ray.prefixes import Holders, Prefix, prefix_of, unpack
 
 HELD = "held"
-# Reading 2 KB, some 512 tokens, costs a replica about as much as one more request beside the others
-# does: with this much in common, one request more is accepted.
+# Reading 2 KB, some 512 tokens, costs a replica about as much as one more request
+# to decode next to the others: with this much in common, one request more is accepted.
 BYTES_PER_REQUEST = 2048
 
 
