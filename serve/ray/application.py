@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from ray import serve
 from ray.serve import Application
@@ -18,11 +16,9 @@ from llamahome.config import EngineConfig, ModelConfig, PolicyConfig, ServeRoot
 from serve.http.api import HttpSettings
 from serve.http.guard import key_digest
 from serve.ray.ingress import Api
-from serve.ray.prefixes import Published, prefix_of
-from serve.ray.router import HELD, PrefixRouter
-from serve.ray.scaling import FirstTokens, Load, ScarcityPolicy, Targets
-from serve.replica import Replica
-from serve.wire import Delta, Reply, Request
+from serve.ray.reporting import ReportingReplica
+from serve.ray.router import PrefixRouter
+from serve.ray.scaling import ScarcityPolicy, Targets
 
 HEALTH_CHECK_PERIOD_S = 2.0
 # Time for unfinished answers when an ingress stops; whatever it leaves, the engines cancel.
@@ -37,38 +33,12 @@ LOGGING = LoggingConfig(enable_access_log=False)
 INGRESS_ONGOING = 10_000
 
 
-class EngineReplica(Replica):
-    """A `Replica` that Ray Serve runs and names."""
+class EngineReplica(ReportingReplica):
+    """A replica that Ray Serve runs and names."""
 
     def __init__(self, model: ModelConfig, policy: PolicyConfig, engine: EngineConfig) -> None:
         name = serve.get_replica_context().replica_id.unique_id
         super().__init__(model, policy, engine, name=name)
-        self._first_tokens = FirstTokens()
-        self._read = Published()
-
-    async def process_input(self, request: Request) -> AsyncIterator[Reply]:
-        """Answer as `Replica` does, and note what the router and the autoscaler want to know."""
-        answer = cast("AsyncGenerator[Reply, None]", super().process_input(request))
-        with self._first_tokens.request() as arrived:
-            async with aclosing(answer) as replies:
-                async for reply in replies:
-                    if isinstance(reply, Delta) and arrived():
-                        self._read.add(prefix_of(request))
-                    yield reply
-
-    def record_routing_stats(self) -> dict[str, bytes]:
-        """Tell the routers which beginnings of prompts have been read here; Serve calls this."""
-        return {HELD: self._read.pack()}
-
-    def record_autoscaling_stats(self) -> dict[str, float]:
-        """Tell the autoscaler the load; Serve calls this."""
-        stats = self._async_engine.stats()
-        load = Load(
-            requests=stats.slots_used + stats.queued,
-            queued_tokens=stats.queued_tokens,
-            ttft_s=self._first_tokens.longest(),
-        )
-        return asdict(load)
 
     def __del__(self) -> None:
         """Close the engine; Serve calls this once the replica has answered its last request."""
