@@ -1,6 +1,6 @@
 """A step of load on an endpoint that scales: replicas, queue and time to first token over time.
 
-    python -m benchmarks.scaling [--replicas 3] [--quiet 20] [--step 60] [--after 60] [--clients 12]
+    python -m benchmarks.scaling [--replicas 3] [--quiet 20] [--step 60] [--after 60] [--clients 6]
 
 One client, then many, then one again ask the embedded model for short answers; a few long streams
 are open while replicas are given up, and must end whole. The plot goes to `--plot`; the last line
@@ -58,7 +58,7 @@ def main(
     quiet: Annotated[float, typer.Option(help="Seconds of one client before the step.")] = 20,
     step: Annotated[float, typer.Option(help="Seconds of many clients.")] = 60,
     after: Annotated[float, typer.Option(help="Seconds of one client afterwards.")] = 60,
-    clients: Annotated[int, typer.Option(help="Clients during the step.")] = 12,
+    clients: Annotated[int, typer.Option(help="Clients during the step.")] = 6,
     plot: Annotated[Path, typer.Option(help="PNG file.")] = Path("docs/images/scaling.png"),
     output: Annotated[Path | None, typer.Option(help="Result file.")] = None,
 ) -> None:

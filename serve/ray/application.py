@@ -21,7 +21,7 @@ from serve.ray.router import PrefixRouter
 from serve.ray.scaling import ScarcityPolicy, Targets
 
 HEALTH_CHECK_PERIOD_S = 2.0
-# Time for unfinished answers when an ingress stops; whatever it leaves, the engines cancel.
+# Time for unfinished answers when the application or an ingress stops.
 GRACEFUL_SHUTDOWN_S = 20.0
 # Replicas and ingresses report their load so often; decisions look back over a few reports.
 METRICS_PERIOD_S = 0.5
