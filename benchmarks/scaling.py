@@ -89,7 +89,9 @@ async def _run(url: str, phases: Sequence[Phase]) -> tuple[list[Answer], list[An
         start = time.perf_counter()
         states: list[State] = []
         watching = asyncio.create_task(_watch(client, start, states))
-        answers, long, end = [], [], start
+        answers: list[Answer] = []
+        long: list[asyncio.Task[Answer]] = []
+        end = start
         for phase in phases:
             end += phase.seconds
             if phase.name == "after":  # streams that outlast the replicas which are given up

@@ -87,7 +87,9 @@ def autoscaling(root: ServeRoot) -> AutoscalingConfig:
         max_replicas=root.serve.max_replicas,
         upscale_delay_s=root.serve.upscale_delay_s,
         downscale_delay_s=root.serve.downscale_delay_s,
-        policy=AutoscalingPolicy(policy_function=ScarcityPolicy, policy_kwargs=asdict(by)),
+        policy=AutoscalingPolicy(  # type: ignore[no-untyped-call]
+            policy_function=ScarcityPolicy, policy_kwargs=asdict(by)
+        ),
     )
     # Not an argument: it warns of an environment variable that Ray 2.60 names and never reads.
     return config.model_copy(
@@ -98,11 +100,12 @@ def autoscaling(root: ServeRoot) -> AutoscalingConfig:
 def routing(root: ServeRoot) -> RequestRouterConfig:
     if root.serve.routing == "load":
         return RequestRouterConfig()
-    return RequestRouterConfig(
-        request_router_class=PrefixRouter,
-        request_router_kwargs={"slots": root.engine.slots},
-        request_routing_stats_period_s=ROUTING_PERIOD_S,
-    )
+    options: dict[str, Any] = {
+        "request_router_class": PrefixRouter,
+        "request_router_kwargs": {"slots": root.engine.slots},
+        "request_routing_stats_period_s": ROUTING_PERIOD_S,
+    }
+    return RequestRouterConfig(**options)
 
 
 def http_settings(root: ServeRoot) -> HttpSettings:

@@ -62,7 +62,7 @@ class Routed:
         choice = self.router._choose_replica_for_request(pending)
         replica = await asyncio.wait_for(choice, 30)
         self.router.on_send_request(replica.replica_id)
-        self.router.on_request_routed(pending, replica.replica_id, None)  # type: ignore[arg-type]
+        self.router.on_request_routed(pending, replica.replica_id, None)
         if done:
             self.router.decrement_queue_len_cache(replica.replica_id)
         return replica.replica_id.unique_id
