@@ -3,7 +3,7 @@
     python -m benchmarks.scaling [--replicas 3] [--quiet 20] [--step 60] [--after 60] [--clients 6]
 
 One client, then many, then one again ask the embedded model for short answers; a few long streams
-are open while replicas are given up, and must end whole. The plot goes to `--plot`; the last line
+begin as the step ends, and must end whole. The plot goes to `--plot`; the last line
 is JSON. With all replicas on one machine, more of them add slots and not speed.
 """
 
@@ -94,7 +94,7 @@ async def _run(url: str, phases: Sequence[Phase]) -> tuple[list[Answer], list[An
         end = start
         for phase in phases:
             end += phase.seconds
-            if phase.name == "after":  # streams that outlast the replicas which are given up
+            if phase.name == "after":
                 long = [
                     asyncio.create_task(_ask(client, number, LONG_TOKENS))
                     for number in range(phases[1].clients // 2)
@@ -112,7 +112,7 @@ def _since(answer: Answer, start: float) -> Answer:
 
 
 async def _client(client: httpx.AsyncClient, number: int, end: float) -> list[Answer]:
-    answers = []
+    answers: list[Answer] = []
     while time.perf_counter() < end:
         answers.append(await _ask(client, number * 50 + len(answers), ANSWER_TOKENS))
     return answers
