@@ -206,6 +206,7 @@ class EngineStats:
     """Counters of an engine since its start, and what is in use now. Bytes are as allocated.
 
     Attributes:
+        queued_tokens: prompt tokens that are still to be read, in slots and in the queue.
         runner: how it computes: the C++ kernels, their instruction set and precisions, or torch.
         drafted_tokens, accepted_tokens: draft tokens, and how many of them were accepted.
         prefix_*: prefix snapshots: prompts that began from one or not, tokens they saved, bytes
@@ -217,6 +218,7 @@ class EngineStats:
     runner: str = ""
     slots_used: int = 0
     queued: int = 0
+    queued_tokens: int = 0
     steps: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0

@@ -6,7 +6,7 @@ import ipaddress
 import re
 from dataclasses import dataclass, field
 
-from llamahome.config.checks import above, at_least, require
+from llamahome.config.checks import above, at_least, one_of, require
 
 ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 
@@ -24,8 +24,12 @@ class ServeConfig:
         tls_cert, tls_key: PEM files of a certificate with its chain, and its key; None is HTTP.
         model_id: name in /v1/models; None is the model's own name.
         min_replicas, max_replicas: engine replicas.
-        target_ongoing_requests: requests per replica above which the autoscaler adds replicas.
+        target_slots, target_queued_tokens, target_ttft_s: share of a replica's slots in use, prompt
+            tokens that it has still to read, and seconds to the first token, above which the
+            autoscaler adds replicas.
         upscale_delay_s, downscale_delay_s: seconds that load must last before replicas change.
+        routing: `prefix` (a request goes to the replica that has read the most of it before, unless
+            others have less to do) or `load` (Ray Serve's: the less busy one of two).
         cpus_per_replica, gpus_per_replica: Ray resources of one engine replica.
         request_timeout_s: seconds after which a request is ended.
         max_body_bytes: size of a request body above which it is refused with 413.
@@ -46,9 +50,12 @@ class ServeConfig:
     model_id: str | None = None
     min_replicas: int = 1
     max_replicas: int = 1
-    target_ongoing_requests: float = 4.0
-    upscale_delay_s: float = 10.0
+    target_slots: float = 0.75
+    target_queued_tokens: int = 2048
+    target_ttft_s: float = 2.0
+    upscale_delay_s: float = 3.0
     downscale_delay_s: float = 120.0
+    routing: str = "prefix"
     cpus_per_replica: float = 1.0
     gpus_per_replica: float = 0.0
     request_timeout_s: float = 600.0
@@ -63,16 +70,15 @@ class ServeConfig:
         for name in ("min_replicas", "upscale_delay_s", "downscale_delay_s", "gpus_per_replica"):
             at_least(f"serve.{name}", getattr(self, name), 0)
         at_least("serve.max_replicas", self.max_replicas, max(1, self.min_replicas))
-        for name in (
-            "target_ongoing_requests",
-            "cpus_per_replica",
-            "request_timeout_s",
-            "header_timeout_s",
-        ):
+        for name in ("target_ttft_s", "cpus_per_replica", "request_timeout_s", "header_timeout_s"):
             above(f"serve.{name}", getattr(self, name), 0)
+        require(
+            0 < self.target_slots <= 1, "serve.target_slots", self.target_slots, "it is a share"
+        )
+        one_of("serve.routing", self.routing, ("prefix", "load"))
         for name in ("max_body_bytes", "max_header_bytes"):
             at_least(f"serve.{name}", getattr(self, name), 1024)
-        for name in ("ingresses", "max_connections_per_client"):
+        for name in ("ingresses", "max_connections_per_client", "target_queued_tokens"):
             at_least(f"serve.{name}", getattr(self, name), 1)
         require(
             is_loopback(self.host) or bool(self.api_key) or bool(self.keys_file),

@@ -29,6 +29,7 @@ REPLICA_GAUGES = (
     ("slots", "Slots of a replica"),
     ("slots_used", "Slots that hold a request"),
     ("queued", "Requests that wait for a slot"),
+    ("queued_tokens", "Prompt tokens that are still to be read"),
     ("kv_bytes", "Bytes allocated for keys and values"),
     ("drafted_tokens", "Draft tokens proposed by prompt lookup"),
     ("accepted_tokens", "Draft tokens accepted by verification"),

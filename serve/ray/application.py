@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import AutoscalingConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 from ray.serve.schema import LoggingConfig
 
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig, ServeConfig, ServeRoot
@@ -18,18 +19,24 @@ from serve.http.metrics import FOLDER
 from serve.http.server import EdgeLimits
 from serve.ray.ingress import Api, Listening
 from serve.ray.limiter import KeyLimits
-from serve.replica import Replica
+from serve.ray.reporting import ReportingReplica
+from serve.ray.router import PrefixRouter
+from serve.ray.scaling import ScarcityPolicy, Targets
 from serve.security.settings import SecuritySettings
 
 HEALTH_CHECK_PERIOD_S = 2.0
-# Time for unfinished answers when a replica is scaled down, updated or stopped.
+# Time for unfinished answers when the application or an ingress stops.
 GRACEFUL_SHUTDOWN_S = 20.0
+# Replicas and ingresses report their load so often; decisions look back over a few reports.
+METRICS_PERIOD_S = 0.5
+LOOK_BACK_S = 2.0
+ROUTING_PERIOD_S = 2.0
 # An access log would repeat request ids as clients choose them.
 LOGGING = LoggingConfig(enable_access_log=False)
 
 
-class EngineReplica(Replica):
-    """A `Replica` that Ray Serve runs and names."""
+class EngineReplica(ReportingReplica):
+    """A replica that Ray Serve runs and names."""
 
     def __init__(self, model: ModelConfig, policy: PolicyConfig, engine: EngineConfig) -> None:
         name = serve.get_replica_context().replica_id.unique_id
@@ -51,7 +58,6 @@ def build_application(root: ServeRoot, *, nodes: int, metrics_folder: str) -> Ap
     """
     both: dict[str, Any] = {
         "health_check_period_s": HEALTH_CHECK_PERIOD_S,
-        "graceful_shutdown_timeout_s": GRACEFUL_SHUTDOWN_S,
         "graceful_shutdown_wait_loop_s": 0.1,
         "logging_config": LOGGING,
     }
@@ -63,19 +69,17 @@ def build_application(root: ServeRoot, *, nodes: int, metrics_folder: str) -> Ap
         # Twice what an engine takes, so that the engine refuses, with a reason, and not the router.
         max_ongoing_requests=2 * (root.engine.slots + root.engine.max_queued),
         max_queued_requests=root.engine.max_queued,
-        autoscaling_config=AutoscalingConfig(
-            min_replicas=root.serve.min_replicas,
-            max_replicas=root.serve.max_replicas,
-            target_ongoing_requests=root.serve.target_ongoing_requests,
-            upscale_delay_s=root.serve.upscale_delay_s,
-            downscale_delay_s=root.serve.downscale_delay_s,
-        ),
+        # A replica that is scaled down takes nothing new and has the time that any answer has.
+        graceful_shutdown_timeout_s=root.serve.request_timeout_s,
+        autoscaling_config=autoscaling(root),
+        request_router_config=routing(root),
         **both,
     )(EngineReplica)
     ingress = serve.deployment(
         num_replicas=root.serve.ingresses * nodes,
         max_replicas_per_node=root.serve.ingresses,
         ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": {FOLDER: metrics_folder}}},
+        graceful_shutdown_timeout_s=GRACEFUL_SHUTDOWN_S,
         **both,
     )(Api)
     # One process keeps the buckets of all keys, so that limits hold over every ingress.
@@ -105,6 +109,38 @@ def listening(config: ServeConfig) -> Listening:
         grace_s=GRACEFUL_SHUTDOWN_S,
         tls=tls,
     )
+
+
+def autoscaling(root: ServeRoot) -> AutoscalingConfig:
+    by = Targets(
+        slots=root.serve.target_slots * root.engine.slots,
+        queued_tokens=root.serve.target_queued_tokens,
+        ttft_s=root.serve.target_ttft_s,
+    )
+    config = AutoscalingConfig(
+        min_replicas=root.serve.min_replicas,
+        max_replicas=root.serve.max_replicas,
+        upscale_delay_s=root.serve.upscale_delay_s,
+        downscale_delay_s=root.serve.downscale_delay_s,
+        policy=AutoscalingPolicy(  # type: ignore[no-untyped-call]
+            policy_function=ScarcityPolicy, policy_kwargs=asdict(by)
+        ),
+    )
+    # Not an argument: it warns of an environment variable that Ray 2.60 names and never reads.
+    return config.model_copy(
+        update={"metrics_interval_s": METRICS_PERIOD_S, "look_back_period_s": LOOK_BACK_S}
+    )
+
+
+def routing(root: ServeRoot) -> RequestRouterConfig:
+    if root.serve.routing == "load":
+        return RequestRouterConfig()
+    options: dict[str, Any] = {
+        "request_router_class": PrefixRouter,
+        "request_router_kwargs": {"slots": root.engine.slots},
+        "request_routing_stats_period_s": ROUTING_PERIOD_S,
+    }
+    return RequestRouterConfig(**options)
 
 
 def http_settings(root: ServeRoot) -> HttpSettings:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import re
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +18,12 @@ from cluster.session import ray_session
 from llamahome.config import ConfigError, ServeConfig, ServeRoot
 from llamahome.models import ModelError, ModelManager
 from serve.http.errors import EndpointError
-from serve.ray.application import LOGGING, build_application, served_name
+from serve.ray.application import GRACEFUL_SHUTDOWN_S, LOGGING, build_application, served_name
 from serve.security.files import check_files
 
 APPLICATION = "llamahome"
+# An engine may still answer somebody whose ingress has ended. Nobody waits for that.
+STOP_S = GRACEFUL_SHUTDOWN_S + 5.0
 # The last line of a replica's traceback, if it ends in an error of ours that names its cure.
 OURS = re.compile(
     r"^llamahome\.(?:config\.checks|models\.errors|requests)\.\w+: (.+)\Z", re.MULTILINE
@@ -99,8 +102,11 @@ def replica_fault(report: str) -> str:
 
 def _stop(*, alone: bool) -> None:
     """End the application, and a shared Serve only if no other application uses it."""
-    serve.delete(APPLICATION)
-    if not alone and not serve.status().applications:
+    serve.delete(APPLICATION, _blocking=False)
+    end = time.monotonic() + STOP_S
+    while APPLICATION in serve.status().applications and time.monotonic() < end:
+        time.sleep(0.1)
+    if not alone and serve.status().applications.keys() <= {APPLICATION}:
         serve.shutdown()  # type: ignore[no-untyped-call]
 
 
