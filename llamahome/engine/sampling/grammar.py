@@ -1,4 +1,4 @@
-"""Answers that keep to a JSON schema, a regular expression or a choice, by llguidance."""
+"""Answers that keep to a JSON schema, a regular expression, a choice or calls, by llguidance."""
 
 from __future__ import annotations
 
@@ -68,6 +68,15 @@ class Vocabulary:
     def token_bytes(self, token: int) -> bytes:
         return self._tokens.decode_bytes([token])
 
+    def literal(self, text: str) -> str:
+        """Return a text as a Lark expression, in which tokens of the tokenizer's own are tokens."""
+        added = self._tokenizer.backend_tokenizer.get_added_tokens_decoder()
+        own = {t.content: i for i, t in added.items() if self._tokens.is_special_token(i)}
+        longest_first = "|".join(map(re.escape, sorted(own, key=len, reverse=True))) or "(?!)"
+        parts = re.split(f"({longest_first})", text)
+        written = (f"<[{own[p]}]>" if p in own else json.dumps(p) for p in parts if p)
+        return " ".join(written) or '""'
+
     def mask(self, grammar: Grammar) -> GrammarMask:
         """Return a new mask; compiled grammars are cached.
 
@@ -80,12 +89,15 @@ class Vocabulary:
         matcher = LLMatcher(self._tokens, _llguidance(kind, text), log_level=0)
         if matcher.is_error():
             reason = _reason(matcher.get_error())
-            raise RequestError("grammar", text, f"no valid {kind}: {reason}")
+            words = "their JSON schemas" if kind == "lark" else f"no valid {kind}"
+            raise RequestError("grammar", text, f"{words}: {reason}")
         return matcher
 
 
 def _llguidance(kind: GrammarKind, text: str) -> str:
     """Convert a grammar to llguidance's own format."""
+    if kind == "lark":
+        return LLMatcher.grammar_from_lark(text)
     if kind == "regex":
         return LLMatcher.grammar_from_regex(text)
     try:
