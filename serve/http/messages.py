@@ -24,7 +24,7 @@ class TextPart(Strict):
 def _of_text(part: object) -> object:
     kind = part.get("type") if isinstance(part, dict) else None
     if isinstance(kind, str) and kind in MEDIA:
-        reason = f"{MEDIA[kind]} are not supported here; send text alone"
+        reason = f"{MEDIA[kind]} cannot be read here; send text alone"
         raise PydanticCustomError("unsupported", "{reason}", {"reason": reason})
     return part
 

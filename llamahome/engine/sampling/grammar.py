@@ -117,5 +117,8 @@ def _alternatives(texts: object) -> str:
 
 
 def _reason(error: str) -> str:
-    """Return llguidance's message without the state of its parser."""
-    return error.partition("\n<state>")[0].strip()
+    """Return llguidance's message without its parser's state and the grammar's own text."""
+    message = re.split(r"\n<state>|\n +\d+ \| ", error)[0]
+    if "regex parse error" in message:
+        return f"regex parse error: {message.rpartition('error: ')[2].strip()}"
+    return re.sub(r"^at \d+\(\d+\): (failed to compile JSON schema: )?", "", message).strip()

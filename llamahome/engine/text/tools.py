@@ -14,6 +14,8 @@ from llamahome.requests import CallFormat, Grammar, RequestError, Tools
 
 # Enough for any task; a small model may otherwise repeat its call until the context is full.
 MAX_CALLS = 32
+# Keys next to which an object's properties are not all that it may have.
+COMBINED = {"allOf", "anyOf", "oneOf", "$ref", "patternProperties", "if"}
 NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
 
 # Hermes' format (arXiv 2408.11857), which Qwen's models write too.
@@ -244,4 +246,26 @@ def _json_answer(answer: Grammar) -> str:
 def _json_rule(schema: dict[str, Any]) -> str:
     """Return the Lark expression of JSON, spaced as templates write it."""
     spacing = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-    return f"%json {json.dumps({**schema, 'type': 'object', 'x-guidance': spacing})}"
+    return f"%json {json.dumps({**_closed(schema), 'type': 'object', 'x-guidance': spacing})}"
+
+
+def _closed(schema: Any) -> Any:
+    """Return a schema whose objects have the properties that it names, and no others.
+
+    JSON Schema allows any others unless `additionalProperties` says no, and a small model writes
+    them without end. A combination of schemas stays as it is: its parts may name properties apart.
+    """
+    if not isinstance(schema, dict):
+        return schema
+    closed = dict(schema)
+    for key in ("properties", "$defs", "definitions"):
+        if isinstance(schema.get(key), dict):
+            closed[key] = {name: _closed(part) for name, part in schema[key].items()}
+    for key in ("anyOf", "oneOf", "prefixItems"):
+        if isinstance(schema.get(key), list):
+            closed[key] = [_closed(part) for part in schema[key]]
+    if "items" in schema:
+        closed["items"] = _closed(schema["items"])
+    if "properties" in schema and schema.keys().isdisjoint(COMBINED):
+        closed.setdefault("additionalProperties", False)
+    return closed
