@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 # A lower temperature separates two logits no better than greedy decoding does.
 GREEDY_BELOW = 1e-5
 MAX_LOGPROBS = 20
 
 FinishReason = Literal["stop", "length", "error"]
-GrammarKind = Literal["json", "regex", "choice"]
+GrammarKind = Literal["json", "regex", "choice", "lark"]
 
 
 class EngineError(Exception):
@@ -27,6 +28,11 @@ class RequestError(EngineError):
         self.value = value
         self.reason = message
 
+    def for_client(self, field: str) -> str:
+        """Return the message under the client's name for the field, without a text it sent."""
+        shown = f"={self.value!r}" if isinstance(self.value, int | float | None) else ""
+        return f"{field}{shown}: {self.reason}"
+
 
 class QueueFullError(EngineError):
     """Every slot is taken and the queue is full; try again later."""
@@ -37,8 +43,8 @@ class Grammar:
     """The form that an answer must have.
 
     Attributes:
-        kind: `json` (text is a JSON schema; `{"type": "object"}` is any object), `regex`, or
-            `choice` (text is a JSON list of the texts to choose from).
+        kind: `json` (text is a JSON schema; `{"type": "object"}` is any object), `regex`,
+            `choice` (text is a JSON list of the texts to choose from), or `lark`, llguidance's own.
         text: the grammar, in the syntax of `kind`.
         source: the client's field that it came from, for error messages.
     """
@@ -46,6 +52,45 @@ class Grammar:
     kind: GrammarKind
     text: str
     source: str = "grammar"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tools:
+    """The functions that an answer may call.
+
+    Attributes:
+        offered: as chat templates take them: `{"type": "function", "function": {"name", ...}}`.
+        callable: names of those that this answer may call.
+        required: the answer is one call or more; otherwise it may be text.
+        parallel: it may hold several calls.
+    """
+
+    offered: list[dict[str, Any]]
+    callable: tuple[str, ...]
+    required: bool = False
+    parallel: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallFormat:
+    """The texts that a model writes around the names and arguments of its calls.
+
+    An answer's calls are: `opening` name `middle` arguments (`following` name `middle` arguments)*
+    `closing`. `following` is None where only one call fits into an answer.
+    """
+
+    opening: str
+    middle: str
+    following: str | None
+    closing: str
+
+    @property
+    def marker(self) -> str:
+        """The start of `opening` that no other text holds.
+
+        It is empty where calls are plain JSON: then only an answer's first character tells.
+        """
+        return re.split(r"[\s{\[]", self.opening, maxsplit=1)[0]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,11 +8,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Any
 
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
 from llamahome.engine import EngineError, QueueFullError, RequestError, SamplingParams, TextEngine
 from llamahome.engine.sampling.grammar import GrammarMask
-from llamahome.requests import Grammar
+from llamahome.requests import CallFormat, Grammar
 from serve.async_engine import AsyncEngine, EngineStoppedError
 from serve.wire import Delta, EmbedRequest, Failure, GenerateRequest, ReplicaStats, Reply, Request
 
@@ -61,7 +62,8 @@ class Replica:
             return self._async_engine.embed(request.request_id, prompt, request.adapter)
         prompt, params = await loop.run_in_executor(self._encoder, self._prepared, request)
         grammar = None if params.grammar is None else await self._compile(params.grammar)
-        return self._async_engine.generate(request.request_id, prompt, params, grammar)
+        deltas = self._async_engine.generate(request.request_id, prompt, params, grammar)
+        return deltas if request.tools is None else _formatted(deltas, self._engine.call_format)
 
     async def _compile(self, grammar: Grammar) -> GrammarMask:
         loop = asyncio.get_running_loop()
@@ -83,21 +85,28 @@ class Replica:
             given = request.prompt
             echo = given if isinstance(given, str) else self._engine.decode(prompt)
         params = self._engine.with_defaults(request.params, request.left_out, len(prompt))
-        return prompt, replace(params, echo=echo, protected=protected)
+        params = replace(params, echo=echo, protected=protected)
+        if request.tools is not None:
+            params = self._engine.with_calls(params, request.tools)
+        return prompt, params
 
     def _tokens(self, prompt: str | list[int]) -> list[int]:
         return self._engine.encode(prompt) if isinstance(prompt, str) else prompt
 
     def _chat(
-        self, request: GenerateRequest, messages: list[dict[str, str]]
+        self, request: GenerateRequest, messages: list[dict[str, Any]]
     ) -> tuple[list[int], int]:
         """Return the token ids, and how many of the first ones are never evicted."""
+        tools = [] if request.tools is None else request.tools.offered
+        options = request.template_options
         ids = self._engine.encode_chat(
             messages,
             add_generation_prompt=request.add_generation_prompt,
             continue_final_message=request.continue_final_message,
+            tools=tools,
+            options=options,
         )
-        return ids, self._engine.system_length(messages, ids)
+        return ids, self._engine.system_length(messages, ids, tools=tools, options=options)
 
     async def stats(self) -> ReplicaStats:
         return ReplicaStats(
@@ -117,13 +126,21 @@ class Replica:
         self._compiler.shutdown()
 
 
+async def _formatted(
+    deltas: AsyncGenerator[Delta, None], form: CallFormat
+) -> AsyncGenerator[Delta, None]:
+    """Set the format of calls on the first delta, which the answer's reader needs."""
+    first: CallFormat | None = form
+    async with aclosing(deltas):
+        async for delta in deltas:
+            yield replace(delta, call_format=first)
+            first = None
+
+
 def _failure(error: EngineError, request: Request, started: bool) -> Failure:
     if isinstance(error, RequestError):
         field = _field(error, request)
-        # A value that came from a grammar may be long, and one of None is no value.
-        shown = error.field != "grammar" and error.value is not None
-        message = str(error) if shown else f"{field}: {error.reason}"
-        return Failure(kind="invalid", message=message, field=field)
+        return Failure(kind="invalid", message=error.for_client(field), field=field)
     if isinstance(error, QueueFullError):
         return Failure(kind="full", message=str(error))
     return Failure(kind="failed" if started else "unavailable", message=str(error))
@@ -135,6 +152,8 @@ def _field(error: RequestError, request: Request) -> str:
         return "input" if error.field == "prompt" else error.field
     if error.field in ("prompt", "protected") and request.messages is not None:
         return "messages"
-    if error.field == "grammar" and request.params.grammar is not None:
-        return request.params.grammar.source
-    return error.field
+    if error.field != "grammar":
+        return error.field
+    if request.tools is not None:
+        return "tools"
+    return "grammar" if request.params.grammar is None else request.params.grammar.source

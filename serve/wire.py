@@ -6,9 +6,9 @@ What a request is comes from `llamahome.requests`, so the ingress starts without
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from llamahome.requests import EngineStats, SamplingParams, Token, Usage
+from llamahome.requests import CallFormat, EngineStats, SamplingParams, Token, Tools, Usage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,8 @@ class GenerateRequest:
         prompt: text or token ids of a completion; None for a chat.
         messages: a chat's, as the chat template takes them.
         add_generation_prompt, continue_final_message: how a chat's prompt ends.
+        tools: the functions that the answer may call.
+        template_options: values of variables that the chat template reads.
         left_out: sampling parameters that the client did not send; the model may have its own.
         echo: whether the answer begins with the prompt.
     """
@@ -28,9 +30,11 @@ class GenerateRequest:
     request_id: str
     params: SamplingParams
     prompt: str | list[int] | None = None
-    messages: list[dict[str, str]] | None = None
+    messages: list[dict[str, Any]] | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
+    tools: Tools | None = None
+    template_options: dict[str, Any] | None = None
     left_out: frozenset[str] = frozenset()
     echo: bool = False
 
@@ -48,18 +52,33 @@ Request = GenerateRequest | EmbedRequest
 
 
 @dataclass(frozen=True, kw_only=True)
+class CallDelta:
+    """Text added to the arguments of one call; `id` and `name` are set on the call's first."""
+
+    index: int
+    arguments: str
+    id: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Delta:
     """Text added to one answer. `finish_reason` and `usage` are set on the last.
 
     `tokens` are the tokens of the text, where log-probabilities are asked for. `embedding` is the
     result of an `EmbedRequest`: float32, little-endian.
+
+    A replica writes calls as the model does, into `text`, and sets `call_format` on the first delta
+    of a request with tools; `serve.http.calls` makes `calls` of them.
     """
 
     text: str
     token_count: int
     tokens: tuple[Token, ...] = ()
     embedding: bytes | None = None
-    finish_reason: Literal["stop", "length"] | None = None
+    calls: tuple[CallDelta, ...] = ()
+    call_format: CallFormat | None = None
+    finish_reason: Literal["stop", "length", "tool_calls"] | None = None
     usage: Usage | None = None
 
 

@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from llamahome.requests import RequestError
+from serve.http.calls import with_calls
 from serve.http.checked import CheckedBackend
 from serve.http.choices import Answers, Indexed, merged
 from serve.http.door import behind_door
@@ -193,7 +194,7 @@ class Endpoints:
     ) -> AsyncGenerator[Indexed, None]:
         """Yield and measure the backend's deltas, until each request's last one or the deadline."""
         meters = [AnswerMeter(self._metrics) for _ in requests]
-        streams = [self._backend.stream(request) for request in requests]
+        streams = [with_calls(self._backend.stream(request)) for request in requests]
         unfinished = set(range(len(requests)))
         async with aclosing(merged(streams)) as deltas:
             while unfinished:
@@ -225,7 +226,7 @@ class Endpoints:
                     yield event(chunk)
                 async for index, delta in deltas:
                     answers.note(index, delta)
-                    if delta.text or delta.tokens or delta.finish_reason:
+                    if delta.text or delta.calls or delta.tokens or delta.finish_reason:
                         yield event(form.chunk(index, delta))
             except ApiError as error:
                 self._metrics.stream_errors.inc()
@@ -258,7 +259,7 @@ async def _error(_request: Request, error: Exception) -> Response:
         case ApiError():
             return error.response()
         case RequestError():
-            return invalid_request(str(error), error.field).response()
+            return invalid_request(error.for_client(error.field), error.field).response()
         case HTTPException():  # the router's 404 and 405
             response = ApiError(error.status_code, error.detail).response()
             response.headers.update(error.headers or {})

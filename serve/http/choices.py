@@ -83,6 +83,7 @@ class Answers:
                 text="".join(part.text for part in parts),
                 token_count=sum(part.token_count for part in parts),
                 tokens=tuple(token for part in parts for token in part.tokens),
+                calls=tuple(call for part in parts for call in part.calls),
             )
             for parts in self._parts
         ]

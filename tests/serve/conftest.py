@@ -5,7 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -80,6 +87,8 @@ class FakeEngine:
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        tools: Sequence[dict[str, Any]] = (),
+        options: Mapping[str, Any] | None = None,
     ) -> list[int]:
         self.endings.append((add_generation_prompt, continue_final_message))
         if messages[-1]["role"] == "system":
@@ -91,7 +100,14 @@ class FakeEngine:
     ) -> SamplingParams:
         return replace(params, **{k: v for k, v in self.defaults.items() if k in left_out})
 
-    def system_length(self, messages: Sequence[dict[str, Any]], ids: Sequence[int]) -> int:
+    def system_length(
+        self,
+        messages: Sequence[dict[str, Any]],
+        ids: Sequence[int],
+        *,
+        tools: Sequence[dict[str, Any]] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> int:
         return len(messages[0]["content"]) if messages[0]["role"] == "system" else 0
 
     def submit(

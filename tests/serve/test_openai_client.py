@@ -39,7 +39,8 @@ class OneReplica:
     async def stream(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
         async for reply in self._replica.process_input(request):
             if isinstance(reply, Failure):
-                raise ApiError(400 if reply.kind == "invalid" else 500, reply.message)
+                status = 400 if reply.kind == "invalid" else 500
+                raise ApiError(status, reply.message, param=reply.field)
             yield reply
 
     async def replicas(self) -> Sequence[ReplicaStats]:
@@ -47,11 +48,11 @@ class OneReplica:
 
 
 @asynccontextmanager
-async def connected(model: Path, **engine: str) -> AsyncIterator[openai.AsyncOpenAI]:
+async def connected(model: Path, **engine: Any) -> AsyncIterator[openai.AsyncOpenAI]:
     replica = Replica(
         ModelConfig(name=str(model)),
         PolicyConfig(budget=64, recent=16, interval=8),
-        EngineConfig(slots=4, max_length=512, num_threads=1, **engine),
+        EngineConfig(**{"slots": 4, "max_length": 512, "num_threads": 1, **engine}),
     )
     settings = HttpSettings(
         model_id="tiny", created=1, request_timeout_s=60, max_body_bytes=100_000

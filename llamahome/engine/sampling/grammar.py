@@ -1,4 +1,4 @@
-"""Answers that keep to a JSON schema, a regular expression or a choice, by llguidance."""
+"""Answers that keep to a JSON schema, a regular expression, a choice or calls, by llguidance."""
 
 from __future__ import annotations
 
@@ -86,6 +86,15 @@ class Vocabulary:
     def token_bytes(self, token: int) -> bytes:
         return self._tokens.decode_bytes([token])
 
+    def literal(self, text: str) -> str:
+        """Return a text as a Lark expression, in which tokens of the tokenizer's own are tokens."""
+        added = self._tokenizer.backend_tokenizer.get_added_tokens_decoder()
+        own = {t.content: i for i, t in added.items() if self._tokens.is_special_token(i)}
+        longest_first = "|".join(map(re.escape, sorted(own, key=len, reverse=True))) or "(?!)"
+        parts = re.split(f"({longest_first})", text)
+        written = (f"<[{own[p]}]>" if p in own else json.dumps(p) for p in parts if p)
+        return " ".join(written) or '""'
+
     def mask(self, grammar: Grammar) -> GrammarMask:
         """Return a new mask; compiled grammars are cached.
 
@@ -102,7 +111,8 @@ class Vocabulary:
         matcher = _on_deep_stack(lambda: _matcher(tokens, kind, text))
         if matcher.is_error():
             reason = _reason(matcher.get_error())
-            raise RequestError("grammar", text, f"no valid {kind}: {reason}")
+            words = "their JSON schemas" if kind == "lark" else f"no valid {kind}"
+            raise RequestError("grammar", text, f"{words}: {reason}")
         return matcher
 
 
@@ -126,6 +136,8 @@ def _on_deep_stack(call: Callable[[], Result]) -> Result:
 
 def _llguidance(kind: GrammarKind, text: str) -> str:
     """Convert a grammar to llguidance's own format."""
+    if kind == "lark":
+        return LLMatcher.grammar_from_lark(text)
     if kind == "regex":
         return LLMatcher.grammar_from_regex(text)
     try:
@@ -145,9 +157,10 @@ def _alternatives(texts: object) -> str:
 
 
 def _reason(error: str) -> str:
-    """Return llguidance's message on one line, without the state of its parser.
-
-    It repeats the grammar, so it is cut.
-    """
-    said = " ".join(re.split(r"\n<(?:state|non-verbose)", error)[0].split())
+    """Return llguidance's message without its parser's state and the grammar's own text."""
+    message = re.split(r"\n<(?:state|non-verbose)|\n +\d+ \| ", error)[0]
+    if "regex parse error" in message:
+        return f"regex parse error: {message.rpartition('error: ')[2].strip()}"
+    message = re.sub(r"^at \d+\(\d+\): (failed to compile JSON schema: )?", "", message)
+    said = " ".join(message.split())
     return said if len(said) <= REASON_CHARACTERS else f"{said[:REASON_CHARACTERS]}..."

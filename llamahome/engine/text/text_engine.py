@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, cast
@@ -22,10 +22,20 @@ from llamahome.engine.text.answer import Answer
 from llamahome.engine.text.chat import ChatEncoder
 from llamahome.engine.text.defaults import sampling_defaults
 from llamahome.engine.text.text_stream import TextError
+from llamahome.engine.text.tools import call_grammar
 from llamahome.models import FoundModel, ModelManager, choose_policy, find_model
 from llamahome.models.decoder import Decoder
 from llamahome.native import NativeUnavailableError, load_native
-from llamahome.requests import EngineStats, FinishReason, Grammar, SamplingParams, Token, Usage
+from llamahome.requests import (
+    CallFormat,
+    EngineStats,
+    FinishReason,
+    Grammar,
+    SamplingParams,
+    Token,
+    Tools,
+    Usage,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -132,12 +142,16 @@ class TextEngine:
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        tools: Sequence[dict[str, Any]] = (),
+        options: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Return a conversation's token ids by the model's chat template, ready for the answer.
 
         Args:
             add_generation_prompt: end with the header of an assistant's turn.
             continue_final_message: end inside the last message, without a header.
+            tools: functions that the answer may call.
+            options: values of variables that the template reads.
 
         Raises:
             RequestError: when the model has no chat template, or it refuses the messages.
@@ -146,9 +160,33 @@ class TextEngine:
             messages,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
+            tools=tools,
+            options=options,
         )
 
-    def system_length(self, messages: Sequence[dict[str, Any]], ids: Sequence[int]) -> int:
+    @property
+    def call_format(self) -> CallFormat:
+        """How the model writes the functions that it calls."""
+        return self._chat.call_format
+
+    def with_calls(self, params: SamplingParams, tools: Tools) -> SamplingParams:
+        """Return params whose grammar lets the answer call functions.
+
+        Raises:
+            RequestError: when calls and the grammar that is there exclude each other.
+        """
+        literal = self._vocabulary.literal
+        grammar = call_grammar(self.call_format, tools, params.grammar, literal)
+        return replace(params, grammar=grammar)
+
+    def system_length(
+        self,
+        messages: Sequence[dict[str, Any]],
+        ids: Sequence[int],
+        *,
+        tools: Sequence[dict[str, Any]] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> int:
         """Count the first of a conversation's ids that `engine.protect_system` keeps: the system
         prompt.
 
@@ -160,7 +198,8 @@ class TextEngine:
         system = [m for m in messages[:1] if m["role"] == "system"]
         first = next((m["content"] for m in messages if m["role"] == "user"), "")
         other = "b" if first.startswith("a") else "a"
-        others = self.encode_chat([*system, {"role": "user", "content": other}])
+        chat = [*system, {"role": "user", "content": other}]
+        others = self.encode_chat(chat, tools=tools, options=options)
         pairs = zip(ids, others, strict=False)
         return next((i for i, (a, b) in enumerate(pairs) if a != b), len(others))
 
