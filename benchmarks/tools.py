@@ -101,8 +101,9 @@ async def _ask_all(asked: list[dict[str, Any]], model: str) -> Counter[str]:
     )
     transport = httpx.ASGITransport(build_app(InProcess(replica), settings))
     async with httpx.AsyncClient(transport=transport, timeout=600) as http:
+        to_app: Any = http  # the client's types name another build of httpx
         client = openai.AsyncOpenAI(
-            base_url="http://local/v1", api_key="none", max_retries=0, http_client=http
+            base_url="http://local/v1", api_key="none", max_retries=0, http_client=to_app
         )
         for question in asked:
             counts += await _ask(client, model, question)
