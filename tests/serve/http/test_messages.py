@@ -75,9 +75,9 @@ def test_calls_and_results_reach_the_template():
 def test_wrong_messages_are_refused_by_field(message, param, words):
     with pytest.raises((ValidationError, ApiError)) as refused:
         converted(message)
-    error = refused.value
-    if isinstance(error, ValidationError):
-        error = invalid_body(error)
+    found = refused.value
+    error = invalid_body(found) if isinstance(found, ValidationError) else found
+    assert isinstance(error, ApiError)
     assert (error.status, error.param) == (400, param)
     assert words in error.message
     assert "secret" not in error.message

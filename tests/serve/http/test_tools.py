@@ -83,8 +83,8 @@ def test_an_answer_without_tools(fields):
 def test_wrong_tools_are_refused_by_field(fields, param):
     with pytest.raises((ValidationError, ApiError)) as refused:
         request(**fields)
-    error = refused.value
-    if isinstance(error, ValidationError):
-        error = invalid_body(error)
+    found = refused.value
+    error = invalid_body(found) if isinstance(found, ValidationError) else found
+    assert isinstance(error, ApiError)
     assert (error.status, error.param) == (400, param)
     assert param in error.message
