@@ -19,7 +19,8 @@ class ServeConfig:
         min_replicas, max_replicas: engine replicas.
         target_ongoing_requests: requests per replica above which the autoscaler adds replicas.
         upscale_delay_s, downscale_delay_s: seconds that load must last before replicas change.
-        cpus_per_replica, gpus_per_replica: Ray resources of one engine replica.
+        cpus_per_replica, gpus_per_replica: Ray resources of one engine replica. CPUs are also its
+            threads; None shares this machine's cores among `max_replicas`, and is 1 on a cluster.
         request_timeout_s: seconds after which a request is ended.
         max_body_bytes: size of a request body above which it is refused with 413.
     """
@@ -33,7 +34,7 @@ class ServeConfig:
     target_ongoing_requests: float = 4.0
     upscale_delay_s: float = 10.0
     downscale_delay_s: float = 120.0
-    cpus_per_replica: float = 1.0
+    cpus_per_replica: float | None = None
     gpus_per_replica: float = 0.0
     request_timeout_s: float = 600.0
     max_body_bytes: int = 4_194_304
@@ -43,8 +44,10 @@ class ServeConfig:
         for name in ("min_replicas", "upscale_delay_s", "downscale_delay_s", "gpus_per_replica"):
             at_least(f"serve.{name}", getattr(self, name), 0)
         at_least("serve.max_replicas", self.max_replicas, max(1, self.min_replicas))
-        for name in ("target_ongoing_requests", "cpus_per_replica", "request_timeout_s"):
+        for name in ("target_ongoing_requests", "request_timeout_s"):
             above(f"serve.{name}", getattr(self, name), 0)
+        if self.cpus_per_replica is not None:
+            above("serve.cpus_per_replica", self.cpus_per_replica, 0)
         at_least("serve.max_body_bytes", self.max_body_bytes, 1024)
         require(
             is_loopback(self.host) or bool(self.api_key),

@@ -101,7 +101,7 @@ def endpoint(tiny_model: Path) -> Iterator[Endpoint]:
 
 
 def test_the_ready_line_says_where(endpoint):
-    assert f"ready: tiny at {endpoint.url}" in endpoint.output[-1]
+    assert f"ready: tiny at {endpoint.url}, on 1 CPU thread " in endpoint.output[-1]
 
 
 def test_what_listens_beyond_loopback_asks_for_rays_token(endpoint):
