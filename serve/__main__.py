@@ -43,7 +43,10 @@ def _serve(root: ServeRoot) -> None:
     from serve.ray.endpoint import running_endpoint
 
     with running_endpoint(root) as endpoint, _stop_signals() as stop:
-        typer.echo(ready_text(endpoint.url, endpoint.model_id, with_key=_with_key(root.serve)))
+        ready = ready_text(
+            endpoint.url, endpoint.model_id, endpoint.cores, with_key=_with_key(root.serve)
+        )
+        typer.echo(ready)
         stop.wait()
         typer.echo("stopping")
 
@@ -52,10 +55,10 @@ def _with_key(config: ServeConfig) -> bool:
     return bool(config.api_key) or config.keys_file is not None
 
 
-def ready_text(url: str, model_id: str, *, with_key: bool) -> str:
+def ready_text(url: str, model_id: str, cores: str, *, with_key: bool) -> str:
     key = '-H "Authorization: Bearer $LLAMAHOME_API_KEY" ' if with_key else ""
     example = EXAMPLE.format(url=url, model=model_id, key=key)
-    return f"ready: {model_id} at {url} (Ctrl-C stops)\n{example}"
+    return f"ready: {model_id} at {url}, on {cores} (Ctrl-C stops)\n{example}"
 
 
 @contextlib.contextmanager

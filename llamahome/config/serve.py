@@ -30,7 +30,8 @@ class ServeConfig:
         upscale_delay_s, downscale_delay_s: seconds that load must last before replicas change.
         routing: `prefix` (a request goes to the replica that has read the most of it before, unless
             others have less to do) or `load` (Ray Serve's: the less busy one of two).
-        cpus_per_replica, gpus_per_replica: Ray resources of one engine replica.
+        cpus_per_replica, gpus_per_replica: Ray resources of one engine replica. CPUs are also its
+            threads; None shares this machine's cores among `max_replicas`, and is 1 on a cluster.
         request_timeout_s: seconds after which a request is ended.
         max_body_bytes: size of a request body above which it is refused with 413.
         ingresses: HTTP processes of a node; all listen on `port`, and if one dies, others answer.
@@ -56,7 +57,7 @@ class ServeConfig:
     upscale_delay_s: float = 3.0
     downscale_delay_s: float = 120.0
     routing: str = "prefix"
-    cpus_per_replica: float = 1.0
+    cpus_per_replica: float | None = None
     gpus_per_replica: float = 0.0
     request_timeout_s: float = 600.0
     max_body_bytes: int = 4_194_304
@@ -70,8 +71,10 @@ class ServeConfig:
         for name in ("min_replicas", "upscale_delay_s", "downscale_delay_s", "gpus_per_replica"):
             at_least(f"serve.{name}", getattr(self, name), 0)
         at_least("serve.max_replicas", self.max_replicas, max(1, self.min_replicas))
-        for name in ("target_ttft_s", "cpus_per_replica", "request_timeout_s", "header_timeout_s"):
+        for name in ("target_ttft_s", "request_timeout_s", "header_timeout_s"):
             above(f"serve.{name}", getattr(self, name), 0)
+        if self.cpus_per_replica is not None:
+            above("serve.cpus_per_replica", self.cpus_per_replica, 0)
         require(
             0 < self.target_slots <= 1, "serve.target_slots", self.target_slots, "it is a share"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from llamahome.attention import Policy
 from llamahome.config import EngineConfig
 from llamahome.engine.admission import Admission
+from llamahome.engine.pace import Pace
 from llamahome.engine.prefixes import PrefixCache
 from llamahome.engine.request import TokenDelta, embedding, generation
 from llamahome.engine.runners.build import build_runner
@@ -60,6 +62,8 @@ class Engine:
             max_queued=config.max_queued,
             max_queued_tokens=config.max_queued_tokens,
             prefill_tokens=config.prefill_tokens,
+            chunk=self._slots.policy.interval,
+            pace=Pace(config.slowdown),
         )
         self._speculation = Speculation(self._runner, config.draft_tokens)
         self._sampling = partial(
@@ -109,12 +113,13 @@ class Engine:
         """Run one step and return its deltas, those of a request one after the other.
 
         Each request that decodes gets a token, and more where draft tokens are accepted; prompts
-        that are being read advance by a chunk.
+        advance by a chunk, those whose turn it is.
         """
         with one_torch_thread():
             for request in self._scheduler.admit():
                 self._admission.reset(request)
                 self._prefixes.start(request)
+        started = time.perf_counter()
         batch = self._scheduler.batch(self._slots.room)
         self._counters.steps += 1
         if batch is None:
@@ -123,7 +128,9 @@ class Engine:
         rows = zip(batch.requests, batch.tokens, strict=True)
         output = self._runner.forward([request.row(count) for request, count in rows])
         with one_torch_thread():
-            return [self._finished(delta) for delta in self._deltas(batch, output)]
+            deltas = [self._finished(delta) for delta in self._deltas(batch, output)]
+        self._scheduler.took(batch, time.perf_counter() - started)
+        return deltas
 
     def _deltas(self, batch: Batch, output: StepOutput) -> list[TokenDelta]:
         """Take in a step; give the next tokens, or the result, of requests that are computed."""

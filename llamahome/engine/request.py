@@ -85,7 +85,7 @@ class Request:
         embedding: the mean of the prompt's hidden states.
         computed: tokens that went through the slot.
         restored: those of the computed tokens that came from a snapshot.
-        last_chunk: the scheduler's count of chunks when the prompt last had its turn.
+        read_before: prompt tokens that the engine had read when the request got its slot.
         path: the place in the tree of prefixes; None without snapshots.
         lookup: finds draft tokens.
         draft: tokens that the current step verifies.
@@ -101,7 +101,7 @@ class Request:
     slot: int | None = None
     computed: int = 0
     restored: int = 0
-    last_chunk: int = 0
+    read_before: int = 0
     path: PrefixPath | None = None
     lookup: PromptLookup | None = None
     draft: list[int] = field(default_factory=list)
@@ -116,9 +116,14 @@ class Request:
         return len(self.tokens) - self.prompt_length
 
     @property
+    def left(self) -> int:
+        """Tokens that are known and not yet computed."""
+        return len(self.tokens) - self.computed
+
+    @property
     def prefilling(self) -> bool:
         """True while prompt tokens are left before the one that gives the next token."""
-        return len(self.tokens) - self.computed > 1
+        return self.left > 1
 
     def row(self, count: int) -> RowInput:
         """Return the row of a step that computes the next `count` tokens and the draft."""

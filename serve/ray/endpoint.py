@@ -19,6 +19,7 @@ from llamahome.config import ConfigError, ServeConfig, ServeRoot
 from llamahome.models import ModelError, ModelManager
 from serve.http.errors import EndpointError
 from serve.ray.application import GRACEFUL_SHUTDOWN_S, LOGGING, build_application, served_name
+from serve.ray.cores import cores_text, with_cores
 from serve.security.files import check_files
 
 APPLICATION = "llamahome"
@@ -32,10 +33,11 @@ OURS = re.compile(
 
 @dataclass(frozen=True)
 class Endpoint:
-    """The address and model name that clients need."""
+    """The address and model name that clients need, and what the replicas take."""
 
     url: str
     model_id: str
+    cores: str
 
 
 @contextlib.contextmanager
@@ -50,15 +52,16 @@ def running_endpoint(root: ServeRoot) -> Iterator[Endpoint]:
         EndpointError: when the application does not come up.
     """
     check_files(root.serve)
+    root = with_cores(root)
     if root.cluster.address == "local":
         _check_port(root.serve)
         root = _with_model_at_hand(root)
-    cpus = root.serve.max_replicas * root.serve.cpus_per_replica
+    cpus = root.serve.max_replicas * (root.serve.cpus_per_replica or 0)
     with ray_session(root.cluster, min_cpus=cpus):
         _start_serve()
         try:
             _deploy(root)
-            yield Endpoint(base_url(root.serve), served_name(root))
+            yield Endpoint(base_url(root.serve), served_name(root), cores_text(root))
         finally:
             _stop(alone=root.cluster.address == "local")
 

@@ -115,7 +115,7 @@ def endpoint(tiny_model: Path) -> Iterator[Endpoint]:
 
 
 def test_the_ready_line_says_where(endpoint):
-    assert f"ready: tiny at {endpoint.url}" in endpoint.output[-1]
+    assert f"ready: tiny at {endpoint.url}, on 1 CPU thread " in endpoint.output[-1]
 
 
 def test_a_limited_key_is_counted_refused_logged_and_revoked(endpoint):

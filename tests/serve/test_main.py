@@ -46,7 +46,7 @@ def test_serving_a_network_takes_a_key(monkeypatch):
 
 @pytest.mark.parametrize("with_key", [False, True])
 def test_the_example_names_the_key_and_never_shows_it(with_key):
-    text = main.ready_text("http://h:1", "tiny", with_key=with_key)
+    text = main.ready_text("http://h:1", "tiny", "2 CPU threads", with_key=with_key)
     assert ("Bearer $LLAMAHOME_API_KEY" in text) == with_key
     assert '"model": "tiny"' in text
 
