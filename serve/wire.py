@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from llamahome.requests import EngineStats, SamplingParams, Token, Usage
+from llamahome.requests import EngineStats, Progress, SamplingParams, Token, Usage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,7 @@ class GenerateRequest:
         add_generation_prompt, continue_final_message: how a chat's prompt ends.
         left_out: sampling parameters that the client did not send; the model may have its own.
         echo: whether the answer begins with the prompt.
+        progress: what a replica that was lost gave of the answer; None for a first try.
     """
 
     request_id: str
@@ -33,6 +34,7 @@ class GenerateRequest:
     continue_final_message: bool = False
     left_out: frozenset[str] = frozenset()
     echo: bool = False
+    progress: Progress | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +54,15 @@ class Delta:
     """Text added to one answer. `finish_reason` and `usage` are set on the last.
 
     `tokens` are the tokens of the text, where log-probabilities are asked for. `embedding` is the
-    result of an `EmbedRequest`: float32, little-endian.
+    result of an `EmbedRequest`: float32, little-endian. `ids` and `held` are for another replica,
+    should this one be lost (see `Progress`).
     """
 
     text: str
     token_count: int
     tokens: tuple[Token, ...] = ()
+    ids: tuple[int, ...] = ()
+    held: tuple[tuple[float | None, tuple[tuple[int, float], ...]], ...] = ()
     embedding: bytes | None = None
     finish_reason: Literal["stop", "length"] | None = None
     usage: Usage | None = None
@@ -67,16 +72,22 @@ class Delta:
 class Failure:
     """The reason why a replica gives no (further) text.
 
-    `invalid`: the request cannot run; `full`: the queue is; `failed`: the engine broke on this
-    request; `unavailable`: it had broken before, and another replica may serve it.
+    `invalid`: the request cannot run; `full`: the queue is; `failed`: the engine gave this request
+    up; `crashed`: it broke while it held the request; `unavailable`: it had broken before, and
+    another replica may serve it.
     """
 
-    kind: Literal["invalid", "full", "failed", "unavailable"]
+    kind: Literal["invalid", "full", "failed", "crashed", "unavailable"]
     message: str
     field: str | None = None
 
 
-Reply = Delta | Failure
+@dataclass(frozen=True)
+class Accepted:
+    """The first reply to a request that another replica has lost: from now on this one holds it."""
+
+
+Reply = Delta | Failure | Accepted
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,9 @@ class ServeConfig:
         upscale_delay_s, downscale_delay_s: seconds that load must last before replicas change.
         cpus_per_replica, gpus_per_replica: Ray resources of one engine replica.
         request_timeout_s: seconds after which a request is ended.
+        first_token_timeout_s, token_timeout_s: seconds in which a replica has to give the first
+            token of an answer, its queue included, and each one after it; then another replica goes
+            on.
         max_body_bytes: size of a request body above which it is refused with 413.
     """
 
@@ -36,6 +39,8 @@ class ServeConfig:
     cpus_per_replica: float = 1.0
     gpus_per_replica: float = 0.0
     request_timeout_s: float = 600.0
+    first_token_timeout_s: float = 300.0
+    token_timeout_s: float = 60.0
     max_body_bytes: int = 4_194_304
 
     def __post_init__(self) -> None:
@@ -43,7 +48,13 @@ class ServeConfig:
         for name in ("min_replicas", "upscale_delay_s", "downscale_delay_s", "gpus_per_replica"):
             at_least(f"serve.{name}", getattr(self, name), 0)
         at_least("serve.max_replicas", self.max_replicas, max(1, self.min_replicas))
-        for name in ("target_ongoing_requests", "cpus_per_replica", "request_timeout_s"):
+        for name in (
+            "target_ongoing_requests",
+            "cpus_per_replica",
+            "request_timeout_s",
+            "first_token_timeout_s",
+            "token_timeout_s",
+        ):
             above(f"serve.{name}", getattr(self, name), 0)
         at_least("serve.max_body_bytes", self.max_body_bytes, 1024)
         require(

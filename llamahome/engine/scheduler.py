@@ -128,8 +128,7 @@ class Scheduler:
         for request in sorted(prefilling, key=lambda request: request.last_chunk):
             if left == 0:
                 break
-            wanted = len(request.tokens) - request.computed
-            tokens[request] = min(wanted, room(_slot(request)), left)
+            tokens[request] = min(request.wanted, room(_slot(request)), left)
             left -= tokens[request]
             request.last_chunk = next(self._chunks)
         requests = sorted(tokens, key=_slot)

@@ -15,9 +15,12 @@ from llamahome.config import EngineConfig, ModelConfig, PolicyConfig, ServeRoot
 from serve.http.api import HttpSettings
 from serve.http.guard import key_digest
 from serve.ray.ingress import Api
+from serve.ray.recovery import Deadlines
 from serve.replica import Replica
 
-HEALTH_CHECK_PERIOD_S = 2.0
+# A replica that is dead is replaced after one check, one that does not answer after three.
+HEALTH_CHECK_PERIOD_S = 1.0
+HEALTH_CHECK_TIMEOUT_S = 10.0
 # Time for unfinished answers when a replica is scaled down, updated or stopped.
 GRACEFUL_SHUTDOWN_S = 20.0
 # An access log would repeat request ids as clients choose them.
@@ -29,9 +32,11 @@ INGRESS_ONGOING = 10_000
 class EngineReplica(Replica):
     """A `Replica` that Ray Serve runs and names."""
 
-    def __init__(self, model: ModelConfig, policy: PolicyConfig, engine: EngineConfig) -> None:
+    def __init__(
+        self, model: ModelConfig, policy: PolicyConfig, engine: EngineConfig, stall_s: float
+    ) -> None:
         name = serve.get_replica_context().replica_id.unique_id
-        super().__init__(model, policy, engine, name=name)
+        super().__init__(model, policy, engine, name=name, stall_s=stall_s)
 
     def __del__(self) -> None:
         """Close the engine; Serve calls this once the replica has answered its last request."""
@@ -43,6 +48,7 @@ def build_application(root: ServeRoot) -> Application:
     """Build the application for `serve.run`; the replicas load the model."""
     both: dict[str, Any] = {
         "health_check_period_s": HEALTH_CHECK_PERIOD_S,
+        "health_check_timeout_s": HEALTH_CHECK_TIMEOUT_S,
         "graceful_shutdown_timeout_s": GRACEFUL_SHUTDOWN_S,
         "graceful_shutdown_wait_loop_s": 0.1,
         "logging_config": LOGGING,
@@ -67,7 +73,11 @@ def build_application(root: ServeRoot) -> Application:
     ingress = serve.deployment(
         ray_actor_options={"num_cpus": 0}, max_ongoing_requests=INGRESS_ONGOING, **both
     )(Api)
-    return ingress.bind(engines.bind(root.model, root.policy, root.engine), http_settings(root))
+    replicas = engines.bind(root.model, root.policy, root.engine, root.serve.token_timeout_s)
+    deadlines = Deadlines(
+        first_token_s=root.serve.first_token_timeout_s, token_s=root.serve.token_timeout_s
+    )
+    return ingress.bind(replicas, http_settings(root), deadlines)
 
 
 def http_settings(root: ServeRoot) -> HttpSettings:

@@ -18,7 +18,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from llamahome.engine import TextDelta
-from llamahome.requests import EngineStats, QueueFullError, RequestError, SamplingParams, Usage
+from llamahome.requests import (
+    EngineStats,
+    Progress,
+    QueueFullError,
+    RequestError,
+    SamplingParams,
+    Usage,
+)
 from serve.http.api import HttpSettings, build_app
 from serve.http.errors import ApiError
 from serve.wire import Delta, GenerateRequest, ReplicaStats
@@ -42,6 +49,7 @@ class FakeEngine:
     running: dict[str, list[int]] = field(default_factory=dict)
     waiting: deque[str] = field(default_factory=deque)
     requests: dict[str, tuple[list[int], SamplingParams]] = field(default_factory=dict)
+    begun: dict[str, list[int]] = field(default_factory=dict)
     cancelled: list[str] = field(default_factory=list)
     prepared: list[SamplingParams] = field(default_factory=list)
     embedding: dict[str, list[int]] = field(default_factory=dict)
@@ -84,7 +92,13 @@ class FakeEngine:
     def system_length(self, messages: Sequence[dict[str, Any]], ids: Sequence[int]) -> int:
         return len(messages[0]["content"]) if messages[0]["role"] == "system" else 0
 
-    def submit(self, request_id: str, prompt: list[int], params: SamplingParams) -> None:
+    def submit(
+        self,
+        request_id: str,
+        prompt: list[int],
+        params: SamplingParams,
+        progress: Progress | None = None,
+    ) -> None:
         if params.max_tokens is None:
             params = replace(params, max_tokens=max(1, self.max_length - len(prompt)))
         assert params.max_tokens is not None
@@ -93,6 +107,7 @@ class FakeEngine:
         if len(self.waiting) >= self.max_queued + self.slots - len(self.running):
             raise QueueFullError(f"{len(self.waiting)} requests wait")
         self.requests[request_id] = (prompt, params)
+        self.begun[request_id] = list(progress.tokens) if progress else []
         self.waiting.append(request_id)
 
     def submit_embedding(
@@ -109,7 +124,8 @@ class FakeEngine:
     def step(self) -> list[TextDelta]:
         time.sleep(self.step_s)
         while self.waiting and len(self.running) < self.slots:
-            self.running[self.waiting.popleft()] = []
+            request_id = self.waiting.popleft()
+            self.running[request_id] = self.begun[request_id]
         return [self._next(request_id) for request_id in list(self.running)]
 
     def _next(self, request_id: str) -> TextDelta:
@@ -130,6 +146,7 @@ class FakeEngine:
             request_id=request_id,
             text="" if embedding else f"{tokens[-1]} ",
             token_count=0 if embedding else 1,
+            ids=() if embedding else (tokens[-1],),
             embedding=embedding,
             finish_reason=reason,
             error=error,

@@ -211,7 +211,7 @@ async def test_a_full_queue_is_said_so(make_replica):
 async def test_a_crash_fails_the_health_check_and_sends_later_requests_elsewhere(make_replica):
     replica = make_replica()
     await replica.check_health()
-    assert (await replies(replica, prompt=[13]))[-1].kind == "failed"
+    assert (await replies(replica, prompt=[13]))[-1].kind == "crashed"
     with pytest.raises(EngineStoppedError, match="r1"):
         await replica.check_health()
     assert not (await replica.stats()).running
