@@ -71,7 +71,8 @@ class Replica:
             self._check_progress()
             async with aclosing(await self._answer(request)) as deltas:
                 started = self._async_engine.running
-                if isinstance(request, GenerateRequest) and request.progress is not None:
+                retried = isinstance(request, GenerateRequest) and request.progress is not None
+                if started and retried:
                     yield Accepted()
                 async for delta in deltas:
                     yield delta

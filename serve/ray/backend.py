@@ -18,7 +18,7 @@ from ray.serve.exceptions import (
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from serve.http.errors import ApiError, invalid_request, queue_full
-from serve.ray.recovery import Deadlines, Loss, Recovery
+from serve.ray.recovery import PAUSES_S, Deadlines, Loss, Recovery
 from serve.wire import Accepted, Delta, ReplicaStats, Reply, Request
 
 logger = logging.getLogger(__name__)
@@ -30,10 +30,16 @@ STATS_FRESH_S = 1.0
 class ServeBackend:
     """Engine replicas behind a Ray Serve handle."""
 
-    def __init__(self, handle: DeploymentHandle[Any], deadlines: Deadlines) -> None:
+    def __init__(
+        self,
+        handle: DeploymentHandle[Any],
+        deadlines: Deadlines,
+        pauses_s: Sequence[float] = PAUSES_S,
+    ) -> None:
         self._handle = handle
         self._streaming = handle.options(stream=True)
         self._deadlines = deadlines
+        self._pauses_s = pauses_s
         self._stats: Sequence[ReplicaStats] = ()
         self._stats_until = 0.0
         self._stats_lock = asyncio.Lock()
@@ -44,7 +50,7 @@ class ServeBackend:
         Raises:
             ApiError: when the request cannot run, or `Recovery` gives it up.
         """
-        recovery = Recovery(request)
+        recovery = Recovery(request, self._pauses_s)
         while True:
             try:
                 async with aclosing(self._replies(recovery.request())) as replies:

@@ -5,6 +5,7 @@ Ray Serve replaces a dead replica within seconds; until then its router may stil
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from llamahome.requests import Progress
@@ -62,10 +63,16 @@ class Deadlines:
 
 
 class Recovery:
-    """One request, and what the replicas that were lost gave of its answer."""
+    """One request, and what the replicas that were lost gave of its answer.
 
-    def __init__(self, request: Request) -> None:
+    Args:
+        request: as the client sent it.
+        pauses_s: seconds before each further try.
+    """
+
+    def __init__(self, request: Request, pauses_s: Sequence[float] = PAUSES_S) -> None:
         self._request = request
+        self._pauses_s = pauses_s
         self._tokens: list[int] = []
         self._progress = Progress()
         self._tried = False
@@ -98,11 +105,12 @@ class Recovery:
         """
         self._crashes += loss.crashed
         self._hangs += loss.hung
-        self._deaths += self._held and not (loss.crashed or loss.hung)
+        refused = loss.refusal is not None
+        self._deaths += self._held and not (loss.crashed or loss.hung or refused)
         self._ever_held = self._ever_held or loss.crashed
         if (error := self._final(loss)) is not None:
             raise error from loss
-        pause = PAUSES_S[min(self._pauses, len(PAUSES_S) - 1)]
+        pause = self._pauses_s[min(self._pauses, len(self._pauses_s) - 1)]
         self._pauses += 1
         return min(pause, LONGEST_PAUSE_S) if self._ever_held else pause
 
@@ -120,4 +128,4 @@ class Recovery:
             return None
         if loss.refusal is not None:
             return loss.refusal
-        return no_replica() if self._pauses == len(PAUSES_S) else None
+        return no_replica() if self._pauses == len(self._pauses_s) else None
