@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
@@ -27,7 +28,6 @@ from llamahome.requests import (
     Usage,
 )
 from serve.http.api import HttpSettings, build_app
-from serve.http.errors import ApiError
 from serve.wire import Delta, GenerateRequest, ReplicaStats
 
 CRASH, GIVE_UP = 13, 14  # prompt tokens that make FakeEngine do so
@@ -45,6 +45,8 @@ class FakeEngine:
     max_queued: int = 1
     max_length: int = 64
     step_s: float = 0.0
+    hangs: threading.Event | None = None  # a step waits for it
+    broken: bool = False  # gives up whatever it is asked for
     finished: int = 0
     running: dict[str, list[int]] = field(default_factory=dict)
     waiting: deque[str] = field(default_factory=deque)
@@ -123,6 +125,8 @@ class FakeEngine:
 
     def step(self) -> list[TextDelta]:
         time.sleep(self.step_s)
+        if self.hangs is not None:
+            assert self.hangs.wait(120)
         while self.waiting and len(self.running) < self.slots:
             request_id = self.waiting.popleft()
             self.running[request_id] = self.begun[request_id]
@@ -136,7 +140,7 @@ class FakeEngine:
         tokens.append(len(tokens))
         reason = "length" if len(tokens) == params.max_tokens else None
         error = None
-        if GIVE_UP in prompt:
+        if GIVE_UP in prompt or self.broken:
             reason, error = "error", "logits are not finite"
         if reason:
             del self.running[request_id]
@@ -211,7 +215,7 @@ ANSWER = (
 class FakeBackend:
     """Plays a script: deltas are given, errors raised, numbers slept."""
 
-    script: Sequence[Delta | ApiError | float] = ANSWER
+    script: Sequence[Delta | BaseException | float] = ANSWER
     stats: Sequence[ReplicaStats] = (replica_stats(),)
     requests: list[GenerateRequest] = field(default_factory=list)
     closed: int = 0
@@ -220,7 +224,7 @@ class FakeBackend:
         self.requests.append(request)
         try:
             for item in self.script:
-                if isinstance(item, ApiError):
+                if isinstance(item, BaseException):
                     raise item
                 if isinstance(item, float):
                     await asyncio.sleep(item)

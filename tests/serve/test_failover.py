@@ -98,9 +98,7 @@ def replicas(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     config = LlamaConfig.from_pretrained(folder, hidden_size=64, head_dim=16)
     LlamaForCausalLM(config).save_pretrained(folder)  # of a shape that the C++ kernels compute
     # Without snapshots, so that `cached_tokens` do not depend on what ran before.
-    engine = EngineConfig(
-        runner="native", slots=4, max_length=256, num_threads=1, snapshot_bytes=0
-    )
+    engine = EngineConfig(runner="native", slots=4, max_length=256, num_threads=1, snapshot_bytes=0)
     policy = PolicyConfig(budget=32, recent=16, interval=8)
     made = [Replica(ModelConfig(name=str(folder)), policy, engine) for _ in range(2)]
     yield made
