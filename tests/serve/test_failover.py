@@ -110,7 +110,7 @@ async def ask(handle: MortalReplicas, path: str, body: dict[str, Any]) -> Any:
     settings = HttpSettings(
         model_id="tiny", created=1, request_timeout_s=300, max_body_bytes=100_000
     )
-    app = build_app(ServeBackend(handle, PATIENT, pauses_s=(0.0,)), settings)  # type: ignore[arg-type]
+    app = build_app(ServeBackend(handle, PATIENT, pauses_s=(0.0,)), settings)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
         response = await http.post(path, json=body)

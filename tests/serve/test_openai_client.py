@@ -40,6 +40,7 @@ class OneReplica:
         async for reply in self._replica.process_input(request):
             if isinstance(reply, Failure):
                 raise ApiError(400 if reply.kind == "invalid" else 500, reply.message)
+            assert isinstance(reply, Delta)
             yield reply
 
     async def replicas(self) -> Sequence[ReplicaStats]:
