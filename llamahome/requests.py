@@ -121,7 +121,7 @@ class SamplingParams:
         self._above_zero("top_p", 1)
         self._between("top_k", 0, 2**31)
         self._between("min_p", 0, 1)
-        self._above_zero("repetition_penalty", 100)
+        self._between("repetition_penalty", 0.01, 100)  # logits must stay finite
         self._between("presence_penalty", -2, 2)
         self._between("frequency_penalty", -2, 2)
         wrong = next((b for b in self.logit_bias.values() if not -100 <= b <= 100), None)
@@ -220,6 +220,7 @@ class EngineStats:
     """Counters of an engine since its start, and what is in use now. Bytes are as allocated.
 
     Attributes:
+        queued_tokens: prompt tokens that are still to be read, in slots and in the queue.
         runner: how it computes: the C++ kernels, their instruction set and precisions, or torch.
         drafted_tokens, accepted_tokens: draft tokens, and how many of them were accepted.
         prefix_*: prefix snapshots: prompts that began from one or not, tokens they saved, bytes
@@ -231,6 +232,7 @@ class EngineStats:
     runner: str = ""
     slots_used: int = 0
     queued: int = 0
+    queued_tokens: int = 0
     steps: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0

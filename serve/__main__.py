@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from yaml import YAMLError
 
-from llamahome.config import ConfigError, ServeRoot, explain_override, load_config
+from llamahome.config import ConfigError, ServeConfig, ServeRoot, explain_override, load_config
 from llamahome.logs import configure_logging
 from serve.http.errors import EndpointError
 
@@ -43,9 +43,13 @@ def _serve(root: ServeRoot) -> None:
     from serve.ray.endpoint import running_endpoint
 
     with running_endpoint(root) as endpoint, _stop_signals() as stop:
-        typer.echo(ready_text(endpoint.url, endpoint.model_id, with_key=bool(root.serve.api_key)))
+        typer.echo(ready_text(endpoint.url, endpoint.model_id, with_key=_with_key(root.serve)))
         stop.wait()
         typer.echo("stopping")
+
+
+def _with_key(config: ServeConfig) -> bool:
+    return bool(config.api_key) or config.keys_file is not None
 
 
 def ready_text(url: str, model_id: str, *, with_key: bool) -> str:

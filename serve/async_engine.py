@@ -17,10 +17,12 @@ from llamahome.engine import (
     EngineError,
     EngineStats,
     Progress,
+    RequestError,
     SamplingParams,
     TextDelta,
     TextEngine,
 )
+from llamahome.engine.sampling.grammar import GrammarMask
 from serve.wire import Delta
 
 logger = logging.getLogger(__name__)
@@ -94,10 +96,15 @@ class AsyncEngine:
         request_id: str,
         prompt: list[int],
         params: SamplingParams,
+        grammar: GrammarMask | None = None,
         progress: Progress | None = None,
     ) -> AsyncGenerator[Delta, None]:
-        """Yield the answer to a prompt, or what follows after `progress`."""
-        submit = partial(self._engine.submit, request_id, prompt, params, progress)
+        """Yield the answer to a prompt, or what follows after `progress`.
+
+        Args:
+            grammar: `params.grammar`, compiled.
+        """
+        submit = partial(self._engine.submit, request_id, prompt, params, grammar, progress)
         return self._answer(request_id, submit)
 
     def embed(
@@ -117,7 +124,8 @@ class AsyncEngine:
         Leaving early, by `aclose` or cancellation, frees the request's slot at once.
 
         Raises:
-            RequestError, QueueFullError: as the engine's `submit` does.
+            RequestError, QueueFullError: as the engine's `submit` does; RequestError also where the
+                request's own rules leave no way on.
             AnswerError: when the engine gives this request up.
             EngineStoppedError: when the engine crashes or has crashed.
         """
@@ -214,6 +222,8 @@ async def _arrived(inbox: asyncio.Queue[Event]) -> tuple[list[TextDelta], Engine
 
 def _joined(deltas: list[TextDelta]) -> Delta:
     last = deltas[-1]
+    if last.finish_reason == "error" and last.error_field is not None:
+        raise RequestError(last.error_field, None, last.error or "")
     if last.finish_reason == "error":
         raise AnswerError(last.error)
     embedding = last.embedding

@@ -12,6 +12,8 @@ from dataclasses import replace
 
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
 from llamahome.engine import EngineError, QueueFullError, RequestError, SamplingParams, TextEngine
+from llamahome.engine.sampling.grammar import GrammarMask
+from llamahome.requests import Grammar
 from serve.async_engine import AsyncEngine, EngineStoppedError
 from serve.wire import (
     Accepted,
@@ -31,6 +33,7 @@ STALL_S = 60.0
 PROBE_AFTER_S = 10.0
 # With prompt_logprobs it leaves no snapshot.
 PROBE = SamplingParams(max_tokens=1, prompt_logprobs=0, ignore_eos=True)
+GRAMMAR_TIMEOUT_S = 10.0
 
 
 class Replica:
@@ -59,9 +62,12 @@ class Replica:
         self._probe_after_s = probe_after_s
         self._probe: asyncio.Task[None] | None = None
         self._engine = engine_factory(model, policy, engine)
+        self._engine.prepare()
         self._async_engine = AsyncEngine(self._engine)
         # One thread, since a tokenizer may not be set up by two at a time.
         self._encoder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoder")
+        # Compiling a grammar takes up to a second; neither steps nor other prompts wait for it.
+        self._compiler = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar")
         logger.info("replica %s serves %s", name, model.name)
 
     async def process_input(self, request: Request) -> AsyncIterator[Reply]:
@@ -85,10 +91,22 @@ class Replica:
             prompt = await loop.run_in_executor(self._encoder, self._tokens, request.prompt)
             return self._async_engine.embed(request.request_id, prompt, request.adapter)
         prompt, params = await loop.run_in_executor(self._encoder, self._prepared, request)
-        return self._async_engine.generate(request.request_id, prompt, params, request.progress)
+        grammar = None if params.grammar is None else await self._compile(params.grammar)
+        return self._async_engine.generate(
+            request.request_id, prompt, params, grammar, request.progress
+        )
+
+    async def _compile(self, grammar: Grammar) -> GrammarMask:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(GRAMMAR_TIMEOUT_S):
+                return await loop.run_in_executor(self._compiler, self._engine.compile, grammar)
+        except TimeoutError:
+            reason = f"it was not compiled within {GRAMMAR_TIMEOUT_S:g} s; send a simpler one"
+            raise RequestError("grammar", None, reason) from None
 
     def _prepared(self, request: GenerateRequest) -> tuple[list[int], SamplingParams]:
-        """Return token ids, and params with what only the tokenizer knows; prepare the engine."""
+        """Return token ids, and params with what only the tokenizer knows."""
         if request.messages is None:
             prompt, protected = self._tokens(request.prompt or []), 0
         else:
@@ -98,9 +116,7 @@ class Replica:
             given = request.prompt
             echo = given if isinstance(given, str) else self._engine.decode(prompt)
         params = self._engine.with_defaults(request.params, request.left_out, len(prompt))
-        params = replace(params, echo=echo, protected=protected)
-        self._engine.prepare(params)
-        return prompt, params
+        return prompt, replace(params, echo=echo, protected=protected)
 
     def _tokens(self, prompt: str | list[int]) -> list[int]:
         return self._engine.encode(prompt) if isinstance(prompt, str) else prompt
@@ -162,11 +178,16 @@ class Replica:
     def close(self) -> None:
         self._async_engine.close()
         self._encoder.shutdown()
+        self._compiler.shutdown()
 
 
 def _failure(error: EngineError, request: Request, started: bool) -> Failure:
     if isinstance(error, RequestError):
-        return Failure(kind="invalid", message=str(error), field=_field(error, request))
+        field = _field(error, request)
+        # A value that came from a grammar may be long, and one of None is no value.
+        shown = error.field != "grammar" and error.value is not None
+        message = str(error) if shown else f"{field}: {error.reason}"
+        return Failure(kind="invalid", message=message, field=field)
     if isinstance(error, QueueFullError):
         return Failure(kind="full", message=str(error))
     if isinstance(error, EngineStoppedError):

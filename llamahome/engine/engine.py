@@ -197,6 +197,7 @@ class Engine:
             self._counters,
             slots_used=len(self._scheduler.running),
             queued=len(self._scheduler.waiting),
+            queued_tokens=self._scheduler.unread_tokens,
             drafted_tokens=self._speculation.drafted,
             accepted_tokens=self._speculation.accepted,
             prefix_hits=prefixes.hits,

@@ -40,6 +40,7 @@ class TokenDelta:
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     error: str | None = None
+    error_field: str | None = None
 
 
 class Embedding:
@@ -194,7 +195,8 @@ class Request:
 
     def _delta(self, choice: Choice, reason: FinishReason | None = None) -> TokenDelta:
         if choice.error is not None:
-            logger.error("request %s failed: %s", self.request_id, choice.error)
+            level = logging.ERROR if choice.error_field is None else logging.INFO
+            logger.log(level, "request %s failed: %s", self.request_id, choice.error)
         scores, self.scores = self.scores, None
         return TokenDelta(
             request_id=self.request_id,
@@ -204,6 +206,7 @@ class Request:
             prompt_logprobs=() if scores is None else tuple(scores.found),
             finish_reason=reason,
             error=choice.error,
+            error_field=choice.error_field,
         )
 
     def usage(self, slots: Slots) -> Usage:

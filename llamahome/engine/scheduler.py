@@ -97,6 +97,12 @@ class Scheduler:
                 f"engine.max_queued_tokens={self.max_queued_tokens}; try again later"
             )
 
+    @property
+    def unread_tokens(self) -> int:
+        """Prompt tokens that are still to be computed, of waiting and of running requests."""
+        reading = (r for r in self.running.values() if r.prefilling)
+        return self.waiting_tokens + sum(len(r.tokens) - r.computed for r in reading)
+
     def find(self, request_id: str) -> Request | None:
         return self.running.get(request_id) or self.waiting.get(request_id)
 

@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from fastapi import FastAPI, Request, Response
@@ -22,12 +22,16 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from llamahome.requests import RequestError
+from serve.http.checked import CheckedBackend
 from serve.http.choices import Answers, Indexed, merged
-from serve.http.errors import ApiError, invalid_body, invalid_request
-from serve.http.guard import Guard
+from serve.http.door import behind_door
+from serve.http.errors import ApiError, invalid_body, invalid_request, no_model
 from serve.http.metrics import AnswerMeter, Meter, ServeMetrics
 from serve.http.protocol import ChatRequest, CompletionRequest, EmbeddingRequest
 from serve.http.responses import ChatFormat, CompletionFormat, Format, Head, embeddings_of, event
+from serve.security.call import CALL
+from serve.security.limits import Limiter, LocalLimiter
+from serve.security.settings import SecuritySettings
 from serve.wire import Delta, ReplicaStats
 from serve.wire import Request as WireRequest
 
@@ -35,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 # A long list of texts waits here, so that one request does not fill the engines' queues.
 EMBEDDED_AT_ONCE = 8
-STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 Body = TypeVar("Body", ChatRequest, CompletionRequest, EmbeddingRequest)
 
@@ -60,7 +64,7 @@ class HttpSettings:
         adapters: names of its LoRA adapters; each is a model to clients.
         request_timeout_s: seconds after which an incomplete answer is ended.
         max_body_bytes: larger request bodies are refused.
-        key: SHA-256 of the API key; None asks for none.
+        security: who may use the endpoint.
         may_sleep: whether having no replica is healthy, since one is started on demand.
     """
 
@@ -69,14 +73,15 @@ class HttpSettings:
     request_timeout_s: float
     max_body_bytes: int
     adapters: tuple[str, ...] = ()
-    key: bytes | None = None
+    security: SecuritySettings = field(default_factory=SecuritySettings)
     may_sleep: bool = False
 
 
-def build_app(backend: Backend, settings: HttpSettings) -> ASGIApp:
-    """Build the whole HTTP application."""
+def build_app(backend: Backend, settings: HttpSettings, limiter: Limiter | None = None) -> ASGIApp:
+    """Build the whole HTTP application; without a `limiter`, limits hold for this process alone."""
     metrics = ServeMetrics()
-    endpoints = Endpoints(backend, settings, metrics)
+    limiter = limiter or LocalLimiter()
+    endpoints = Endpoints(CheckedBackend(backend, limiter, settings.model_id), settings, metrics)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     routes = (
         ("/health", endpoints.health, "GET"),
@@ -91,8 +96,8 @@ def build_app(backend: Backend, settings: HttpSettings) -> ASGIApp:
         app.add_api_route(path, endpoint, methods=[method], response_model=None)
     for kind in (ApiError, RequestError, HTTPException, Exception):
         app.add_exception_handler(kind, _error)
-    guard = Guard(app, key=settings.key, max_body_bytes=settings.max_body_bytes)
-    return Meter(guard, metrics, [path for path, *_ in routes])
+    door = behind_door(app, settings.security, limiter, max_body_bytes=settings.max_body_bytes)
+    return Meter(door, metrics, [path for path, *_ in routes])
 
 
 class Endpoints:
@@ -108,7 +113,7 @@ class Endpoints:
         }
 
     async def models(self) -> Response:
-        models = [model.to_dict() for model in self._models.values()]
+        models = [self._models[name].to_dict() for name in self._visible()]
         return JSONResponse({"object": "list", "data": models})
 
     async def model(self, model_id: str) -> Response:
@@ -156,15 +161,16 @@ class Endpoints:
     def _adapter(self, model_id: str) -> str | None:
         return None if model_id == self._settings.model_id else model_id
 
+    def _visible(self) -> list[str]:
+        """Return the models that the sender's key may use; to it there are no others."""
+        call = CALL.get()
+        key = None if call is None else call.key
+        return [name for name in self._models if key is None or key.may_use(name)]
+
     def _check_model(self, model_id: str) -> None:
-        if model_id not in self._models:
-            served = ", ".join(repr(name) for name in self._models)
-            raise ApiError(
-                404,
-                f"no model {model_id!r} here; this endpoint serves {served}",
-                param="model",
-                code="model_not_found",
-            )
+        visible = self._visible()
+        if model_id not in visible:
+            raise no_model(model_id, visible)
 
     async def _respond(self, body: ChatRequest | CompletionRequest, form: Format) -> Response:
         requests = body.generate_requests(form.head["id"], self._adapter(body.model))

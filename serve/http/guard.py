@@ -1,4 +1,4 @@
-"""The guard in front of FastAPI: checks the key and the body's limits, and notices disconnects.
+"""The guard in front of FastAPI: checks the key, its limits and the body's, and disconnects.
 
 Pure ASGI. Ray Serve's proxy does none of these for sure: a client's header
 (x-request-disconnect-disabled) turns its own watch for disconnects off.
@@ -7,60 +7,84 @@ Pure ASGI. Ray Serve's proxy does none of these for sure: a client's header
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
-from dataclasses import KW_ONLY, dataclass
+import time
+from dataclasses import KW_ONLY, dataclass, field
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.http.errors import ApiError
+from llamahome.keys import Key, Keyring
+from serve.http.checked import limit_reached
+from serve.http.errors import ApiError, refuse
+from serve.security.call import CALL
+from serve.security.limits import Limiter, LocalLimiter
 
 BODY_TIMEOUT_S = 30.0
 OPEN_PATHS = ("/health",)
-
-
-def key_digest(api_key: str) -> bytes:
-    """Return the SHA-256 of a key: the ingress can compare it, but not leak the key."""
-    return hashlib.sha256(api_key.encode()).digest()
+ADMIN_PATHS = ("/metrics", "/admin")  # and what is below them
 
 
 @dataclass(frozen=True)
 class Guard:
-    """A gate that passes a request on to `app` with its body read, or answers 401, 408 or 413.
+    """A gate that passes a request on to `app` with its body read, or answers 4xx.
 
     Attributes:
         app: the application behind the gate.
-        key: SHA-256 of the API key; None asks for no key.
+        keys: keys that open it; None asks for no key.
+        limiter: the buckets of all keys.
         max_body_bytes: larger bodies are refused, by Content-Length before they are read.
         body_timeout_s: seconds in which a body must arrive.
     """
 
     app: ASGIApp
     _: KW_ONLY
-    key: bytes | None
+    keys: Keyring | None
     max_body_bytes: int
+    limiter: Limiter = field(default_factory=LocalLimiter)
     body_timeout_s: float = BODY_TIMEOUT_S
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
         try:
-            self._check_key(scope)
+            await self._admit(scope)
+            if scope["type"] == "websocket":
+                await self.app(scope, receive, send)
+                return
             body = await self._read_body(scope, receive)
         except ApiError as error:
-            await error.response()(scope, receive, send)
+            await refuse(error, scope, receive, send)
             return
         if body is not None:
             await self._until_disconnect(scope, body, receive, send)
 
-    def _check_key(self, scope: Scope) -> None:
-        if self.key is None or scope["path"] in OPEN_PATHS:
+    async def _admit(self, scope: Scope) -> None:
+        """Find the sender's key, and count the request against its limit."""
+        if self.keys is None or scope["path"] in OPEN_PATHS:
             return
-        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(key_digest(key), self.key):
+        scheme, _, secret = Headers(scope=scope).get("authorization", "").partition(" ")
+        key = self.keys.find(secret, time.time()) if scheme.lower() == "bearer" else None
+        if key is None:
             raise ApiError(401, "missing or wrong API key", code="invalid_api_key")
+        call = CALL.get()
+        if call is not None:
+            call.key = key
+        if not key.admin and _is_below(scope["path"], ADMIN_PATHS):
+            raise ApiError(
+                403, f"{scope['path']} is for admins' keys only", code="permission_denied"
+            )
+        await self._count(key)
+
+    async def _count(self, key: Key) -> None:
+        if key.requests_per_minute is None:
+            return
+        taken = await self.limiter.take(key.id, "requests", key.requests_per_minute, 1)
+        call = CALL.get()
+        if call is not None:
+            call.rates.update(taken.rates("requests"))
+        if not taken.ok:
+            raise limit_reached(taken, "requests")
 
     async def _read_body(self, scope: Scope, receive: Receive) -> bytes | None:
         """Return the whole body, or None when the client left before it was complete."""
@@ -123,3 +147,7 @@ async def _disconnect(receive: Receive) -> Message:
         message = await receive()
         if message["type"] == "http.disconnect":
             return message
+
+
+def _is_below(path: str, roots: tuple[str, ...]) -> bool:
+    return any(path == root or path.startswith(f"{root}/") for root in roots)

@@ -122,6 +122,13 @@ class ServeBackend:
         return [answer for answer in answers if isinstance(answer, ReplicaStats)]
 
 
+def delta_of(reply: Reply) -> Delta:
+    """Return the text of a reply, or raise the failure that it is."""
+    checked = _checked(reply)
+    assert isinstance(checked, Delta), "a first try is not acknowledged"
+    return checked
+
+
 def _checked(reply: Reply) -> Delta | Accepted:
     """Return a reply, or raise the failure that it is."""
     if isinstance(reply, Delta | Accepted):

@@ -1,28 +1,59 @@
-"""The ingress deployment: HTTP in front of the engine replicas."""
+"""The ingress deployment: HTTP in front of the engine replicas.
+
+Its replicas listen themselves, all on one port. Ray Serve's own proxy would be one more process
+that every token passes, without limits on headers, bodies and connections, and with routes of its
+own that ask for no key.
+"""
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
 from typing import Any
 
-from ray import serve
 from ray.serve.handle import DeploymentHandle
-from starlette.types import ASGIApp
 
 from serve.http.api import HttpSettings, build_app
+from serve.http.metrics import FOLDER, share_metrics
+from serve.http.server import EdgeLimits, HttpServer
 from serve.ray.backend import ServeBackend
+from serve.ray.limiter import RemoteLimiter
 from serve.ray.recovery import Deadlines
 
 
-@serve.ingress()
+@dataclass(frozen=True, kw_only=True)
+class Listening:
+    """Address of an ingress and limits of its connections, as HttpServer takes them."""
+
+    host: str
+    port: int
+    limits: EdgeLimits
+    grace_s: float
+    tls: tuple[str, str] | None = None
+
+
 class Api:
-    """One HTTP application over the handle of the engine replicas."""
+    """One HTTP server over the handle of the engine replicas."""
 
-    def __init__(
-        self, engines: DeploymentHandle[Any], settings: HttpSettings, deadlines: Deadlines
+    async def __init__(  # type: ignore[misc]
+        self,
+        engines: DeploymentHandle[Any],
+        settings: HttpSettings,
+        listening: Listening,
+        deadlines: Deadlines,
+        limits: DeploymentHandle[Any] | None = None,
     ) -> None:
-        self._engines = engines
-        self._settings = settings
-        self._deadlines = deadlines
+        share_metrics(os.environ[FOLDER])
+        limiter = None if limits is None else RemoteLimiter(limits)
+        app = build_app(ServeBackend(engines, deadlines), settings, limiter)
+        self._server = HttpServer(app, **vars(listening))
+        await self._server.start()
 
-    def __serve_build_asgi_app__(self) -> ASGIApp:
-        return build_app(ServeBackend(self._engines, self._deadlines), self._settings)
+    def check_health(self) -> None:
+        """Raise ServerStoppedError when the server has ended; Serve then replaces the ingress."""
+        self._server.check()
+
+    async def __del__(self) -> None:
+        """Answer the open requests and stop; Serve awaits this."""
+        if hasattr(self, "_server"):  # an address that cannot be listened on leaves none
+            await self._server.stop()

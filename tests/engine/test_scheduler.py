@@ -276,3 +276,15 @@ def test_a_step_costs_the_same_at_any_context() -> None:
         return min(b - a for a, b in pairwise(times))
 
     assert step_s(200_000) < 5 * step_s(10) + 1e-4
+
+
+def test_unread_tokens_are_those_of_prompts_that_wait_or_are_being_read() -> None:
+    sim = Simulation(slots=2, prefill_tokens=20)
+    for name, prompt in (("a", 30), ("b", 10), ("waits", 50)):
+        sim.add(name, prompt=prompt, max_tokens=9)
+    assert sim.scheduler.unread_tokens == 90
+    taken = counts(sim.step())
+    assert sim.scheduler.unread_tokens == 90 - sum(taken.values())
+    while sim.scheduler.waiting or any(r.prefilling for r in sim.scheduler.running.values()):
+        sim.step()
+    assert sim.scheduler.unread_tokens == 0

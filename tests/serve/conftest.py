@@ -21,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from llamahome.engine import TextDelta
 from llamahome.requests import (
     EngineStats,
+    Grammar,
     Progress,
     QueueFullError,
     RequestError,
@@ -53,7 +54,7 @@ class FakeEngine:
     requests: dict[str, tuple[list[int], SamplingParams]] = field(default_factory=dict)
     begun: dict[str, list[int]] = field(default_factory=dict)
     cancelled: list[str] = field(default_factory=list)
-    prepared: list[SamplingParams] = field(default_factory=list)
+    prepared: bool = False
     embedding: dict[str, list[int]] = field(default_factory=dict)
     endings: list[tuple[bool, bool]] = field(default_factory=list)
     defaults: dict[str, Any] = field(default_factory=dict)
@@ -69,10 +70,13 @@ class FakeEngine:
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(chr(i) for i in ids)
 
-    def prepare(self, params: SamplingParams) -> None:
-        if params.grammar is not None and params.grammar.text == "(":
+    def prepare(self) -> None:
+        self.prepared = True
+
+    def compile(self, grammar: Grammar) -> str:
+        if grammar.text == "(":
             raise RequestError("grammar", "(", "no valid regex")
-        self.prepared.append(params)
+        return f"compiled {grammar.text}"
 
     def encode_chat(
         self,
@@ -99,8 +103,10 @@ class FakeEngine:
         request_id: str,
         prompt: list[int],
         params: SamplingParams,
+        grammar: str | None = None,
         progress: Progress | None = None,
     ) -> None:
+        assert (grammar is None) == (params.grammar is None)
         if params.max_tokens is None:
             params = replace(params, max_tokens=max(1, self.max_length - len(prompt)))
         assert params.max_tokens is not None

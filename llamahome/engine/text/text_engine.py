@@ -17,7 +17,7 @@ from llamahome.config.policy import CARRIED
 from llamahome.engine.engine import Engine
 from llamahome.engine.request import TokenDelta
 from llamahome.engine.runners.native_model import unsupported
-from llamahome.engine.sampling.grammar import Vocabulary
+from llamahome.engine.sampling.grammar import GrammarMask, Vocabulary
 from llamahome.engine.sampling.logprobs import Logprob
 from llamahome.engine.text.answer import Answer
 from llamahome.engine.text.chat import ChatEncoder
@@ -26,7 +26,15 @@ from llamahome.engine.text.text_stream import TextError
 from llamahome.models import FoundModel, ModelManager, choose_policy, find_model
 from llamahome.models.decoder import Decoder
 from llamahome.native import NativeUnavailableError, load_native
-from llamahome.requests import EngineStats, FinishReason, Progress, SamplingParams, Token, Usage
+from llamahome.requests import (
+    EngineStats,
+    FinishReason,
+    Grammar,
+    Progress,
+    SamplingParams,
+    Token,
+    Usage,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -41,8 +49,9 @@ class TextDelta:
 
     `tokens` are the tokens of the text, where log-probabilities are asked for. Text that may begin
     a stop text is held back, and its tokens with it. `embedding` is the result of
-    `submit_embedding`. `ids` are the answer's new tokens, and `held` is what `Progress` says: with
-    them another engine can go on.
+    `submit_embedding`. `error_field` is the request's field that is to blame for an error. `ids`
+    are the answer's new tokens, and `held` is what `Progress` says: with them another engine can go
+    on.
     """
 
     request_id: str
@@ -55,6 +64,7 @@ class TextDelta:
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     error: str | None = None
+    error_field: str | None = None
 
 
 class TextEngine:
@@ -181,31 +191,35 @@ class TextEngine:
             own["max_tokens"] = min(room, max(own["max_tokens"], params.min_tokens))
         return replace(params, **own)
 
-    def prepare(self, params: SamplingParams) -> None:
-        """Do the slow parts of a first `submit` ahead of it, in any thread.
+    def prepare(self) -> None:
+        """Set up what grammars and log-probabilities need of the tokenizer, ahead of the first."""
+        self._vocabulary.token_bytes(0)
+
+    def compile(self, grammar: Grammar) -> GrammarMask:
+        """Compile a grammar for one `submit`, in any thread.
 
         Raises:
-            RequestError: when the grammar cannot be compiled.
+            RequestError: when it cannot be compiled, or not within its limits.
         """
-        if params.logprobs is not None or params.prompt_logprobs is not None:
-            self._vocabulary.token_bytes(0)
-        if params.grammar is not None:
-            self._vocabulary.mask(params.grammar)
+        return self._vocabulary.mask(grammar)
 
     def submit(
         self,
         request_id: str,
         prompt: list[int],
         params: SamplingParams,
+        grammar: GrammarMask | None = None,
         progress: Progress | None = None,
     ) -> None:
         """Queue a request; raises as `Engine.submit` does.
 
         Args:
+            grammar: `params.grammar`, compiled ahead; without it, it is compiled here.
             progress: what another engine gave of the answer; the deltas go on after it. The same
                 seed gives the same text.
         """
-        grammar = None if params.grammar is None else self._vocabulary.mask(params.grammar)
+        if grammar is None and params.grammar is not None:
+            grammar = self.compile(params.grammar)
         params = self._with_stop_tokens(params)
         answer = self._answer(prompt, params)
         if progress is not None and progress.tokens:
@@ -273,6 +287,7 @@ class TextEngine:
             finish_reason=reason,
             usage=usage,
             error=error,
+            error_field=last.error_field,
         )
 
     def cancel(self, request_id: str) -> None:

@@ -38,15 +38,15 @@ def engine(byte_tokenizer: PreTrainedTokenizerFast, tiny_llama: LlamaForCausalLM
 def _answer(
     engine: TextEngine, params: SamplingParams, progress: Progress | None = None
 ) -> list[TextDelta]:
-    engine.submit("one", engine.encode(PROMPT), params, progress)
+    engine.submit("one", engine.encode(PROMPT), params, progress=progress)
     deltas = []
     while engine.has_work:
         deltas += engine.step()
     return [delta for delta in deltas if delta.ids or delta.text or delta.finish_reason]
 
 
-def _told(deltas: list[TextDelta]) -> tuple[Any, ...]:
-    """Return all that a client is told by deltas."""
+def _client_sees(deltas: list[TextDelta]) -> tuple[Any, ...]:
+    """Return all that deltas say to a client."""
     return (
         "".join(delta.text for delta in deltas),
         [token for delta in deltas for token in delta.tokens],
@@ -62,7 +62,9 @@ def _check_at_every_token(engine: TextEngine, params: SamplingParams) -> None:
         given = whole[:done]
         ids = tuple(token for delta in given for token in delta.ids)
         progress = Progress(tokens=ids, held=given[-1].held)
-        assert _told([*given, *_answer(engine, params, progress)]) == _told(whole), done
+        assert _client_sees([*given, *_answer(engine, params, progress)]) == _client_sees(whole), (
+            done
+        )
 
 
 @pytest.mark.parametrize("name", REQUESTS)
@@ -84,4 +86,6 @@ def test_a_stop_text_that_has_begun_is_still_held_back(engine: TextEngine) -> No
 
 def test_an_answer_of_which_nothing_came_begins_again(engine: TextEngine) -> None:
     params = REQUESTS["echo"]
-    assert _told(_answer(engine, params, Progress())) == _told(_answer(engine, params))
+    assert _client_sees(_answer(engine, params, Progress())) == _client_sees(
+        _answer(engine, params)
+    )
