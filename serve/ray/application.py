@@ -27,7 +27,7 @@ from serve.security.settings import SecuritySettings
 
 # A replica that is dead is replaced after one check, one that does not answer after three.
 HEALTH_CHECK_PERIOD_S = 1.0
-HEALTH_CHECK_TIMEOUT_S = 10.0
+HEALTH_CHECK_TIMEOUT_S = 5.0
 # Time for unfinished answers when the application or an ingress stops.
 GRACEFUL_SHUTDOWN_S = 20.0
 # Replicas and ingresses report their load so often; decisions look back over a few reports.
