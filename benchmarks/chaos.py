@@ -62,9 +62,7 @@ class Outcome:
     def paused_until(self) -> float:
         """Return the end of the last pause before a chunk; 0 without one."""
         times = [self.sent, *self.bytes_at]
-        return max(
-            (b for a, b in zip(times, times[1:], strict=False) if b - a > PAUSE_S), default=0
-        )
+        return max((b for a, b in pairwise(times) if b - a > PAUSE_S), default=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +79,7 @@ class Report:
 
 
 class Client:
-    """A client that streams seeded answers, until it is told to stop."""
+    """A client that streams seeded answers, until it is stopped."""
 
     def __init__(self, url: str, model: str, expected: dict[str, str]) -> None:
         self._url = url
