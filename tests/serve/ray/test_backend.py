@@ -40,7 +40,7 @@ class FakeHandle:
     """Stands in for a Serve handle: each attempt plays the next script."""
 
     attempts: list[list[Any]] = field(default_factory=list)
-    requests: list[GenerateRequest] = field(default_factory=list)
+    requests: list[Any] = field(default_factory=list)
     broadcasts: list[Any] = field(default_factory=list)
     cancelled: int = 0
     asked: int = 0
