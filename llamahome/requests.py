@@ -196,6 +196,20 @@ class SamplingParams:
         return self.temperature < GREEDY_BELOW
 
 
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """The part of an answer that another engine gave before it was lost.
+
+    Attributes:
+        tokens: the answer's tokens so far, whose text has been returned or is held back.
+        held: log-probability and top alternatives of the last of them, those whose text is held
+            back; only where log-probabilities are asked for.
+    """
+
+    tokens: tuple[int, ...] = ()
+    held: tuple[tuple[float | None, tuple[tuple[int, float], ...]], ...] = ()
+
+
 @dataclass(frozen=True)
 class TopToken:
     """An alternative to a chosen token; `data` is its bytes."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -15,15 +16,36 @@ from llamahome.engine import EngineError, QueueFullError, RequestError, Sampling
 from llamahome.engine.sampling.grammar import GrammarMask
 from llamahome.requests import CallFormat, Grammar
 from serve.async_engine import AsyncEngine, EngineStoppedError
-from serve.wire import Delta, EmbedRequest, Failure, GenerateRequest, ReplicaStats, Reply, Request
+from serve.wire import (
+    Accepted,
+    Delta,
+    EmbedRequest,
+    Failure,
+    GenerateRequest,
+    ReplicaStats,
+    Reply,
+    Request,
+)
 
 logger = logging.getLogger(__name__)
 
+STALL_S = 60.0
+# An idle engine generates one token so often, to show that it can.
+PROBE_AFTER_S = 10.0
+# With prompt_logprobs it leaves no snapshot.
+PROBE = SamplingParams(max_tokens=1, prompt_logprobs=0, ignore_eos=True)
 GRAMMAR_TIMEOUT_S = 10.0
 
 
 class Replica:
-    """One engine, loaded on construction."""
+    """One engine, loaded on construction.
+
+    Args:
+        name: of this replica, in messages and stats.
+        engine_factory: loads the engine.
+        stall_s: seconds after which a step that has not ended is a hung engine.
+        probe_after_s: seconds after which an idle engine has to show that it can generate.
+    """
 
     def __init__(
         self,
@@ -33,8 +55,13 @@ class Replica:
         *,
         name: str = "replica",
         engine_factory: Callable[..., TextEngine] = TextEngine.load,
+        stall_s: float = STALL_S,
+        probe_after_s: float = PROBE_AFTER_S,
     ) -> None:
         self._name = name
+        self._stall_s = stall_s
+        self._probe_after_s = probe_after_s
+        self._probe: asyncio.Task[None] | None = None
         self._engine = engine_factory(model, policy, engine)
         self._engine.prepare()
         self._async_engine = AsyncEngine(self._engine)
@@ -48,8 +75,12 @@ class Replica:
         """Yield the deltas of one input's answer, or the failure that ends it."""
         started = False
         try:
+            self._check_progress()
             async with aclosing(await self._answer(request)) as deltas:
                 started = self._async_engine.running
+                retried = isinstance(request, GenerateRequest) and request.progress is not None
+                if started and retried:
+                    yield Accepted()
                 async for delta in deltas:
                     yield delta
         except EngineError as error:
@@ -62,7 +93,9 @@ class Replica:
             return self._async_engine.embed(request.request_id, prompt, request.adapter)
         prompt, params = await loop.run_in_executor(self._encoder, self._prepared, request)
         grammar = None if params.grammar is None else await self._compile(params.grammar)
-        deltas = self._async_engine.generate(request.request_id, prompt, params, grammar)
+        deltas = self._async_engine.generate(
+            request.request_id, prompt, params, grammar, request.progress
+        )
         return deltas if request.tools is None else _formatted(deltas, self._engine.call_format)
 
     async def _compile(self, grammar: Grammar) -> GrammarMask:
@@ -116,9 +149,40 @@ class Replica:
         )
 
     async def check_health(self) -> None:
-        """Raise EngineStoppedError if the engine has stopped; Serve then replaces the replica."""
+        """Check that the engine computes; if it does not, Serve replaces the replica.
+
+        An engine that has work must end its steps. One that is idle is given one token to generate
+        now and then; this call does not wait for it, but later ones fail if it does not come.
+
+        Raises:
+            EngineError: when the engine has stopped, hangs or cannot generate.
+        """
+        self._check_progress()
+        probe = self._probe
+        if probe is not None and probe.done() and (error := probe.exception()) is not None:
+            raise error
+        if self._async_engine.idle_s > self._probe_after_s:
+            self._probe = asyncio.create_task(self._generate_one())
+
+    def _check_progress(self) -> None:
         if not self._async_engine.running:
             raise EngineStoppedError(f"the engine of {self._name} has stopped")
+        if self._async_engine.stalled_s > self._stall_s:
+            raise EngineStoppedError(
+                f"the engine of {self._name} hangs: a step has not ended for {self._stall_s:g} s"
+            )
+
+    async def _generate_one(self) -> None:
+        """Generate one token.
+
+        Raises:
+            AnswerError: when the engine cannot; other errors show elsewhere.
+        """
+        with suppress(QueueFullError, EngineStoppedError):
+            answer = self._async_engine.generate(f"probe-{uuid.uuid4().hex}", [0], PROBE)
+            async with aclosing(answer) as deltas:
+                async for _ in deltas:
+                    pass
 
     def close(self) -> None:
         self._async_engine.close()
@@ -143,7 +207,9 @@ def _failure(error: EngineError, request: Request, started: bool) -> Failure:
         return Failure(kind="invalid", message=error.for_client(field), field=field)
     if isinstance(error, QueueFullError):
         return Failure(kind="full", message=str(error))
-    return Failure(kind="failed" if started else "unavailable", message=str(error))
+    if isinstance(error, EngineStoppedError):
+        return Failure(kind="crashed" if started else "unavailable", message=str(error))
+    return Failure(kind="failed", message=str(error))
 
 
 def _field(error: RequestError, request: Request) -> str:

@@ -8,7 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from llamahome.requests import CallFormat, EngineStats, SamplingParams, Token, Tools, Usage
+from llamahome.requests import (
+    CallFormat,
+    EngineStats,
+    Progress,
+    SamplingParams,
+    Token,
+    Tools,
+    Usage,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +33,7 @@ class GenerateRequest:
         template_options: values of variables that the chat template reads.
         left_out: sampling parameters that the client did not send; the model may have its own.
         echo: whether the answer begins with the prompt.
+        progress: what a replica that was lost gave of the answer; None for a first try.
     """
 
     request_id: str
@@ -37,6 +46,7 @@ class GenerateRequest:
     template_options: dict[str, Any] | None = None
     left_out: frozenset[str] = frozenset()
     echo: bool = False
+    progress: Progress | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +76,8 @@ class Delta:
     """Text added to one answer. `finish_reason` and `usage` are set on the last.
 
     `tokens` are the tokens of the text, where log-probabilities are asked for. `embedding` is the
-    result of an `EmbedRequest`: float32, little-endian.
+    result of an `EmbedRequest`: float32, little-endian. `ids` and `held` are for another replica,
+    should this one be lost (see `Progress`).
 
     A replica writes calls as the model does, into `text`, and sets `call_format` on the first delta
     of a request with tools; `serve.http.calls` makes `calls` of them.
@@ -75,6 +86,8 @@ class Delta:
     text: str
     token_count: int
     tokens: tuple[Token, ...] = ()
+    ids: tuple[int, ...] = ()
+    held: tuple[tuple[float | None, tuple[tuple[int, float], ...]], ...] = ()
     embedding: bytes | None = None
     calls: tuple[CallDelta, ...] = ()
     call_format: CallFormat | None = None
@@ -86,16 +99,22 @@ class Delta:
 class Failure:
     """The reason why a replica gives no (further) text.
 
-    `invalid`: the request cannot run; `full`: the queue is; `failed`: the engine broke on this
-    request; `unavailable`: it had broken before, and another replica may serve it.
+    `invalid`: the request cannot run; `full`: the queue is; `failed`: the engine gave this request
+    up; `crashed`: it broke while it held the request; `unavailable`: it had broken before, and
+    another replica may serve it.
     """
 
-    kind: Literal["invalid", "full", "failed", "unavailable"]
+    kind: Literal["invalid", "full", "failed", "crashed", "unavailable"]
     message: str
     field: str | None = None
 
 
-Reply = Delta | Failure
+@dataclass(frozen=True)
+class Accepted:
+    """The first reply to a request that another replica has lost: from now on this one holds it."""
+
+
+Reply = Delta | Failure | Accepted
 
 
 @dataclass(frozen=True, kw_only=True)

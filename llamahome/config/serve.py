@@ -33,6 +33,9 @@ class ServeConfig:
         cpus_per_replica, gpus_per_replica: Ray resources of one engine replica. CPUs are also its
             threads; None shares this machine's cores among `max_replicas`, and is 1 on a cluster.
         request_timeout_s: seconds after which a request is ended.
+        first_token_timeout_s, token_timeout_s: seconds in which a replica has to give the first
+            token of an answer, its queue included, and each one after it; then another replica goes
+            on.
         max_body_bytes: size of a request body above which it is refused with 413.
         ingresses: HTTP processes of a node; all listen on `port`, and if one dies, others answer.
         max_header_bytes: size of a request's line and headers above which it is refused.
@@ -60,6 +63,8 @@ class ServeConfig:
     cpus_per_replica: float | None = None
     gpus_per_replica: float = 0.0
     request_timeout_s: float = 600.0
+    first_token_timeout_s: float = 300.0
+    token_timeout_s: float = 60.0
     max_body_bytes: int = 4_194_304
     ingresses: int = 2
     max_header_bytes: int = 32_768
@@ -71,7 +76,13 @@ class ServeConfig:
         for name in ("min_replicas", "upscale_delay_s", "downscale_delay_s", "gpus_per_replica"):
             at_least(f"serve.{name}", getattr(self, name), 0)
         at_least("serve.max_replicas", self.max_replicas, max(1, self.min_replicas))
-        for name in ("target_ttft_s", "request_timeout_s", "header_timeout_s"):
+        for name in (
+            "target_ttft_s",
+            "request_timeout_s",
+            "first_token_timeout_s",
+            "token_timeout_s",
+            "header_timeout_s",
+        ):
             above(f"serve.{name}", getattr(self, name), 0)
         if self.cpus_per_replica is not None:
             above("serve.cpus_per_replica", self.cpus_per_replica, 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -82,17 +82,25 @@ class Engine:
         prompt: list[int],
         params: SamplingParams,
         grammar: GrammarMask | None = None,
+        *,
+        answered: Sequence[int] = (),
     ) -> None:
         """Queue a request; `grammar` is what `params.grammar` compiles to.
+
+        Args:
+            answered: first tokens of the answer, which another engine gave; the deltas are those
+                after them, as that engine would have gone on.
 
         Raises:
             RequestError: for a prompt that is empty, too long or has unknown tokens, an id that is
                 in use, or a policy, budget or adapter that cannot be had.
             QueueFullError: when too many wait.
         """
-        params = self._admission.check(prompt, params)
+        params = self._admission.check(prompt, params, answered)
         sampling = self._sampling(params, prompt, grammar=grammar) if params.max_tokens else None
-        self._scheduler.add(generation(request_id, prompt, params, sampling))
+        if sampling is not None:
+            sampling.replay(answered)
+        self._scheduler.add(generation(request_id, prompt, params, sampling, answered))
 
     def submit_embedding(
         self, request_id: str, prompt: list[int], *, adapter: str | None = None
@@ -128,6 +136,7 @@ class Engine:
         rows = zip(batch.requests, batch.tokens, strict=True)
         output = self._runner.forward([request.row(count) for request, count in rows])
         with one_torch_thread():
+            self._speculation.keep_replayed(batch)
             deltas = [self._finished(delta) for delta in self._deltas(batch, output)]
         self._scheduler.took(batch, time.perf_counter() - started)
         return deltas

@@ -18,6 +18,9 @@ from llamahome.requests import FinishReason, SamplingParams, Usage
 
 logger = logging.getLogger(__name__)
 
+# Known tokens of an answer that one step computes; each takes memory for the mass that it adds.
+REPLAYED_AT_ONCE = 16
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenDelta:
@@ -125,8 +128,26 @@ class Request:
         """True while prompt tokens are left before the one that gives the next token."""
         return self.left > 1
 
+    @property
+    def replaying(self) -> bool:
+        """True while tokens of an answer that another engine began are computed again."""
+        return self.prefilling and self.computed >= self.prompt_length
+
+    @property
+    def wanted(self) -> int:
+        """Return the most tokens that a step may compute: of the prompt, or replayed ones.
+
+        Never both, so that a prompt's chunks fall as they did in the engine that began the answer.
+        """
+        if self.computed < self.prompt_length:
+            return self.prompt_length - self.computed
+        return min(len(self.tokens) - self.computed, REPLAYED_AT_ONCE)
+
     def row(self, count: int) -> RowInput:
-        """Return the row of a step that computes the next `count` tokens and the draft."""
+        """Return the row of a step that computes the next `count` tokens and the draft.
+
+        Replayed tokens are a draft, too: they take the decode path, as they did the first time.
+        """
         assert self.slot is not None
         every: Every = "logits" if self.draft or self.scores is not None else None
         return RowInput(
@@ -134,7 +155,7 @@ class Request:
             tokens=self.tokens[self.computed : self.computed + count] + self.draft,
             adapter=self.params.adapter,
             every=every if self.embedding is None else "hidden",
-            drafted=bool(self.draft),
+            drafted=bool(self.draft) or self.replaying,
         )
 
     def advance(self, count: int, every: Tensor | None) -> None:
@@ -202,22 +223,26 @@ class Request:
             kept_tokens=held,
             evicted_tokens=self.computed - held,
             peak_tokens=0 if self.slot is None else slots.peak(self.slot),
-            cached_tokens=self.restored,
+            cached_tokens=min(self.restored, self.prompt_length),
             kv_bytes=slots.slot_nbytes,
             kv_bytes_dense=slots.dense_nbytes(len(self.tokens)),
         )
 
 
 def generation(
-    request_id: str, prompt: list[int], params: SamplingParams, sampling: SamplingState | None
+    request_id: str,
+    prompt: list[int],
+    params: SamplingParams,
+    sampling: SamplingState | None,
+    answered: Sequence[int] = (),
 ) -> Request:
     """Return a request that answers its prompt, and scores it if `params` asks for that too.
 
-    Without `sampling` it scores alone.
+    Without `sampling` it scores alone. The answer goes on after the tokens `answered`.
     """
     count = params.prompt_logprobs
     scores = None if count is None else PromptLogprobs(prompt, count)
-    return Request(request_id, list(prompt), len(prompt), params, sampling, scores)
+    return Request(request_id, [*prompt, *answered], len(prompt), params, sampling, scores)
 
 
 def embedding(request_id: str, prompt: list[int], params: SamplingParams) -> Request:

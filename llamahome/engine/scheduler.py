@@ -148,7 +148,7 @@ class Scheduler:
         running = self.running.values()
         tokens = {request: 1 for request in running if not request.prefilling}
         prompts = sorted((r for r in running if r.prefilling), key=self._turn)
-        pieces = {r: min(r.left, room(_slot(r)), self.chunk) for r in prompts}
+        pieces = {r: min(r.wanted, room(_slot(r)), self.chunk) for r in prompts}
         decoding = len(tokens)
         left = self._share(decoding, pieces) if pieces else 0
         for request, piece in pieces.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -34,6 +35,8 @@ from serve.security.limits import Limiter, LocalLimiter
 from serve.security.settings import SecuritySettings
 from serve.wire import Delta, ReplicaStats
 from serve.wire import Request as WireRequest
+
+logger = logging.getLogger(__name__)
 
 # A long list of texts waits here, so that one request does not fill the engines' queues.
 EMBEDDED_AT_ONCE = 8
@@ -206,6 +209,8 @@ class Endpoints:
                     raise ApiError(
                         504, f"the request took longer than {limit}", code="timeout"
                     ) from None
+                except StopAsyncIteration:
+                    raise ApiError(500, "the answer ended early", code="engine") from None
                 meters[index].note(delta)
                 yield index, delta
                 if delta.finish_reason is not None:
@@ -228,9 +233,9 @@ class Endpoints:
                     answers.note(index, delta)
                     if delta.text or delta.calls or delta.tokens or delta.finish_reason:
                         yield event(form.chunk(index, delta))
-            except ApiError as error:
+            except Exception as error:  # noqa: BLE001 - a cut stream would look like an end
                 self._metrics.stream_errors.inc()
-                yield f"data: {json.dumps(error.body())}\n\n"
+                yield f"data: {json.dumps(_api_error(error).body())}\n\n"
                 return
         usage = answers.usage()
         if include_usage and usage is not None:
@@ -251,6 +256,13 @@ async def _parse(request: Request, kind: type[Body]) -> Body:
 
 def _json(content: OpenAIModel) -> Response:
     return Response(content.to_json(indent=None), media_type="application/json")
+
+
+def _api_error(error: Exception) -> ApiError:
+    if isinstance(error, ApiError):
+        return error
+    logger.error("a stream failed", exc_info=error)
+    return ApiError(500, "internal error; the server's log has the details")
 
 
 async def _error(_request: Request, error: Exception) -> Response:

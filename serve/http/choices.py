@@ -47,6 +47,9 @@ async def _read(
                 arrived.put_nowait((index, delta))
     except Exception as error:  # noqa: BLE001 - raised again where the stream is read
         arrived.put_nowait(error)
+    except asyncio.CancelledError:  # perhaps of the stream alone, which nobody would hear of
+        arrived.put_nowait(None)
+        raise
     else:
         arrived.put_nowait(None)
 

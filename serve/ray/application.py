@@ -19,12 +19,15 @@ from serve.http.metrics import FOLDER
 from serve.http.server import EdgeLimits
 from serve.ray.ingress import Api, Listening
 from serve.ray.limiter import KeyLimits
+from serve.ray.recovery import Deadlines
 from serve.ray.reporting import ReportingReplica
 from serve.ray.router import PrefixRouter
 from serve.ray.scaling import ScarcityPolicy, Targets
 from serve.security.settings import SecuritySettings
 
-HEALTH_CHECK_PERIOD_S = 2.0
+# A replica that is dead is replaced after one check, one that does not answer after three.
+HEALTH_CHECK_PERIOD_S = 1.0
+HEALTH_CHECK_TIMEOUT_S = 5.0
 # Time for unfinished answers when the application or an ingress stops.
 GRACEFUL_SHUTDOWN_S = 20.0
 # Replicas and ingresses report their load so often; decisions look back over a few reports.
@@ -38,9 +41,11 @@ LOGGING = LoggingConfig(enable_access_log=False)
 class EngineReplica(ReportingReplica):
     """A replica that Ray Serve runs and names."""
 
-    def __init__(self, model: ModelConfig, policy: PolicyConfig, engine: EngineConfig) -> None:
+    def __init__(
+        self, model: ModelConfig, policy: PolicyConfig, engine: EngineConfig, stall_s: float
+    ) -> None:
         name = serve.get_replica_context().replica_id.unique_id
-        super().__init__(model, policy, engine, name=name)
+        super().__init__(model, policy, engine, name=name, stall_s=stall_s)
 
     def __del__(self) -> None:
         """Close the engine; Serve calls this once the replica has answered its last request."""
@@ -58,6 +63,7 @@ def build_application(root: ServeRoot, *, nodes: int, metrics_folder: str) -> Ap
     """
     both: dict[str, Any] = {
         "health_check_period_s": HEALTH_CHECK_PERIOD_S,
+        "health_check_timeout_s": HEALTH_CHECK_TIMEOUT_S,
         "graceful_shutdown_wait_loop_s": 0.1,
         "logging_config": LOGGING,
     }
@@ -82,14 +88,18 @@ def build_application(root: ServeRoot, *, nodes: int, metrics_folder: str) -> Ap
         graceful_shutdown_timeout_s=GRACEFUL_SHUTDOWN_S,
         **both,
     )(Api)
+    deadlines = Deadlines(
+        first_token_s=root.serve.first_token_timeout_s, token_s=root.serve.token_timeout_s
+    )
     # One process keeps the buckets of all keys, so that limits hold over every ingress.
     limits = serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000, **both)(
         KeyLimits
     )
     return ingress.bind(
-        engines.bind(root.model, root.policy, root.engine),
+        engines.bind(root.model, root.policy, root.engine, root.serve.token_timeout_s),
         http_settings(root),
         listening(root.serve),
+        deadlines,
         limits.bind() if root.serve.keys_file is not None else None,
     )
 

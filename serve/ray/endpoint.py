@@ -23,6 +23,8 @@ from serve.ray.cores import cores_text, with_cores
 from serve.security.files import check_files
 
 APPLICATION = "llamahome"
+# An engine that hangs never drains. Its answers go on at another replica, so none is lost.
+SERVE_ENV = {"RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1"}
 # An engine may still answer somebody whose ingress has ended. Nobody waits for that.
 STOP_S = GRACEFUL_SHUTDOWN_S + 5.0
 # The last line of a replica's traceback, if it ends in an error of ours that names its cure.
@@ -57,7 +59,7 @@ def running_endpoint(root: ServeRoot) -> Iterator[Endpoint]:
         _check_port(root.serve)
         root = _with_model_at_hand(root)
     cpus = root.serve.max_replicas * (root.serve.cpus_per_replica or 0)
-    with ray_session(root.cluster, min_cpus=cpus):
+    with ray_session(root.cluster, min_cpus=cpus, env=SERVE_ENV):
         _start_serve()
         try:
             _deploy(root)

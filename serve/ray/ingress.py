@@ -18,6 +18,7 @@ from serve.http.metrics import FOLDER, share_metrics
 from serve.http.server import EdgeLimits, HttpServer
 from serve.ray.backend import ServeBackend
 from serve.ray.limiter import RemoteLimiter
+from serve.ray.recovery import Deadlines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +40,12 @@ class Api:
         engines: DeploymentHandle[Any],
         settings: HttpSettings,
         listening: Listening,
+        deadlines: Deadlines,
         limits: DeploymentHandle[Any] | None = None,
     ) -> None:
         share_metrics(os.environ[FOLDER])
         limiter = None if limits is None else RemoteLimiter(limits)
-        app = build_app(ServeBackend(engines), settings, limiter)
+        app = build_app(ServeBackend(engines, deadlines), settings, limiter)
         self._server = HttpServer(app, **vars(listening))
         await self._server.start()
 

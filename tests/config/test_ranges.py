@@ -158,6 +158,8 @@ RULES: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
     "serve.cpus_per_replica": ([0.0], [0.5, None], {}),
     "serve.gpus_per_replica": ([-1.0], [0.0, 0.5], {}),
     "serve.request_timeout_s": ([0.0], [0.1], {}),
+    "serve.first_token_timeout_s": ([0.0], [0.1], {}),
+    "serve.token_timeout_s": ([0.0], [0.1], {}),
     "serve.max_body_bytes": ([1023], [1024], {}),
 }
 REFUSED = [(key, value) for key, (bad, _, _) in RULES.items() for value in bad]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import deque
 from collections.abc import (
@@ -28,13 +29,13 @@ from llamahome.engine import TextDelta
 from llamahome.requests import (
     EngineStats,
     Grammar,
+    Progress,
     QueueFullError,
     RequestError,
     SamplingParams,
     Usage,
 )
 from serve.http.api import HttpSettings, build_app
-from serve.http.errors import ApiError
 from serve.wire import Delta, GenerateRequest, ReplicaStats
 
 CRASH, GIVE_UP = 13, 14  # prompt tokens that make FakeEngine do so
@@ -52,10 +53,13 @@ class FakeEngine:
     max_queued: int = 1
     max_length: int = 64
     step_s: float = 0.0
+    hangs: threading.Event | None = None  # a step waits for it
+    broken: bool = False  # gives up whatever it is asked for
     finished: int = 0
     running: dict[str, list[int]] = field(default_factory=dict)
     waiting: deque[str] = field(default_factory=deque)
     requests: dict[str, tuple[list[int], SamplingParams]] = field(default_factory=dict)
+    begun: dict[str, list[int]] = field(default_factory=dict)
     cancelled: list[str] = field(default_factory=list)
     prepared: bool = False
     embedding: dict[str, list[int]] = field(default_factory=dict)
@@ -116,6 +120,7 @@ class FakeEngine:
         prompt: list[int],
         params: SamplingParams,
         grammar: str | None = None,
+        progress: Progress | None = None,
     ) -> None:
         assert (grammar is None) == (params.grammar is None)
         if params.max_tokens is None:
@@ -126,6 +131,7 @@ class FakeEngine:
         if len(self.waiting) >= self.max_queued + self.slots - len(self.running):
             raise QueueFullError(f"{len(self.waiting)} requests wait")
         self.requests[request_id] = (prompt, params)
+        self.begun[request_id] = list(progress.tokens) if progress else []
         self.waiting.append(request_id)
 
     def submit_embedding(
@@ -141,8 +147,11 @@ class FakeEngine:
 
     def step(self) -> list[TextDelta]:
         time.sleep(self.step_s)
+        if self.hangs is not None:
+            assert self.hangs.wait(120)
         while self.waiting and len(self.running) < self.slots:
-            self.running[self.waiting.popleft()] = []
+            request_id = self.waiting.popleft()
+            self.running[request_id] = self.begun[request_id]
         return [self._next(request_id) for request_id in list(self.running)]
 
     def _next(self, request_id: str) -> TextDelta:
@@ -153,7 +162,7 @@ class FakeEngine:
         tokens.append(len(tokens))
         reason = "length" if len(tokens) == params.max_tokens else None
         error = None
-        if GIVE_UP in prompt:
+        if GIVE_UP in prompt or self.broken:
             reason, error = "error", "logits are not finite"
         if reason:
             del self.running[request_id]
@@ -163,6 +172,7 @@ class FakeEngine:
             request_id=request_id,
             text="" if embedding else f"{tokens[-1]} ",
             token_count=0 if embedding else 1,
+            ids=() if embedding else (tokens[-1],),
             embedding=embedding,
             finish_reason=reason,
             error=error,
@@ -227,7 +237,7 @@ ANSWER = (
 class FakeBackend:
     """Plays a script: deltas are given, errors raised, numbers slept."""
 
-    script: Sequence[Delta | ApiError | float] = ANSWER
+    script: Sequence[Delta | BaseException | float] = ANSWER
     stats: Sequence[ReplicaStats] = (replica_stats(),)
     requests: list[GenerateRequest] = field(default_factory=list)
     closed: int = 0
@@ -236,7 +246,7 @@ class FakeBackend:
         self.requests.append(request)
         try:
             for item in self.script:
-                if isinstance(item, ApiError):
+                if isinstance(item, BaseException):
                     raise item
                 if isinstance(item, float):
                     await asyncio.sleep(item)

@@ -41,6 +41,7 @@ class OneReplica:
             if isinstance(reply, Failure):
                 status = 400 if reply.kind == "invalid" else 500
                 raise ApiError(status, reply.message, param=reply.field)
+            assert isinstance(reply, Delta)
             yield reply
 
     async def replicas(self) -> Sequence[ReplicaStats]:

@@ -86,6 +86,13 @@ class SamplingState:
     def uniform(self) -> float:
         return self._random.random()
 
+    def replay(self, tokens: Sequence[int]) -> None:
+        """Take in the first tokens of an answer, chosen by another state of the same params."""
+        for token in tokens:
+            self.advance(Choice(token))
+            if not self.params.greedy:
+                self.uniform()
+
     def advance(self, choice: Choice) -> None:
         """Take in a choice; an error or a token that ends the answer is no part of the answer."""
         if choice.token is not None and choice.token not in self.stop_token_ids:

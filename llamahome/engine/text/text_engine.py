@@ -18,6 +18,7 @@ from llamahome.engine.engine import Engine
 from llamahome.engine.request import TokenDelta
 from llamahome.engine.runners.native_model import unsupported
 from llamahome.engine.sampling.grammar import GrammarMask, Vocabulary
+from llamahome.engine.sampling.logprobs import Logprob
 from llamahome.engine.text.answer import Answer
 from llamahome.engine.text.chat import ChatEncoder
 from llamahome.engine.text.defaults import sampling_defaults
@@ -31,6 +32,7 @@ from llamahome.requests import (
     EngineStats,
     FinishReason,
     Grammar,
+    Progress,
     SamplingParams,
     Token,
     Tools,
@@ -50,13 +52,17 @@ class TextDelta:
 
     `tokens` are the tokens of the text, where log-probabilities are asked for. Text that may begin
     a stop text is held back, and its tokens with it. `embedding` is the result of
-    `submit_embedding`. `error_field` is the request's field that is to blame for an error.
+    `submit_embedding`. `error_field` is the request's field that is to blame for an error. `ids`
+    are the answer's new tokens, and `held` is what `Progress` says: with them another engine can go
+    on.
     """
 
     request_id: str
     text: str
     token_count: int
     tokens: tuple[Token, ...] = ()
+    ids: tuple[int, ...] = ()
+    held: tuple[Logprob, ...] = ()
     embedding: Sequence[float] | None = None
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
@@ -235,17 +241,25 @@ class TextEngine:
         prompt: list[int],
         params: SamplingParams,
         grammar: GrammarMask | None = None,
+        progress: Progress | None = None,
     ) -> None:
         """Queue a request; raises as `Engine.submit` does.
 
         Args:
             grammar: `params.grammar`, compiled ahead; without it, it is compiled here.
+            progress: what another engine gave of the answer; the deltas go on after it. The same
+                seed gives the same text.
         """
         if grammar is None and params.grammar is not None:
             grammar = self.compile(params.grammar)
         params = self._with_stop_tokens(params)
-        self._engine.submit(request_id, prompt, params, grammar)
-        self._answers[request_id] = self._answer(prompt, params)
+        answer = self._answer(prompt, params)
+        if progress is not None and progress.tokens:
+            params = replace(params, prompt_logprobs=None)  # the first delta had them
+            answer.replay(progress)
+        answered = () if progress is None else progress.tokens
+        self._engine.submit(request_id, prompt, params, grammar, answered=answered)
+        self._answers[request_id] = answer
 
     def submit_embedding(
         self, request_id: str, prompt: list[int], *, adapter: str | None = None
@@ -293,11 +307,14 @@ class TextEngine:
             usage = replace(usage, completion_tokens=usage.completion_tokens - beyond)
         if reason is not None:
             del self._answers[request_id]
+        ids = tuple(delta.token for delta in deltas[:used] if delta.token is not None)
         return TextDelta(
             request_id=request_id,
             text=text,
-            token_count=sum(delta.token is not None for delta in deltas[:used]),
+            token_count=len(ids),
             tokens=tokens,
+            ids=ids,
+            held=answer.held,
             embedding=None if last.embedding is None else last.embedding.tolist(),
             finish_reason=reason,
             usage=usage,
