@@ -47,7 +47,8 @@ class InProcess:
         async for reply in self._replica.process_input(request):
             if isinstance(reply, Failure):
                 raise ApiError(400, reply.message, param=reply.field)
-            yield reply
+            if isinstance(reply, Delta):
+                yield reply
 
     async def replicas(self) -> Sequence[ReplicaStats]:
         return [await self._replica.stats()]

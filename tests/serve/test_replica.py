@@ -257,7 +257,9 @@ async def test_an_idle_engine_shows_that_it_can_generate(make_engine):
     replica.close()
 
 
-@pytest.mark.parametrize("fault", [{"hangs": threading.Event()}, {"broken": True}], ids=str)
+@pytest.mark.parametrize(
+    "fault", [{"hangs": threading.Event()}, {"broken": True}], ids=["hangs", "broken"]
+)
 async def test_an_idle_engine_that_cannot_generate_is_unhealthy(make_engine, fault):
     replica = of_engine(make_engine(**fault), probe_after_s=0.0, stall_s=0.01)
     with pytest.raises(EngineError, match=r"hangs|not finite"):
