@@ -23,6 +23,7 @@ import psutil
 
 from llamahome.config import ClusterConfig, ConfigError, checkout
 from llamahome.config.checks import require
+from llamahome.config.writable import check_writable
 
 logger = logging.getLogger(__name__)
 
@@ -252,6 +253,7 @@ def _checked(configured: str) -> Path:
         str(folder),
         f"Ray puts unix sockets below it, so it has at most {LONGEST_TEMP_DIR} characters",
     )
+    check_writable(folder, "cluster.temp_dir")
     return folder
 
 

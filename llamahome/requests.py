@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 # A lower temperature separates two logits no better than greedy decoding does.
 GREEDY_BELOW = 1e-5
 MAX_LOGPROBS = 20
 
 FinishReason = Literal["stop", "length", "error"]
-GrammarKind = Literal["json", "regex", "choice"]
+GrammarKind = Literal["json", "regex", "choice", "lark"]
 
 
 class EngineError(Exception):
@@ -27,6 +28,11 @@ class RequestError(EngineError):
         self.value = value
         self.reason = message
 
+    def for_client(self, field: str) -> str:
+        """Return the message under the client's name for the field, without a text it sent."""
+        shown = f"={self.value!r}" if isinstance(self.value, int | float | None) else ""
+        return f"{field}{shown}: {self.reason}"
+
 
 class QueueFullError(EngineError):
     """Every slot is taken and the queue is full; try again later."""
@@ -37,8 +43,8 @@ class Grammar:
     """The form that an answer must have.
 
     Attributes:
-        kind: `json` (text is a JSON schema; `{"type": "object"}` is any object), `regex`, or
-            `choice` (text is a JSON list of the texts to choose from).
+        kind: `json` (text is a JSON schema; `{"type": "object"}` is any object), `regex`,
+            `choice` (text is a JSON list of the texts to choose from), or `lark`, llguidance's own.
         text: the grammar, in the syntax of `kind`.
         source: the client's field that it came from, for error messages.
     """
@@ -46,6 +52,45 @@ class Grammar:
     kind: GrammarKind
     text: str
     source: str = "grammar"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tools:
+    """The functions that an answer may call.
+
+    Attributes:
+        offered: as chat templates take them: `{"type": "function", "function": {"name", ...}}`.
+        callable: names of those that this answer may call.
+        required: the answer is one call or more; otherwise it may be text.
+        parallel: it may hold several calls.
+    """
+
+    offered: list[dict[str, Any]]
+    callable: tuple[str, ...]
+    required: bool = False
+    parallel: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallFormat:
+    """The texts that a model writes around the names and arguments of its calls.
+
+    An answer's calls are: `opening` name `middle` arguments (`following` name `middle` arguments)*
+    `closing`. `following` is None where only one call fits into an answer.
+    """
+
+    opening: str
+    middle: str
+    following: str | None
+    closing: str
+
+    @property
+    def marker(self) -> str:
+        """The start of `opening` that no other text holds.
+
+        It is empty where calls are plain JSON: then only an answer's first character tells.
+        """
+        return re.split(r"[\s{\[]", self.opening, maxsplit=1)[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +166,7 @@ class SamplingParams:
         self._above_zero("top_p", 1)
         self._between("top_k", 0, 2**31)
         self._between("min_p", 0, 1)
-        self._above_zero("repetition_penalty", 100)
+        self._between("repetition_penalty", 0.01, 100)  # logits must stay finite
         self._between("presence_penalty", -2, 2)
         self._between("frequency_penalty", -2, 2)
         wrong = next((b for b in self.logit_bias.values() if not -100 <= b <= 100), None)
@@ -149,6 +194,20 @@ class SamplingParams:
     @property
     def greedy(self) -> bool:
         return self.temperature < GREEDY_BELOW
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """The part of an answer that another engine gave before it was lost.
+
+    Attributes:
+        tokens: the answer's tokens so far, whose text has been returned or is held back.
+        held: log-probability and top alternatives of the last of them, those whose text is held
+            back; only where log-probabilities are asked for.
+    """
+
+    tokens: tuple[int, ...] = ()
+    held: tuple[tuple[float | None, tuple[tuple[int, float], ...]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -206,6 +265,7 @@ class EngineStats:
     """Counters of an engine since its start, and what is in use now. Bytes are as allocated.
 
     Attributes:
+        queued_tokens: prompt tokens that are still to be read, in slots and in the queue.
         runner: how it computes: the C++ kernels, their instruction set and precisions, or torch.
         drafted_tokens, accepted_tokens: draft tokens, and how many of them were accepted.
         prefix_*: prefix snapshots: prompts that began from one or not, tokens they saved, bytes
@@ -217,6 +277,7 @@ class EngineStats:
     runner: str = ""
     slots_used: int = 0
     queued: int = 0
+    queued_tokens: int = 0
     steps: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0

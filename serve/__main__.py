@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from yaml import YAMLError
 
-from llamahome.config import ConfigError, ServeRoot, explain_override, load_config
+from llamahome.config import ConfigError, ServeConfig, ServeRoot, explain_override, load_config
 from llamahome.logs import configure_logging
 from serve.http.errors import EndpointError
 
@@ -43,15 +43,22 @@ def _serve(root: ServeRoot) -> None:
     from serve.ray.endpoint import running_endpoint
 
     with running_endpoint(root) as endpoint, _stop_signals() as stop:
-        typer.echo(ready_text(endpoint.url, endpoint.model_id, with_key=bool(root.serve.api_key)))
+        ready = ready_text(
+            endpoint.url, endpoint.model_id, endpoint.cores, with_key=_with_key(root.serve)
+        )
+        typer.echo(ready)
         stop.wait()
         typer.echo("stopping")
 
 
-def ready_text(url: str, model_id: str, *, with_key: bool) -> str:
+def _with_key(config: ServeConfig) -> bool:
+    return bool(config.api_key) or config.keys_file is not None
+
+
+def ready_text(url: str, model_id: str, cores: str, *, with_key: bool) -> str:
     key = '-H "Authorization: Bearer $LLAMAHOME_API_KEY" ' if with_key else ""
     example = EXAMPLE.format(url=url, model=model_id, key=key)
-    return f"ready: {model_id} at {url} (Ctrl-C stops)\n{example}"
+    return f"ready: {model_id} at {url}, on {cores} (Ctrl-C stops)\n{example}"
 
 
 @contextlib.contextmanager

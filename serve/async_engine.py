@@ -8,11 +8,21 @@ import queue
 import struct
 import sys
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from functools import partial
 
-from llamahome.engine import EngineError, EngineStats, SamplingParams, TextDelta, TextEngine
+from llamahome.engine import (
+    EngineError,
+    EngineStats,
+    Progress,
+    RequestError,
+    SamplingParams,
+    TextDelta,
+    TextEngine,
+)
+from llamahome.engine.sampling.grammar import GrammarMask
 from serve.wire import Delta
 
 logger = logging.getLogger(__name__)
@@ -57,6 +67,8 @@ class AsyncEngine:
         self._commands: queue.SimpleQueue[_Submit | str | None] = queue.SimpleQueue()
         self._inboxes: dict[str, _Inbox] = {}
         self._stats = engine.stats()
+        self._idle = False
+        self._progressed = time.monotonic()  # when a step or command last ended, or work came
         self.running = True
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -65,11 +77,35 @@ class AsyncEngine:
         """Return the statistics as of the latest step."""
         return self._stats
 
+    @property
+    def idle_s(self) -> float:
+        """Return for how many seconds the engine has had nothing to do; 0 while it has."""
+        return time.monotonic() - self._progressed if self._waits else 0.0
+
+    @property
+    def stalled_s(self) -> float:
+        """Return for how many seconds the step or command in progress has run."""
+        return 0.0 if self._waits else time.monotonic() - self._progressed
+
+    @property
+    def _waits(self) -> bool:
+        return self._idle and self._commands.empty()
+
     def generate(
-        self, request_id: str, prompt: list[int], params: SamplingParams
+        self,
+        request_id: str,
+        prompt: list[int],
+        params: SamplingParams,
+        grammar: GrammarMask | None = None,
+        progress: Progress | None = None,
     ) -> AsyncGenerator[Delta, None]:
-        """Yield the answer to a prompt."""
-        return self._answer(request_id, partial(self._engine.submit, request_id, prompt, params))
+        """Yield the answer to a prompt, or what follows after `progress`.
+
+        Args:
+            grammar: `params.grammar`, compiled.
+        """
+        submit = partial(self._engine.submit, request_id, prompt, params, grammar, progress)
+        return self._answer(request_id, submit)
 
     def embed(
         self, request_id: str, prompt: list[int], adapter: str | None
@@ -88,12 +124,13 @@ class AsyncEngine:
         Leaving early, by `aclose` or cancellation, frees the request's slot at once.
 
         Raises:
-            RequestError, QueueFullError: as the engine's `submit` does.
+            RequestError, QueueFullError: as the engine's `submit` does; RequestError also where the
+                request's own rules leave no way on.
             AnswerError: when the engine gives this request up.
             EngineStoppedError: when the engine crashes or has crashed.
         """
         inbox = _Inbox(asyncio.get_running_loop(), asyncio.Queue())
-        self._commands.put(_Submit(request_id, submit, inbox))
+        self._put(_Submit(request_id, submit, inbox))
         # Checked after the put: a stopping thread answers what is in the queue.
         if not self.running:
             raise EngineStoppedError("the engine is not running")
@@ -107,11 +144,16 @@ class AsyncEngine:
                 if error is not None:
                     raise error
         finally:
-            self._commands.put(request_id)
+            self._put(request_id)
+
+    def _put(self, command: _Submit | str | None) -> None:
+        if self._idle:
+            self._progressed = time.monotonic()
+        self._commands.put(command)
 
     def close(self) -> None:
         """End the thread; requests that still run end with EngineStoppedError."""
-        self._commands.put(None)
+        self._put(None)
         self._thread.join(STOP_TIMEOUT_S)
 
     def _run(self) -> None:
@@ -120,6 +162,7 @@ class AsyncEngine:
             while self._obey():
                 deltas = self._engine.step()
                 self._stats = self._engine.stats()
+                self._progressed = time.monotonic()
                 for delta in deltas:
                     self._inboxes[delta.request_id].put(delta)
                     if delta.finish_reason is not None:
@@ -131,7 +174,9 @@ class AsyncEngine:
     def _obey(self) -> bool:
         """Carry out waiting commands, or wait for one while idle; return False to end."""
         while not self._commands.empty() or not self._engine.has_work:
+            self._idle = self._commands.empty()
             command = self._commands.get()
+            self._idle, self._progressed = False, time.monotonic()
             if command is None:
                 return False
             if isinstance(command, _Submit):
@@ -147,6 +192,9 @@ class AsyncEngine:
             command.call()
         except EngineError as refusal:
             command.inbox.put(refusal)
+        except BaseException as error:
+            command.inbox.put(EngineStoppedError(f"the engine stopped: {type(error).__name__}"))
+            raise
         else:
             self._inboxes[command.request_id] = command.inbox
 
@@ -174,6 +222,8 @@ async def _arrived(inbox: asyncio.Queue[Event]) -> tuple[list[TextDelta], Engine
 
 def _joined(deltas: list[TextDelta]) -> Delta:
     last = deltas[-1]
+    if last.finish_reason == "error" and last.error_field is not None:
+        raise RequestError(last.error_field, None, last.error or "")
     if last.finish_reason == "error":
         raise AnswerError(last.error)
     embedding = last.embedding
@@ -181,6 +231,8 @@ def _joined(deltas: list[TextDelta]) -> Delta:
         text="".join(delta.text for delta in deltas),
         token_count=sum(delta.token_count for delta in deltas),
         tokens=tuple(token for delta in deltas for token in delta.tokens),
+        ids=tuple(token for delta in deltas for token in delta.ids),
+        held=last.held,
         embedding=None if embedding is None else struct.pack(f"<{len(embedding)}f", *embedding),
         finish_reason=last.finish_reason,
         usage=last.usage,

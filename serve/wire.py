@@ -8,7 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from llamahome.requests import EngineStats, SamplingParams, Token, Usage
+from llamahome.requests import (
+    CallFormat,
+    EngineStats,
+    Progress,
+    SamplingParams,
+    Token,
+    Tools,
+    Usage,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,18 +29,24 @@ class GenerateRequest:
         prompt: text or token ids of a completion; None for a chat.
         messages: a chat's, as the chat template takes them.
         add_generation_prompt, continue_final_message: how a chat's prompt ends.
+        tools: the functions that the answer may call.
+        template_options: values of variables that the chat template reads.
         left_out: sampling parameters that the client did not send; the model may have its own.
         echo: whether the answer begins with the prompt.
+        progress: what a replica that was lost gave of the answer; None for a first try.
     """
 
     request_id: str
     params: SamplingParams
     prompt: str | list[int] | None = None
-    messages: list[dict[str, str]] | None = None
+    messages: list[dict[str, Any]] | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
+    tools: Tools | None = None
+    template_options: dict[str, Any] | None = None
     left_out: frozenset[str] = frozenset()
     echo: bool = False
+    progress: Progress | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,19 +108,37 @@ class Tokenized:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CallDelta:
+    """Text added to the arguments of one call; `id` and `name` are set on the call's first."""
+
+    index: int
+    arguments: str
+    id: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Delta:
     """Text added to one answer. `finish_reason` and `usage` are set on the last.
 
     `tokens` are the tokens of the text, where log-probabilities are asked for. `embedding` is the
     result of an `EmbedRequest`: float32, little-endian. `stop_text` is the stop text that ended the
-    answer, where one did.
+    answer, where one did. `ids` and `held` are for another replica, should this one be lost (see
+    `Progress`).
+
+    A replica writes calls as the model does, into `text`, and sets `call_format` on the first delta
+    of a request with tools; `serve.http.calls` makes `calls` of them.
     """
 
     text: str
     token_count: int
     tokens: tuple[Token, ...] = ()
+    ids: tuple[int, ...] = ()
+    held: tuple[tuple[float | None, tuple[tuple[int, float], ...]], ...] = ()
     embedding: bytes | None = None
-    finish_reason: Literal["stop", "length"] | None = None
+    calls: tuple[CallDelta, ...] = ()
+    call_format: CallFormat | None = None
+    finish_reason: Literal["stop", "length", "tool_calls"] | None = None
     usage: Usage | None = None
     stop_text: str | None = None
     tokenized: Tokenized | None = None
@@ -116,16 +148,22 @@ class Delta:
 class Failure:
     """The reason why a replica gives no (further) text.
 
-    `invalid`: the request cannot run; `full`: the queue is; `failed`: the engine broke on this
-    request; `unavailable`: it had broken before, and another replica may serve it.
+    `invalid`: the request cannot run; `full`: the queue is; `failed`: the engine gave this request
+    up; `crashed`: it broke while it held the request; `unavailable`: it had broken before, and
+    another replica may serve it.
     """
 
-    kind: Literal["invalid", "full", "failed", "unavailable"]
+    kind: Literal["invalid", "full", "failed", "crashed", "unavailable"]
     message: str
     field: str | None = None
 
 
-Reply = Delta | Failure
+@dataclass(frozen=True)
+class Accepted:
+    """The first reply to a request that another replica has lost: from now on this one holds it."""
+
+
+Reply = Delta | Failure | Accepted
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from train.callbacks import Callback
 from train.compose import compose_root
 from train.errors import StoppedError
 from train.pipeline import TrainingPipeline, TrainingResult
+from train.run import runs_folder
 
 Data = str | Path | Iterable[Mapping[str, Any]]
 
@@ -73,7 +74,7 @@ def _root(config: TrainRoot | Sequence[str], data: Data | None, manager: ModelMa
         raise ConfigError(f"config={config!r} is one text; give a list of overrides")
     if data is None or isinstance(data, str | Path):
         return _with_file(config, None if data is None else str(data))
-    runs_dir = _runs_dir(_with_file(config, "records"), manager)
+    runs_dir = runs_folder(_with_file(config, "records"), manager)
     return _with_file(config, str(_written(data, runs_dir)))
 
 
@@ -81,11 +82,6 @@ def _with_file(config: TrainRoot | Sequence[str], file: str | None) -> TrainRoot
     if not isinstance(config, TrainRoot):
         return compose_root(config, file)
     return config if file is None else replace(config, data=replace(config.data, train_file=file))
-
-
-def _runs_dir(root: TrainRoot, manager: ModelManager) -> Path:
-    output_dir = root.trainer.output_dir
-    return Path(output_dir).expanduser().resolve() if output_dir else manager.runs_dir
 
 
 def _written(records: Iterable[Mapping[str, Any]], runs_dir: Path) -> Path:

@@ -28,6 +28,7 @@ from llamahome.models import (
     write_policy_weights,
 )
 from llamahome.models.adapters import merge_adapter
+from llamahome.models.four_bits import write_mark
 from llamahome.models.probe import LIMITS
 from train.errors import ExportError
 from train.model import POLICY_MODULE, model_to_train
@@ -48,6 +49,7 @@ def export_model(
 
     Full fine-tuning exports all weights, LoRA the weights with the adapters merged in, and the
     adapters in `run_dir/adapter`; with `trainer.export=adapter` the model is the adapters alone.
+    Adapters that were trained on 4 bits are merged into what these hold, in fp32.
 
     Args:
         sample: tokens on which the exported model must predict what the trained one does.
@@ -140,6 +142,8 @@ def _write_adapter(
 ) -> None:
     adapted.save_pretrained(str(folder), state_dict=weights, save_embedding_layers=False)
     write_adapter_policy(folder, root.policy)
+    if root.trainer.lora.base_bits is not None:
+        write_mark(folder)
 
 
 @contextmanager

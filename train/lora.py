@@ -41,8 +41,9 @@ def add_adapters(model: PreTrainedModel, lora: LoraConfig, base: str) -> PeftMod
     config.use_rslora, config.use_dora = lora.rslora, lora.dora
     if lora.train_norms:
         config.modules_to_save = norms(model)
-    # DeepSpeed holds weights and adapters in one precision.
-    adapted = cast(PeftModel, get_peft_model(model, config, autocast_adapter_dtype=False))
+    # DeepSpeed holds weights and adapters in one precision; on 4 bits PEFT takes that of products.
+    fp32 = lora.base_bits is not None
+    adapted = cast(PeftModel, get_peft_model(model, config, autocast_adapter_dtype=fp32))
     # PEFT writes the folder of the weights, which for an adapter on an adapter is not the base.
     adapted.peft_config["default"].base_model_name_or_path = base
     return adapted

@@ -17,11 +17,13 @@ from transformers.integrations.neftune import neftune_post_forward_hook
 from llamahome.attention import HybridAttention, Policy, walk_once
 from llamahome.config import ModelConfig, TrainRoot
 from llamahome.models import LoadedModel, ModelManager, load_model
+from llamahome.models.four_bits import quantize_base
 from llamahome.models.load import choose_policy, find_model
 from train.lora import add_adapters
 from train.objectives.chunked_head import attach_chunked_head
 
 DTYPES = {"fp32": "float32", "mixed": "float32", "bf16": "bfloat16"}
+PRODUCTS = {"fp32": torch.float32, "mixed": torch.bfloat16}  # dtype on 4-bit weights
 POLICY_MODULE = "kv_policy"
 
 
@@ -52,6 +54,8 @@ def prepare_model(
             add_noise(loaded.model, trainer.neftune_alpha)
         if trainer.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": walk_once})
+        if trainer.lora.base_bits is not None:
+            quantize_base(loaded.model, PRODUCTS[trainer.precision])
         if trainer.method == "lora":
             model = add_adapters(loaded.model, trainer.lora, root.model.name)
     policy = _policy(root, loaded, policy_model)

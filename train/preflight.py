@@ -17,6 +17,7 @@ from llamahome.config import ClusterConfig, ConfigError, TrainerConfig, TrainRoo
 from llamahome.models import ModelError, choose_policy
 from llamahome.models.describe import read_config
 from llamahome.models.errors import one_line
+from llamahome.models.four_bits import LACKING, has_bitsandbytes
 from llamahome.models.pretrained import FAILURES, decoder_class
 from llamahome.models.probe import check_layers
 from llamahome.models.weight_files import weight_files
@@ -108,6 +109,8 @@ def check_model(root: TrainRoot, chain: list[Path]) -> None:
         )
     if root.trainer.method == "lora":
         check_targets(model, root.trainer.lora)
+    if root.trainer.lora.base_bits is not None and not has_bitsandbytes():
+        raise ConfigError(f"trainer.lora.base_bits={root.trainer.lora.base_bits}: {LACKING}")
     _check_engine(root, model)
     shape = ModelShape.of(model)
     root.policy.check_model(shape.num_layers, shape.num_kv_heads)

@@ -13,8 +13,10 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from llamahome.config import ConfigError, ModelConfig, PolicyConfig, TrainerConfig, TrainRoot
+from llamahome.config.cache_folder import CACHE
 from llamahome.config.fixed import changed_keys
 from llamahome.config.policy import CARRIED, rescaled
+from llamahome.config.writable import check_writable
 from llamahome.data import DataError
 from llamahome.models import ModelInfo, ModelManager
 from llamahome.models.adapter_chain import adapter_chain
@@ -57,15 +59,25 @@ def prepare_run(root: TrainRoot, manager: ModelManager) -> Run:
         DataError: for data that cannot be used, or is too little for this many workers.
         ModelError: for a model that cannot be used.
     """
+    runs_dir = runs_folder(root, manager)
     manager.resolve(root.model.name, root.model.revision)
     model = manager.describe(root.model.name, root.model.revision)
     root = _looked_up(root, model)
     check_model(root, adapter_chain(model.path, manager.resolve))
     _check_data(root, model, manager)
-    output_dir = root.trainer.output_dir
-    return _opened(
-        root, Path(output_dir).expanduser().resolve() if output_dir else manager.runs_dir
-    )
+    return _opened(root, runs_dir)
+
+
+def runs_folder(root: TrainRoot, manager: ModelManager) -> Path:
+    """Return the folder of all runs.
+
+    Raises:
+        ConfigError: when a run cannot be written there.
+    """
+    named = root.trainer.output_dir
+    folder = Path(named).expanduser().resolve() if named else manager.runs_dir
+    check_writable(folder / (root.trainer.run_name or ""), "trainer.output_dir" if named else CACHE)
+    return folder
 
 
 def dense_stage(run: Run) -> Run:

@@ -72,11 +72,11 @@ def poisson_load(engine: Engine, prompts: Sequence[list[int]], shape: LoadShape)
     No prompt may occur twice, since its snapshot would spare the second prefill.
     """
     half = len(prompts) // 2
-    burst = replay(engine, prompts[:half], [0.0] * half, shape.answer)
+    burst = replay(engine, prompts[:half], [0.0] * half, [shape.answer] * half)
     capacity = half / max(own.tokens[-1] for own in burst)
     rate = shape.utilisation * capacity
     times = arrivals(len(prompts) - half, rate, shape.seed)
-    own = replay(engine, prompts[half:], times, shape.answer)
+    own = replay(engine, prompts[half:], times, [shape.answer] * len(times))
     ttft, tpot = [t.ttft for t in own], [t.tpot for t in own]
     return Latency(
         requests=len(own),
@@ -100,16 +100,16 @@ def arrivals(count: int, rate: float, seed: int) -> list[float]:
 
 
 def replay(
-    engine: Engine, prompts: Sequence[list[int]], times: Sequence[float], answer: int
+    engine: Engine, prompts: Sequence[list[int]], times: Sequence[float], answers: Sequence[int]
 ) -> list[Timeline]:
-    """Submit prompt i at `times[i]` and step until every answer is complete."""
-    params = SamplingParams(max_tokens=answer, ignore_eos=True)
+    """Submit prompt i at `times[i]` and step until each answer has its `answers[i]` tokens."""
     lines = [Timeline(arrived=at) for at in times]
     started = time.perf_counter()
     sent = 0
     while sent < len(prompts) or engine.has_work:
         now = time.perf_counter() - started
         while sent < len(prompts) and times[sent] <= now:
+            params = SamplingParams(max_tokens=answers[sent], ignore_eos=True)
             engine.submit(str(sent), prompts[sent], params)
             sent += 1
         if not engine.has_work:

@@ -17,6 +17,7 @@ import torch
 from benchmarks.engine.load import LoadShape, poisson_load
 from benchmarks.engine.quality import perplexity_ratio
 from benchmarks.peers.protocol import Reply, serve, timed_steps
+from benchmarks.turns import read_in_turns
 from benchmarks.workload import DENSE, evicting
 from llamahome.attention import build_policy
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
@@ -65,9 +66,11 @@ class Ours:
     def fill(self, prompts: list[list[int]]) -> Reply:
         self._single = None
         context = len(prompts[0])
-        # Prompts are read in turns, a chunk each; those that end first decode a little meanwhile.
+        # In turns, a chunk each, so that all begin to decode at about the same time.
         length = context + ROOM
-        self._engine = self._open(len(prompts), context, length)
+        config = EngineConfig(**self._settings_of(len(prompts), length, 1))
+        engine = Engine(self.model, build_policy(self._policy(context)), config)
+        self._engine = read_in_turns(engine, config)
         params = SamplingParams(max_tokens=length - context, ignore_eos=True)
         for number, prompt in enumerate(prompts):
             self._engine.submit(str(number), prompt, params)

@@ -39,6 +39,8 @@ class Checkout:
 
     def open(self, policy: dict[str, Any], requests: int, length: int) -> Reply:
         """Open an engine for so many requests of `length` tokens, its weights packed."""
+        # A chunk in every step, so that the first to decode do not end before the last begin.
+        steady: dict[str, Any] = {"slowdown": 1e6} if hasattr(EngineConfig, "slowdown") else {}
         config = EngineConfig(
             slots=requests,
             max_length=length + ROOM,
@@ -47,6 +49,7 @@ class Checkout:
             num_threads=self.threads,
             draft_tokens=0,
             snapshot_bytes=0,
+            **steady,
         )
         self._engine = Engine(self.model, build_policy(PolicyConfig(**policy)), config)
         return {"runner": self._engine.stats().runner}

@@ -10,6 +10,7 @@ from llamahome.cli import (
     evaluate,
     generate,
     handover,
+    keys,
     lm_eval,
     models,
     token_cache,
@@ -44,6 +45,7 @@ data.add_typer(token_cache.app, name="cache")
 app.command()(generate.generate)
 app.command()(chat.chat)
 app.add_typer(models.app, name="models")
+app.add_typer(keys.app, name="keys")
 app.command()(calibrate.calibrate)
 app.command("eval", context_settings=handover.PASS_ON)(evaluate.evaluate)
 app.command("lm_eval", context_settings=handover.PASS_ON)(lm_eval.lm_eval)

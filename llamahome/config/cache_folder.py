@@ -7,9 +7,11 @@ from pathlib import Path
 
 import platformdirs
 
+CACHE = "LLAMAHOME_CACHE"  # an environment variable
+
 
 def cache_folder(named: Path | None = None) -> Path:
     """Return `named`, or LLAMAHOME_CACHE of the environment, or the user's cache directory."""
-    chosen = named or os.environ.get("LLAMAHOME_CACHE")
+    chosen = named or os.environ.get(CACHE)
     folder = Path(chosen) if chosen else platformdirs.user_cache_path("llamahome")
     return folder.expanduser().resolve()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 
-from llamahome.config.checks import at_least, one_of, require
+from llamahome.config.checks import above, at_least, one_of, require
 from llamahome.config.model import ModelConfig
 
 
@@ -25,7 +25,9 @@ class EngineConfig:
             generation_config.json) or `none`.
         max_queued: requests that may wait for a slot; more are refused.
         max_queued_tokens: prompt tokens that may wait; one longer prompt may wait alone.
-        prefill_tokens: prompt tokens of one step, all prompts together; decoding waits for no more.
+        prefill_tokens: prompt tokens of one step, all prompts together, at most.
+        slowdown: while requests decode, steps take on average at most so many times what decoding
+            alone takes; prompts are read in the rest of the time.
         snapshot_bytes: memory for snapshots, from which prompts with a common prefix start; 0
             computes every prompt from its first token.
         snapshot_dir: folder for snapshots that do not fit into memory; None keeps none.
@@ -37,7 +39,8 @@ class EngineConfig:
         kv_dtype: precision of keys and values: `fp32`, `fp16`, `bf16` (torch), `int8` (native) or
             `auto`: native: fp16 with int8 weights, else fp32; torch: the model's.
         device: `auto` (a GPU when there is one), `cpu`, `cuda`, `cuda:1`, ...
-        num_threads: CPU threads; 0 leaves torch's own choice.
+        num_threads: CPU threads; 0 leaves torch's own choice, and a replica's to
+            `serve.cpus_per_replica`.
     """
 
     slots: int = 8
@@ -45,6 +48,7 @@ class EngineConfig:
     max_queued: int = 64
     max_queued_tokens: int = 131_072
     prefill_tokens: int = 256
+    slowdown: float = 2.0
     draft_tokens: int = 7
     protect_system: bool = False
     split_special_tokens: bool = True
@@ -63,6 +67,7 @@ class EngineConfig:
         at_least("engine.max_length", self.max_length, 2)
         for name in ("slots", "max_queued", "max_queued_tokens", "prefill_tokens"):
             at_least(f"engine.{name}", getattr(self, name), 1)
+        above("engine.slowdown", self.slowdown, 1)
         at_least("engine.snapshot_disk_bytes", self.snapshot_disk_bytes, 1)
         for name in ("draft_tokens", "snapshot_bytes", "num_threads"):
             at_least(f"engine.{name}", getattr(self, name), 0)

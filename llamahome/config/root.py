@@ -55,6 +55,13 @@ class TrainRoot:
             "with trainer.precision=bf16 DeepSpeed's losses are off there; set zero_stage to 1, 2 "
             "or 3, or trainer.precision to mixed or fp32",
         )
+        require(
+            self.trainer.lora.base_bits is None or self.deepspeed.zero_stage < 3,
+            "trainer.lora.base_bits",
+            self.trainer.lora.base_bits,
+            "deepspeed.zero_stage=3 shards weights before they can be quantised; set zero_stage "
+            "to 0, 1 or 2",
+        )
         for name in ("offload_optimizer", "offload_parameters"):
             require(
                 self.trainer.use_gpu or not getattr(self.deepspeed, name),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass, field
 
-from llamahome.config.checks import above, at_least, require
+from llamahome.config.checks import above, at_least, one_of, require
+
+ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 
 
 @dataclass(kw_only=True)
@@ -13,53 +16,111 @@ class ServeConfig:
     """One Ray Serve application.
 
     Attributes:
-        host, port: address of the HTTP proxy; any host but loopback needs an api_key.
-        api_key: bearer token that clients send; None asks for none.
+        host, port: address of the HTTP proxy; any host but loopback needs an api_key or keys_file.
+        api_key: an admin's key that is always valid; without it and keys_file, none is asked for.
+        keys_file: keys of `llamahome keys`; changes hold at once.
+        audit_log: file that gets a line of JSON for each request; None writes none.
+        cors_origins: web pages that may use the endpoint, such as https://chat.example.org.
+        tls_cert, tls_key: PEM files of a certificate with its chain, and its key; None is HTTP.
         model_id: name in /v1/models; None is the model's own name.
         min_replicas, max_replicas: engine replicas.
-        target_ongoing_requests: requests per replica above which the autoscaler adds replicas.
+        target_slots, target_queued_tokens, target_ttft_s: share of a replica's slots in use, prompt
+            tokens that it has still to read, and seconds to the first token, above which the
+            autoscaler adds replicas.
         upscale_delay_s, downscale_delay_s: seconds that load must last before replicas change.
-        cpus_per_replica, gpus_per_replica: Ray resources of one engine replica.
+        routing: `prefix` (a request goes to the replica that has read the most of it before, unless
+            others have less to do) or `load` (Ray Serve's: the less busy one of two).
+        cpus_per_replica, gpus_per_replica: Ray resources of one engine replica. CPUs are also its
+            threads; None shares this machine's cores among `max_replicas`, and is 1 on a cluster.
         request_timeout_s: seconds after which a request is ended.
+        first_token_timeout_s, token_timeout_s: seconds in which a replica has to give the first
+            token of an answer, its queue included, and each one after it; then another replica goes
+            on.
         max_body_bytes: size of a request body above which it is refused with 413.
         store_bytes: memory for the responses that /v1/responses keeps, as JSON; 0 keeps none.
         store_s: seconds that a response is kept.
         docs: answer /docs and /openapi.json, which describe the endpoints.
+        ingresses: HTTP processes of a node; all listen on `port`, and if one dies, others answer.
+        max_header_bytes: size of a request's line and headers above which it is refused.
+        header_timeout_s: seconds in which they must arrive, and an idle connection is kept.
+        max_connections_per_client: connections of one address to one ingress process.
     """
 
     host: str = "127.0.0.1"
     port: int = 8000
     api_key: str | None = field(default=None, repr=False)  # never logged
+    keys_file: str | None = None
+    audit_log: str | None = None
+    cors_origins: list[str] = field(default_factory=list)
+    tls_cert: str | None = None
+    tls_key: str | None = None
     model_id: str | None = None
     min_replicas: int = 1
     max_replicas: int = 1
-    target_ongoing_requests: float = 4.0
-    upscale_delay_s: float = 10.0
+    target_slots: float = 0.75
+    target_queued_tokens: int = 2048
+    target_ttft_s: float = 2.0
+    upscale_delay_s: float = 3.0
     downscale_delay_s: float = 120.0
-    cpus_per_replica: float = 1.0
+    routing: str = "prefix"
+    cpus_per_replica: float | None = None
     gpus_per_replica: float = 0.0
     request_timeout_s: float = 600.0
+    first_token_timeout_s: float = 300.0
+    token_timeout_s: float = 60.0
     max_body_bytes: int = 4_194_304
     store_bytes: int = 2**26
     store_s: float = 3600.0
     docs: bool = False
+    ingresses: int = 2
+    max_header_bytes: int = 32_768
+    header_timeout_s: float = 30.0
+    max_connections_per_client: int = 1024
 
     def __post_init__(self) -> None:
         require(0 < self.port < 65536, "serve.port", self.port, "it must lie in 1..65535")
         for name in ("min_replicas", "upscale_delay_s", "downscale_delay_s", "gpus_per_replica"):
             at_least(f"serve.{name}", getattr(self, name), 0)
         at_least("serve.max_replicas", self.max_replicas, max(1, self.min_replicas))
-        positive = ("target_ongoing_requests", "cpus_per_replica", "request_timeout_s", "store_s")
-        for name in positive:
+        for name in (
+            "target_ttft_s",
+            "request_timeout_s",
+            "first_token_timeout_s",
+            "token_timeout_s",
+            "header_timeout_s",
+            "store_s",
+        ):
             above(f"serve.{name}", getattr(self, name), 0)
+        if self.cpus_per_replica is not None:
+            above("serve.cpus_per_replica", self.cpus_per_replica, 0)
         at_least("serve.store_bytes", self.store_bytes, 0)
-        at_least("serve.max_body_bytes", self.max_body_bytes, 1024)
         require(
-            is_loopback(self.host) or bool(self.api_key),
+            0 < self.target_slots <= 1, "serve.target_slots", self.target_slots, "it is a share"
+        )
+        one_of("serve.routing", self.routing, ("prefix", "load"))
+        for name in ("max_body_bytes", "max_header_bytes"):
+            at_least(f"serve.{name}", getattr(self, name), 1024)
+        for name in ("ingresses", "max_connections_per_client", "target_queued_tokens"):
+            at_least(f"serve.{name}", getattr(self, name), 1)
+        require(
+            is_loopback(self.host) or bool(self.api_key) or bool(self.keys_file),
             "serve.host",
             self.host,
             "listening beyond loopback needs serve.api_key (or LLAMAHOME_API_KEY in the "
-            "environment); or use serve.host=127.0.0.1",
+            "environment) or serve.keys_file (see: llamahome keys); or use serve.host=127.0.0.1",
+        )
+        require(
+            all(ORIGIN.fullmatch(origin) for origin in self.cors_origins),
+            "serve.cors_origins",
+            self.cors_origins,
+            "give each origin as https://host or http://host:port, in lower case, without a path; "
+            "* is not possible",
+        )
+        require(
+            (self.tls_cert is None) == (self.tls_key is None),
+            "serve.tls_cert" if self.tls_key is None else "serve.tls_key",
+            self.tls_cert if self.tls_key is None else self.tls_key,
+            "HTTPS needs both serve.tls_cert and serve.tls_key",
         )
 
 

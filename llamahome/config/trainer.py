@@ -23,6 +23,9 @@ class LoraConfig:
         rslora: scale adapters by alpha / sqrt(r) (Kalajdzievski 2023, arXiv 2312.03732), so that a
             large r learns as fast as a small one.
         dora: learn magnitudes apart from directions (Liu et al. 2024, arXiv 2402.09353).
+        base_bits: 4 keeps the linear maps below the adapters in 4 bits (QLoRA: NF4 with double
+            quantisation, Dettmers et al. 2023, arXiv 2305.14314); embeddings, norms, the output
+            layer and adapters stay in fp32. None keeps all in trainer.precision.
     """
 
     r: int = 16
@@ -34,11 +37,13 @@ class LoraConfig:
     train_norms: bool = True
     rslora: bool = False
     dora: bool = False
+    base_bits: int | None = None
 
     def __post_init__(self) -> None:
         at_least("trainer.lora.r", self.r, 1)
         at_least("trainer.lora.alpha", self.alpha, 1)
         fraction("trainer.lora.dropout", self.dropout)
+        one_of("trainer.lora.base_bits", self.base_bits, (None, 4))
         require(
             bool(self.target_modules) and all(type(m) is str and m for m in self.target_modules),
             "trainer.lora.target_modules",
@@ -223,6 +228,7 @@ class TrainerConfig:
             self.early_stopping_patience,
             "it counts evaluations, so it needs trainer.eval_every above 0",
         )
+        self._check_four_bits()
         self._check_elastic()
         if self.run_name is not None:
             require(
@@ -231,6 +237,25 @@ class TrainerConfig:
                 self.run_name,
                 "it names one folder: no slash, no leading dot, not empty",
             )
+
+    def _check_four_bits(self) -> None:
+        """Refuse what a base of 4 bits cannot be trained with."""
+        if self.lora.base_bits is None:
+            return
+        for ok, why in (
+            (self.method == "lora", "only adapters can be trained on it; set trainer.method=lora"),
+            (
+                self.precision != "bf16",
+                "trainer.precision=bf16 would round the adapters; set it to mixed, which "
+                "multiplies in bf16",
+            ),
+            (
+                self.dense_steps == 0,
+                "with trainer.dense_steps the first stage's model would be rounded to 4 bits "
+                "again; give it a run of its own",
+            ),
+        ):
+            require(ok, "trainer.lora.base_bits", self.lora.base_bits, why)
 
     def _check_elastic(self) -> None:
         """Refuse numbers of workers that cannot share a global batch equally."""

@@ -1,6 +1,12 @@
 """Training data: records to token ids and labels."""
 
-from llamahome.data.chat_template import ChatError, ChatTemplate, ControlTokenError, NoTemplateError
+from llamahome.data.chat_template import (
+    ChatError,
+    ChatTemplate,
+    ControlTokenError,
+    NoTemplateError,
+    OptionError,
+)
 from llamahome.data.encode import IGNORED, Row, RowEncoder
 from llamahome.data.errors import BadRecord, DataError
 from llamahome.data.files import exists, files_of, is_url
@@ -30,6 +36,7 @@ __all__ = [
     "ControlTokenError",
     "DataError",
     "NoTemplateError",
+    "OptionError",
     "Preference",
     "Record",
     "Row",

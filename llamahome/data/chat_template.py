@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, meta
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import _compile_jinja_template
 
 PRIVATE = 0xE000  # the first code point of Unicode's private use
 
@@ -27,6 +29,10 @@ class NoTemplateError(ChatError):
 
 class ControlTokenError(ChatError):
     """A control token of a message that the tokenizer cannot take as text; it names the tokens."""
+
+
+class OptionError(ChatError):
+    """Options that the template does not read; it names them."""
 
 
 @dataclass(frozen=True)
@@ -70,15 +76,22 @@ class ChatTemplate:
         tools: Sequence[dict[str, Any]] = (),
         add_generation_prompt: bool = False,
         continue_final_message: bool = False,
+        options: Mapping[str, Any] | None = None,
     ) -> str:
         """Return a chat's text, in which control tokens of messages and tools are marked.
 
+        Args:
+            options: values of variables that the template reads, such as `enable_thinking`.
+
         Raises:
             NoTemplateError: when there is no template.
+            OptionError: when the template does not read an option.
             ChatError: when the template refuses the chat.
         """
         if self._tokenizer.chat_template is None:
             raise NoTemplateError("it has no chat template")
+        if options and (unread := options.keys() - self._options(bool(tools))):
+            raise OptionError(", ".join(sorted(unread)))
         try:
             text = self._tokenizer.apply_chat_template(
                 self._marked(list(messages)),
@@ -86,6 +99,7 @@ class ChatTemplate:
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
+                **self._marked(dict(options or {})),
             )
         except (TemplateError, TypeError) as error:  # roles and orders that it does not know
             raise ChatError(str(error)) from error
@@ -93,6 +107,15 @@ class ChatTemplate:
             reason = "it changes the last message, so the answer cannot continue it"
             raise ChatError(reason if continue_final_message else str(error)) from error
         return str(text)
+
+    def _options(self, with_tools: bool) -> frozenset[str]:
+        """Return the variables that a request may set: neither the chat nor its control tokens."""
+        text = self._tokenizer.get_chat_template(None, [{}] if with_tools else None)
+        template = _compile_jinja_template(text)
+        read = meta.find_undeclared_variables(template.environment.parse(text))
+        parameters = inspect.signature(self._tokenizer.apply_chat_template).parameters
+        own = {"messages", *self._tokenizer.special_tokens_map, *parameters, *template.globals}
+        return frozenset(read - own)
 
     def plain(self, rendered: str) -> str:
         """Return the text of a rendered chat, without marks."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -31,8 +31,13 @@ class Admission:
         self._adapters = adapters
         self._built = lru_cache(MAX_POLICIES)(self._build)
 
-    def check(self, prompt: list[int], params: SamplingParams) -> SamplingParams:
+    def check(
+        self, prompt: list[int], params: SamplingParams, answered: Sequence[int] = ()
+    ) -> SamplingParams:
         """Return the params with `max_tokens` filled in.
+
+        Args:
+            answered: tokens that the answer begins with.
 
         Raises:
             RequestError: for what is wrong with the request.
@@ -42,7 +47,7 @@ class Admission:
         max_tokens = params.max_tokens or 0
         if not prompt:
             raise RequestError("prompt", "", "it must hold at least one token")
-        self._check_ids(prompt, params)
+        self._check_ids(prompt, params, answered)
         self._check_length(len(prompt), max_tokens)
         if params.adapter is not None and params.adapter not in self._adapters:
             known = ", ".join(self._adapters) or "none; name some in engine.adapters"
@@ -108,9 +113,12 @@ class Admission:
         except ConfigError as error:
             raise RequestError(field, value, str(error)) from error
 
-    def _check_ids(self, prompt: list[int], params: SamplingParams) -> None:
+    def _check_ids(
+        self, prompt: list[int], params: SamplingParams, answered: Sequence[int]
+    ) -> None:
         given: tuple[tuple[str, Iterable[Any]], ...] = (
             ("prompt", prompt),
+            ("answered", answered),
             ("logit_bias", params.logit_bias),
             ("stop_token_ids", params.stop_token_ids),
         )

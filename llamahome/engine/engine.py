@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from llamahome.attention import Policy
 from llamahome.config import EngineConfig
 from llamahome.engine.admission import Admission
+from llamahome.engine.pace import Pace
 from llamahome.engine.prefixes import PrefixCache
 from llamahome.engine.request import TokenDelta, embedding, generation
 from llamahome.engine.runners.build import build_runner
@@ -60,6 +62,8 @@ class Engine:
             max_queued=config.max_queued,
             max_queued_tokens=config.max_queued_tokens,
             prefill_tokens=config.prefill_tokens,
+            chunk=self._slots.policy.interval,
+            pace=Pace(config.slowdown),
         )
         self._speculation = Speculation(self._runner, config.draft_tokens)
         self._sampling = partial(
@@ -78,17 +82,25 @@ class Engine:
         prompt: list[int],
         params: SamplingParams,
         grammar: GrammarMask | None = None,
+        *,
+        answered: Sequence[int] = (),
     ) -> None:
         """Queue a request; `grammar` is what `params.grammar` compiles to.
+
+        Args:
+            answered: first tokens of the answer, which another engine gave; the deltas are those
+                after them, as that engine would have gone on.
 
         Raises:
             RequestError: for a prompt that is empty, too long or has unknown tokens, an id that is
                 in use, or a policy, budget or adapter that cannot be had.
             QueueFullError: when too many wait.
         """
-        params = self._admission.check(prompt, params)
+        params = self._admission.check(prompt, params, answered)
         sampling = self._sampling(params, prompt, grammar=grammar) if params.max_tokens else None
-        self._scheduler.add(generation(request_id, prompt, params, sampling))
+        if sampling is not None:
+            sampling.replay(answered)
+        self._scheduler.add(generation(request_id, prompt, params, sampling, answered))
 
     def submit_embedding(
         self, request_id: str, prompt: list[int], *, adapter: str | None = None
@@ -109,12 +121,13 @@ class Engine:
         """Run one step and return its deltas, those of a request one after the other.
 
         Each request that decodes gets a token, and more where draft tokens are accepted; prompts
-        that are being read advance by a chunk.
+        advance by a chunk, those whose turn it is.
         """
         with one_torch_thread():
             for request in self._scheduler.admit():
                 self._admission.reset(request)
                 self._prefixes.start(request)
+        started = time.perf_counter()
         batch = self._scheduler.batch(self._slots.room)
         self._counters.steps += 1
         if batch is None:
@@ -123,7 +136,10 @@ class Engine:
         rows = zip(batch.requests, batch.tokens, strict=True)
         output = self._runner.forward([request.row(count) for request, count in rows])
         with one_torch_thread():
-            return [self._finished(delta) for delta in self._deltas(batch, output)]
+            self._speculation.keep_replayed(batch)
+            deltas = [self._finished(delta) for delta in self._deltas(batch, output)]
+        self._scheduler.took(batch, time.perf_counter() - started)
+        return deltas
 
     def _deltas(self, batch: Batch, output: StepOutput) -> list[TokenDelta]:
         """Take in a step; give the next tokens, or the result, of requests that are computed."""
@@ -188,6 +204,7 @@ class Engine:
             self._counters,
             slots_used=len(self._scheduler.running),
             queued=len(self._scheduler.waiting),
+            queued_tokens=self._scheduler.unread_tokens,
             drafted_tokens=self._speculation.drafted,
             accepted_tokens=self._speculation.accepted,
             prefix_hits=prefixes.hits,

@@ -18,6 +18,9 @@ from llamahome.requests import FinishReason, SamplingParams, Usage
 
 logger = logging.getLogger(__name__)
 
+# Known tokens of an answer that one step computes; each takes memory for the mass that it adds.
+REPLAYED_AT_ONCE = 16
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenDelta:
@@ -37,6 +40,7 @@ class TokenDelta:
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     error: str | None = None
+    error_field: str | None = None
 
 
 class Embedding:
@@ -84,7 +88,7 @@ class Request:
         embedding: the mean of the prompt's hidden states.
         computed: tokens that went through the slot.
         restored: those of the computed tokens that came from a snapshot.
-        last_chunk: the scheduler's count of chunks when the prompt last had its turn.
+        read_before: prompt tokens that the engine had read when the request got its slot.
         path: the place in the tree of prefixes; None without snapshots.
         lookup: finds draft tokens.
         draft: tokens that the current step verifies.
@@ -100,7 +104,7 @@ class Request:
     slot: int | None = None
     computed: int = 0
     restored: int = 0
-    last_chunk: int = 0
+    read_before: int = 0
     path: PrefixPath | None = None
     lookup: PromptLookup | None = None
     draft: list[int] = field(default_factory=list)
@@ -115,12 +119,35 @@ class Request:
         return len(self.tokens) - self.prompt_length
 
     @property
+    def left(self) -> int:
+        """Tokens that are known and not yet computed."""
+        return len(self.tokens) - self.computed
+
+    @property
     def prefilling(self) -> bool:
         """True while prompt tokens are left before the one that gives the next token."""
-        return len(self.tokens) - self.computed > 1
+        return self.left > 1
+
+    @property
+    def replaying(self) -> bool:
+        """True while tokens of an answer that another engine began are computed again."""
+        return self.prefilling and self.computed >= self.prompt_length
+
+    @property
+    def wanted(self) -> int:
+        """Return the most tokens that a step may compute: of the prompt, or replayed ones.
+
+        Never both, so that a prompt's chunks fall as they did in the engine that began the answer.
+        """
+        if self.computed < self.prompt_length:
+            return self.prompt_length - self.computed
+        return min(len(self.tokens) - self.computed, REPLAYED_AT_ONCE)
 
     def row(self, count: int) -> RowInput:
-        """Return the row of a step that computes the next `count` tokens and the draft."""
+        """Return the row of a step that computes the next `count` tokens and the draft.
+
+        Replayed tokens are a draft, too: they take the decode path, as they did the first time.
+        """
         assert self.slot is not None
         every: Every = "logits" if self.draft or self.scores is not None else None
         return RowInput(
@@ -128,7 +155,7 @@ class Request:
             tokens=self.tokens[self.computed : self.computed + count] + self.draft,
             adapter=self.params.adapter,
             every=every if self.embedding is None else "hidden",
-            drafted=bool(self.draft),
+            drafted=bool(self.draft) or self.replaying,
         )
 
     def advance(self, count: int, every: Tensor | None) -> None:
@@ -173,7 +200,8 @@ class Request:
 
     def _delta(self, choice: Choice, reason: FinishReason | None = None) -> TokenDelta:
         if choice.error is not None:
-            logger.error("request %s failed: %s", self.request_id, choice.error)
+            level = logging.ERROR if choice.error_field is None else logging.INFO
+            logger.log(level, "request %s failed: %s", self.request_id, choice.error)
         scores, self.scores = self.scores, None
         return TokenDelta(
             request_id=self.request_id,
@@ -183,6 +211,7 @@ class Request:
             prompt_logprobs=() if scores is None else tuple(scores.found),
             finish_reason=reason,
             error=choice.error,
+            error_field=choice.error_field,
         )
 
     def usage(self, slots: Slots) -> Usage:
@@ -194,22 +223,26 @@ class Request:
             kept_tokens=held,
             evicted_tokens=self.computed - held,
             peak_tokens=0 if self.slot is None else slots.peak(self.slot),
-            cached_tokens=self.restored,
+            cached_tokens=min(self.restored, self.prompt_length),
             kv_bytes=slots.slot_nbytes,
             kv_bytes_dense=slots.dense_nbytes(len(self.tokens)),
         )
 
 
 def generation(
-    request_id: str, prompt: list[int], params: SamplingParams, sampling: SamplingState | None
+    request_id: str,
+    prompt: list[int],
+    params: SamplingParams,
+    sampling: SamplingState | None,
+    answered: Sequence[int] = (),
 ) -> Request:
     """Return a request that answers its prompt, and scores it if `params` asks for that too.
 
-    Without `sampling` it scores alone.
+    Without `sampling` it scores alone. The answer goes on after the tokens `answered`.
     """
     count = params.prompt_logprobs
     scores = None if count is None else PromptLogprobs(prompt, count)
-    return Request(request_id, list(prompt), len(prompt), params, sampling, scores)
+    return Request(request_id, [*prompt, *answered], len(prompt), params, sampling, scores)
 
 
 def embedding(request_id: str, prompt: list[int], params: SamplingParams) -> Request:

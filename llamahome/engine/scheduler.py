@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import count
 
+from llamahome.engine.pace import Pace
 from llamahome.engine.request import Request
 from llamahome.requests import QueueFullError, RequestError
 
+# Prompt tokens of later requests that are read before each token of an earlier one, at most.
+OVERTAKEN = 32
 # Due step, and the number of the arrival, so that ties go first come first served.
 _Turn = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Requests of one step, in the order of their slots, and how many tokens of each to compute."""
+    """Requests of one step, in the order of their slots, and how many tokens of each to compute.
+
+    Attributes:
+        decoding: how many of the requests decode; the others read their prompts.
+    """
 
     requests: list[Request]
     tokens: list[int]
+    decoding: int
 
 
 class Scheduler:
@@ -27,9 +35,13 @@ class Scheduler:
 
     A request gets a slot as soon as one is free and keeps it to its end. Its length does not
     matter, since slots are of constant size. Each step computes one token of every request that
-    decodes, and up to `prefill_tokens` prompt tokens: a chunk of each prompt, beginning with the
-    one whose last chunk is the oldest. So a long prompt delays decoding by no more than
-    `prefill_tokens` a step, and short prompts by no more than their turn.
+    decodes, and chunks of prompts, as many as `Pace` allows.
+
+    The prompt with the fewest tokens left is read first, so short prompts do not wait for long
+    ones. A prompt ages with each prompt token that is read: at most `OVERTAKEN` tokens of later
+    requests go before each of its own. (Bender et al. 1998, "Flow and stretch metrics for
+    scheduling continuous job streams": deadlines in proportion to length.) A chunk is read whole,
+    so the pieces of a prompt, and the rounding of its answer, do not depend on other requests.
 
     Waiting requests go by priority and age: one of priority `p` that arrives at step `t` is due at
     step `t + p * ageing`, and the first due goes first. So later requests overtake it only for a
@@ -40,6 +52,8 @@ class Scheduler:
         max_queued: requests that may wait beyond the free slots.
         max_queued_tokens: prompt tokens that may wait; a single longer prompt may, too.
         prefill_tokens: most prompt tokens of one step.
+        chunk: tokens in a slot's chunk; a step reads at most one of each prompt.
+        pace: says how many of them a step may read.
         ageing: steps of waiting that make up for one level of priority.
     """
 
@@ -50,13 +64,18 @@ class Scheduler:
         max_queued: int,
         max_queued_tokens: int,
         prefill_tokens: int,
+        chunk: int,
+        pace: Pace,
         ageing: int = 256,
     ) -> None:
         self.num_slots = num_slots
         self.max_queued = max_queued
         self.max_queued_tokens = max_queued_tokens
         self.prefill_tokens = prefill_tokens
+        self.chunk = min(chunk, prefill_tokens)
+        self.read_tokens = 0
         self.ageing = ageing
+        self._pace = pace
         self.waiting: dict[str, Request] = {}
         self.waiting_tokens = 0
         self.running: dict[str, Request] = {}
@@ -64,7 +83,6 @@ class Scheduler:
         self._queue: list[tuple[_Turn, Request]] = []  # a heap; it may hold some that left
         self._arrivals = count()
         self._steps = 0
-        self._chunks = count(1)
 
     def add(self, request: Request) -> None:
         """Queue a request.
@@ -97,6 +115,12 @@ class Scheduler:
                 f"engine.max_queued_tokens={self.max_queued_tokens}; try again later"
             )
 
+    @property
+    def unread_tokens(self) -> int:
+        """Prompt tokens that are still to be computed, of waiting and of running requests."""
+        reading = (r for r in self.running.values() if r.prefilling)
+        return self.waiting_tokens + sum(len(r.tokens) - r.computed for r in reading)
+
     def find(self, request_id: str) -> Request | None:
         return self.running.get(request_id) or self.waiting.get(request_id)
 
@@ -110,7 +134,7 @@ class Scheduler:
             self._leave_queue(request)
             request.slot = heapq.heappop(self._free)
             self.running[request.request_id] = request
-            request.last_chunk = next(self._chunks)
+            request.read_before = self.read_tokens
             admitted.append(request)
         return admitted
 
@@ -123,17 +147,38 @@ class Scheduler:
         self._steps += 1
         running = self.running.values()
         tokens = {request: 1 for request in running if not request.prefilling}
-        left = self.prefill_tokens
-        prefilling = [request for request in running if request.prefilling]
-        for request in sorted(prefilling, key=lambda request: request.last_chunk):
-            if left == 0:
-                break
-            wanted = len(request.tokens) - request.computed
-            tokens[request] = min(wanted, room(_slot(request)), left)
-            left -= tokens[request]
-            request.last_chunk = next(self._chunks)
+        prompts = sorted((r for r in running if r.prefilling), key=self._turn)
+        pieces = {r: min(r.wanted, room(_slot(r)), self.chunk) for r in prompts}
+        decoding = len(tokens)
+        left = self._share(decoding, pieces) if pieces else 0
+        for request, piece in pieces.items():
+            if piece <= left:
+                tokens[request] = piece
+                left -= piece
+                self.read_tokens += piece
         requests = sorted(tokens, key=_slot)
-        return Batch(requests, [tokens[r] for r in requests]) if requests else None
+        return Batch(requests, [tokens[r] for r in requests], decoding) if requests else None
+
+    def _turn(self, request: Request) -> int:
+        """Return the sort key of a prompt, the first to be read being the least."""
+        return request.read_before + OVERTAKEN * request.left
+
+    def _share(self, decoding: int, pieces: Mapping[Request, int]) -> int:
+        """Return how many prompt tokens the step may hold."""
+        whole = sum(piece == self.chunk for piece in pieces.values())
+        ready = min(whole, self.prefill_tokens // self.chunk)
+        return self.chunk * self._pace.chunks(decoding, ready)
+
+    def took(self, batch: Batch, seconds: float) -> None:
+        """Take in the time of a step."""
+        reading = len(batch.requests) - batch.decoding
+        whole = all(count == self.chunk for count in batch.tokens)
+        self._pace.took(
+            seconds,
+            decoding=batch.decoding,
+            reading=reading > 0,
+            chunks=reading if whole else 0,
+        )
 
     def remove(self, request: Request) -> None:
         """Forget a request, waiting or running, and free its slot if it has one."""

@@ -28,7 +28,7 @@ class Speculation:
     """
 
     def __init__(self, runner: Runner, most: int) -> None:
-        self._runner = runner if most and isinstance(runner, DraftRunner) else None
+        self._runner = runner if isinstance(runner, DraftRunner) else None
         self._most = most
         self.drafted = self.accepted = 0
 
@@ -39,7 +39,7 @@ class Speculation:
         itself.
         """
         runner = self._runner
-        if runner is None:
+        if runner is None or not self._most:
             return
         answering = [r for r in batch.requests if r.generated and not r.prefilling]
         share = self._most // max(1, len(answering))
@@ -50,6 +50,13 @@ class Speculation:
             if most > 0:
                 request.lookup = request.lookup or PromptLookup(request.tokens, self._most)
                 request.draft = request.lookup.draft(most)
+
+    def keep_replayed(self, batch: Batch) -> None:
+        """Keep the rows of the last step that computed known tokens of an answer again."""
+        rows = zip(batch.requests, batch.tokens, strict=True)
+        kept = {r.slot: count for r, count in rows if r.replaying and r.slot is not None}
+        if self._runner is not None and kept:
+            self._runner.accept(kept)
 
     def verify(self, output: StepOutput, requests: Mapping[int, Request]) -> list[list[Choice]]:
         """Choose the tokens that a step gives requests, and accept drafts as far as they agree.

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from llamahome.models.adapter_chain import ADAPTER_CONFIG, is_adapter
 from llamahome.models.errors import ModelCorruptError, ModelError, one_line
+from llamahome.models.four_bits import is_on_four_bits, round_base
 from llamahome.models.json_files import read_json
 from llamahome.models.weight_files import opened
 
@@ -95,10 +96,14 @@ def merge_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
 def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     """Put the adapter in `folder` on `base`, in place, without merging it.
 
+    One that was trained on 4 bits gets a base that is rounded to them.
+
     Raises:
         ModelError: for an adapter that does not fit.
     """
     _resize_embeddings(base, folder)
+    if is_on_four_bits(folder):
+        round_base(base)
     adapted = _load(base, folder, "default")
     _check_names(adapted, folder, "default")
     return adapted
@@ -177,6 +182,11 @@ def _check_name(name: str) -> None:
 def _check_kind(folder: Path) -> None:
     """Refuse a config with anything that would change what other requests share."""
     defaults = vars(LoraConfig()) | {"peft_type": "LORA"}
+    if is_on_four_bits(folder):
+        raise ModelError(
+            f"the adapter in {folder} was trained on a base of 4 bits, and requests share one of "
+            "full precision; merge it instead: name its folder as the model"
+        )
     config = read_json(folder / ADAPTER_CONFIG)
     kind = {"peft_type": config.get("peft_type", "LORA")}  # it decides which fields there are
     for field, value in (kind | config).items():

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from llamahome.config.cache_folder import cache_folder
+from llamahome.config.cache_folder import CACHE, cache_folder
+from llamahome.config.writable import check_writable
 from llamahome.models.adapter_chain import adapter_chain, is_adapter
 from llamahome.models.checksums import verify_checksums
 from llamahome.models.describe import Kind, ModelInfo, describe_folder
@@ -53,8 +54,11 @@ class ModelManager:
         Raises:
             ModelNotFoundError: for a name that leads to no model; says what was tried.
             ModelError: for a revision of a model that is not from the hub, or a gated model.
+            ConfigError: for a cache directory that cannot be written to.
         """
         kind, folder = self._locate(name, revision)
+        if kind in ("embedded", "hub") and not folder.is_dir():
+            check_writable(folder.parent, CACHE)
         if kind == "embedded":
             ensure_embedded(folder)
         elif kind == "hub":

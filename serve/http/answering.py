@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
@@ -14,19 +15,23 @@ from fastapi import Response
 from fastapi.responses import StreamingResponse
 
 from serve.http.bodies import as_json
+from serve.http.calls import with_calls
 from serve.http.choices import Answers, Indexed, merged
-from serve.http.errors import ApiError
+from serve.http.errors import ApiError, no_model
 from serve.http.metrics import AnswerMeter, ServeMetrics
 from serve.http.protocol import ChatRequest, CompletionRequest
 from serve.http.responses import Format, Head, event
 from serve.http.settings import HttpSettings
 from serve.http.stateful.store import Store
+from serve.security.call import CALL
 from serve.wire import Delta, ReplicaStats
 from serve.wire import Request as WireRequest
 
+logger = logging.getLogger(__name__)
+
 # A long list of texts waits here, so that one request does not fill the engines' queues.
 AT_ONCE = 8
-STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 Write = Callable[[AsyncGenerator[Delta, None]], AsyncIterator[str]]
@@ -58,16 +63,17 @@ class Answering:
         self.metrics = metrics
         self.model_ids = (settings.model_id, *settings.adapters)
 
+    def visible(self) -> list[str]:
+        """Return the models that the sender's key may use; to it there are no others."""
+        call = CALL.get()
+        key = None if call is None else call.key
+        return [name for name in self.model_ids if key is None or key.may_use(name)]
+
     def check_model(self, model_id: str) -> None:
         """Raise ApiError for a model that is not served here."""
-        if model_id not in self.model_ids:
-            served = ", ".join(repr(name) for name in self.model_ids)
-            raise ApiError(
-                404,
-                f"no model {model_id!r} here; this endpoint serves {served}",
-                param="model",
-                code="model_not_found",
-            )
+        visible = self.visible()
+        if model_id not in visible:
+            raise no_model(model_id, visible)
 
     def adapter(self, model_id: str) -> str | None:
         """Return the adapter that a model's name stands for; None is the model itself."""
@@ -138,16 +144,16 @@ class Answering:
             try:
                 async for _, delta in deltas:
                     yield delta
-            except ApiError:
+            except Exception as error:
                 self.metrics.stream_errors.inc()
-                raise
+                raise _api_error(error) from error
 
     async def deltas(
         self, requests: Sequence[WireRequest], deadline: float
     ) -> AsyncGenerator[Indexed, None]:
         """Yield and measure the backend's deltas, until each request's last one or the deadline."""
         meters = [AnswerMeter(self.metrics) for _ in requests]
-        streams = [self.backend.stream(request) for request in requests]
+        streams = [with_calls(self.backend.stream(request)) for request in requests]
         unfinished = set(range(len(requests)))
         async with aclosing(merged(streams)) as deltas:
             while unfinished:
@@ -159,6 +165,8 @@ class Answering:
                     raise ApiError(
                         504, f"the request took longer than {limit}", code="timeout"
                     ) from None
+                except StopAsyncIteration:
+                    raise ApiError(500, "the answer ended early", code="engine") from None
                 meters[index].note(delta)
                 yield index, delta
                 if delta.finish_reason is not None:
@@ -179,13 +187,20 @@ class Answering:
                     yield event(chunk)
                 async for index, delta in deltas:
                     answers.note(index, delta)
-                    if delta.text or delta.tokens or delta.finish_reason:
+                    if delta.text or delta.calls or delta.tokens or delta.finish_reason:
                         yield event(form.chunk(index, delta))
-            except ApiError as error:
+            except Exception as error:  # noqa: BLE001 - a cut stream would look like an end
                 self.metrics.stream_errors.inc()
-                yield f"data: {json.dumps(error.body())}\n\n"
+                yield f"data: {json.dumps(_api_error(error).body())}\n\n"
                 return
         usage = answers.usage()
         if include_usage and usage is not None:
             yield event(form.usage_chunk(usage))
         yield "data: [DONE]\n\n"
+
+
+def _api_error(error: Exception) -> ApiError:
+    if isinstance(error, ApiError):
+        return error
+    logger.error("a stream failed", exc_info=error)
+    return ApiError(500, "internal error; the server's log has the details")

@@ -8,9 +8,10 @@ from starlette.types import ASGIApp
 
 from llamahome.requests import RequestError
 from serve.http.answering import Answering, Backend
+from serve.http.checked import CheckedBackend
 from serve.http.docs import doc_routes
+from serve.http.door import behind_door
 from serve.http.errors import ApiError, invalid_request
-from serve.http.guard import Guard
 from serve.http.metrics import Meter, ServeMetrics
 from serve.http.routes import (
     chat,
@@ -27,6 +28,7 @@ from serve.http.routes import (
 from serve.http.routes.route import WEBSOCKET
 from serve.http.settings import HttpSettings
 from serve.http.stateful.store import Store
+from serve.security.limits import Limiter, LocalLimiter
 
 FAMILIES = (
     state,
@@ -42,10 +44,21 @@ FAMILIES = (
 )
 
 
-def build_app(backend: Backend, settings: HttpSettings, store: Store | None = None) -> ASGIApp:
-    """Build the whole HTTP application; without a `store`, no responses are kept."""
+def build_app(
+    backend: Backend,
+    settings: HttpSettings,
+    limiter: Limiter | None = None,
+    store: Store | None = None,
+) -> ASGIApp:
+    """Build the whole HTTP application.
+
+    Without a `limiter`, limits hold for this process alone; without a `store`, no responses are
+    kept.
+    """
     metrics = ServeMetrics()
-    answering = Answering(backend, settings, metrics, store)
+    limiter = limiter or LocalLimiter()
+    checked = CheckedBackend(backend, limiter, settings.model_id)
+    answering = Answering(checked, settings, metrics, store)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     routes = [route for family in FAMILIES for route in family.routes(answering)]
     if settings.docs:
@@ -58,8 +71,8 @@ def build_app(backend: Backend, settings: HttpSettings, store: Store | None = No
             app.add_api_route(route.path, route.endpoint, methods=methods, response_model=None)
     for kind in (ApiError, RequestError, HTTPException, Exception):
         app.add_exception_handler(kind, _error)
-    guard = Guard(app, key=settings.key, max_body_bytes=settings.max_body_bytes)
-    return Meter(guard, metrics, [route.path for route in routes])
+    door = behind_door(app, settings.security, limiter, max_body_bytes=settings.max_body_bytes)
+    return Meter(door, metrics, [route.path for route in routes])
 
 
 async def _error(request: Request, error: Exception) -> Response:
@@ -69,7 +82,7 @@ async def _error(request: Request, error: Exception) -> Response:
         case ApiError():
             return error.response(path)
         case RequestError():
-            return invalid_request(str(error), error.field).response(path)
+            return invalid_request(error.for_client(error.field), error.field).response(path)
         case HTTPException():  # the router's 404 and 405
             response = ApiError(error.status_code, error.detail).response(path)
             response.headers.update(error.headers or {})

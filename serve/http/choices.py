@@ -47,6 +47,9 @@ async def _read(
                 arrived.put_nowait((index, delta))
     except Exception as error:  # noqa: BLE001 - raised again where the stream is read
         arrived.put_nowait(error)
+    except asyncio.CancelledError:  # perhaps of the stream alone, which nobody would hear of
+        arrived.put_nowait(None)
+        raise
     else:
         arrived.put_nowait(None)
 
@@ -83,6 +86,7 @@ class Answers:
                 text="".join(part.text for part in parts),
                 token_count=sum(part.token_count for part in parts),
                 tokens=tuple(token for part in parts for token in part.tokens),
+                calls=tuple(call for part in parts for call in part.calls),
             )
             for parts in self._parts
         ]

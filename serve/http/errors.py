@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from pydantic import ValidationError
 from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 
-RETRY_AFTER_S = "1"
 ANTHROPIC_TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -18,6 +19,7 @@ ANTHROPIC_TYPES = {
     503: "overloaded_error",
     504: "timeout_error",
 }
+POLICY_VIOLATION = 1008
 
 
 class EndpointError(Exception):
@@ -32,6 +34,7 @@ class ApiError(Exception):
         status: HTTP status.
         param: the field that is wrong, if one is.
         code: a word that clients may look for.
+        retry_after_s: when to try again.
     """
 
     status: int
@@ -39,6 +42,7 @@ class ApiError(Exception):
     _: KW_ONLY
     param: str | None = None
     code: str | None = None
+    retry_after_s: int = 1
 
     def __str__(self) -> str:
         return self.message
@@ -57,7 +61,7 @@ class ApiError(Exception):
         """Return the answer on a path: below /v1/messages in Anthropic's shape, else OpenAI's."""
         headers = {}
         if self.status in (429, 503):
-            headers["Retry-After"] = RETRY_AFTER_S
+            headers["Retry-After"] = str(self.retry_after_s)
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         body = self.anthropic() if path.startswith("/v1/messages") else self.body()
@@ -70,13 +74,33 @@ class ApiError(Exception):
         return {"type": "error", "error": {"type": kind, "message": self.message}}
 
 
+async def refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Send an error as the answer; a websocket whose server knows no answers is closed instead."""
+    if scope["type"] == "websocket" and "websocket.http.response" not in scope.get(
+        "extensions", {}
+    ):
+        await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": error.code})
+    else:
+        await error.response(scope["path"])(scope, receive, send)
+
+
 def _error_type(status: int) -> str:
     usual = "invalid_request_error" if status < 500 else "server_error"
-    return {401: "authentication_error", 429: "rate_limit_error"}.get(status, usual)
+    named = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+    return named.get(status, usual)
 
 
 def invalid_request(message: str, field: str | None) -> ApiError:
     return ApiError(400, message, param=field, code="invalid_value")
+
+
+def no_model(name: str, served: Iterable[str]) -> ApiError:
+    return ApiError(
+        404,
+        f"no model {name!r} here; this endpoint serves {', '.join(map(repr, served)) or 'none'}",
+        param="model",
+        code="model_not_found",
+    )
 
 
 def queue_full(message: str) -> ApiError:

@@ -1,4 +1,4 @@
-"""The guard in front of FastAPI: checks the key and the body's limits, and notices disconnects.
+"""The guard in front of FastAPI: checks the key, its limits and the body's, and disconnects.
 
 Pure ASGI. Ray Serve's proxy does none of these for sure: a client's header
 (x-request-disconnect-disabled) turns its own watch for disconnects off.
@@ -7,40 +7,40 @@ Pure ASGI. Ray Serve's proxy does none of these for sure: a client's header
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
-from dataclasses import KW_ONLY, dataclass
-from urllib.parse import urlsplit
+import time
+from dataclasses import KW_ONLY, dataclass, field
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.http.errors import ApiError
+from llamahome.keys import Key, Keyring
+from serve.http.checked import limit_reached
+from serve.http.errors import ApiError, refuse
+from serve.security.call import CALL
+from serve.security.limits import Limiter, LocalLimiter
 
 BODY_TIMEOUT_S = 30.0
 OPEN_PATHS = ("/health", "/ping")
-
-
-def key_digest(api_key: str) -> bytes:
-    """Return the SHA-256 of a key: the ingress can compare it, but not leak the key."""
-    return hashlib.sha256(api_key.encode()).digest()
+ADMIN_PATHS = ("/metrics", "/admin")  # and what is below them
 
 
 @dataclass(frozen=True)
 class Guard:
-    """A gate that passes a request on to `app` with its body read, or answers 401, 408 or 413.
+    """A gate that passes a request on to `app` with its body read, or answers 4xx.
 
     Attributes:
         app: the application behind the gate.
-        key: SHA-256 of the API key; None asks for no key.
+        keys: keys that open it; None asks for no key.
+        limiter: the buckets of all keys.
         max_body_bytes: larger bodies are refused, by Content-Length before they are read.
         body_timeout_s: seconds in which a body must arrive.
     """
 
     app: ASGIApp
     _: KW_ONLY
-    key: bytes | None
+    keys: Keyring | None
     max_body_bytes: int
+    limiter: Limiter = field(default_factory=LocalLimiter)
     body_timeout_s: float = BODY_TIMEOUT_S
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -48,24 +48,43 @@ class Guard:
             await self.app(scope, receive, send)
             return
         try:
-            self._check_key(scope)
+            await self._admit(scope)
             if scope["type"] == "websocket":
-                _check_origin(scope)
                 await self.app(scope, receive, send)
                 return
             body = await self._read_body(scope, receive)
         except ApiError as error:
-            await error.response(scope["path"])(scope, receive, send)
+            await refuse(error, scope, receive, send)
             return
         if body is not None:
             await self._until_disconnect(scope, body, receive, send)
 
-    def _check_key(self, scope: Scope) -> None:
-        if self.key is None or scope["path"] in OPEN_PATHS:
+    async def _admit(self, scope: Scope) -> None:
+        """Find the sender's key, and count the request against its limit."""
+        if self.keys is None or scope["path"] in OPEN_PATHS:
             return
-        key = given_key(Headers(scope=scope))
-        if key is None or not hmac.compare_digest(key_digest(key), self.key):
+        secret = given_key(Headers(scope=scope))
+        key = None if secret is None else self.keys.find(secret, time.time())
+        if key is None:
             raise ApiError(401, "missing or wrong API key", code="invalid_api_key")
+        call = CALL.get()
+        if call is not None:
+            call.key = key
+        if not key.admin and _is_below(scope["path"], ADMIN_PATHS):
+            raise ApiError(
+                403, f"{scope['path']} is for admins' keys only", code="permission_denied"
+            )
+        await self._count(key)
+
+    async def _count(self, key: Key) -> None:
+        if key.requests_per_minute is None:
+            return
+        taken = await self.limiter.take(key.id, "requests", key.requests_per_minute, 1)
+        call = CALL.get()
+        if call is not None:
+            call.rates.update(taken.rates("requests"))
+        if not taken.ok:
+            raise limit_reached(taken, "requests")
 
     async def _read_body(self, scope: Scope, receive: Receive) -> bytes | None:
         """Return the whole body, or None when the client left before it was complete."""
@@ -129,16 +148,12 @@ def given_key(headers: Headers) -> str | None:
     return key if scheme.lower() == "bearer" else headers.get("x-api-key")
 
 
-def _check_origin(scope: Scope) -> None:
-    """Keep pages of other sites out: browsers let any page open a WebSocket to any host."""
-    headers = Headers(scope=scope)
-    origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != headers.get("host"):
-        raise ApiError(403, "pages of this origin may not use the endpoint", param="origin")
-
-
 async def _disconnect(receive: Receive) -> Message:
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             return message
+
+
+def _is_below(path: str, roots: tuple[str, ...]) -> bool:
+    return any(path == root or path.startswith(f"{root}/") for root in roots)

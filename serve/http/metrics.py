@@ -1,13 +1,22 @@
-"""Prometheus metrics of one ingress, and of the replicas it can reach."""
+"""Prometheus metrics of the ingress processes of one node, and of the replicas they can reach.
+
+With PROMETHEUS_MULTIPROC_DIR set, all processes count into files of that folder, so that each of
+them answers with the sums, and a process that dies takes no count along.
+"""
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
+import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import GaugeMetricFamily
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.wire import Delta, ReplicaStats
@@ -15,20 +24,39 @@ from serve.wire import Delta, ReplicaStats
 CLIENT_LEFT = "499"
 TTFT_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 TPOT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+REPLICA_GAUGES = (
+    ("slots", "Slots of a replica"),
+    ("slots_used", "Slots that hold a request"),
+    ("queued", "Requests that wait for a slot"),
+    ("queued_tokens", "Prompt tokens that are still to be read"),
+    ("kv_bytes", "Bytes allocated for keys and values"),
+    ("drafted_tokens", "Draft tokens proposed by prompt lookup"),
+    ("accepted_tokens", "Draft tokens accepted by verification"),
+    ("prefix_hits", "Prompts that began from a prefix snapshot"),
+    ("prefix_misses", "Prompts that began from no prefix snapshot"),
+    ("prefix_hit_tokens", "Prompt tokens restored from prefix snapshots"),
+    ("prefix_bytes", "Bytes of prefix snapshots in memory"),
+)
 
 
 class ServeMetrics:
     """All metrics, in a registry of their own.
 
-    Token counters count what this ingress passed on; gauges of replicas are read on demand.
+    Token counters count what the ingress passed on; gauges of replicas are read on demand.
     """
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
-        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+        counter = partial(Counter, registry=registry)
         histogram = partial(Histogram, registry=registry)
         self.requests = counter("llamahome_requests", "HTTP requests", ["path", "status"])
-        self.in_flight = gauge("llamahome_requests_in_flight", "HTTP requests being answered")
+        self.in_flight = Gauge(
+            "llamahome_requests_in_flight",
+            "HTTP requests being answered",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
         self.stream_errors = counter(
             "llamahome_stream_errors", "Streams that ended in an error event"
         )
@@ -43,30 +71,39 @@ class ServeMetrics:
         self.evicted_tokens = counter(
             "llamahome_evicted_tokens", "Entries evicted from each KV head of finished answers"
         )
-        self._replicas = {
-            name: gauge(f"llamahome_{name}", text, ["replica"])
-            for name, text in (
-                ("slots", "Slots of a replica"),
-                ("slots_used", "Slots that hold a request"),
-                ("queued", "Requests that wait for a slot"),
-                ("kv_bytes", "Bytes allocated for keys and values"),
-                ("drafted_tokens", "Draft tokens proposed by prompt lookup"),
-                ("accepted_tokens", "Draft tokens accepted by verification"),
-                ("prefix_hits", "Prompts that began from a prefix snapshot"),
-                ("prefix_misses", "Prompts that began from no prefix snapshot"),
-                ("prefix_hit_tokens", "Prompt tokens restored from prefix snapshots"),
-                ("prefix_bytes", "Bytes of prefix snapshots in memory"),
-            )
-        }
 
     def render(self, replicas: Iterable[ReplicaStats]) -> bytes:
         """Return all metrics in Prometheus's text format."""
-        for gauge in self._replicas.values():
-            gauge.clear()
-        for replica in replicas:
-            for name, gauge in self._replicas.items():
-                gauge.labels(replica.replica).set(getattr(replica.engine, name))
-        return generate_latest(self._registry)
+        counted = self._registry
+        if FOLDER in os.environ:
+            counted = CollectorRegistry()
+            MultiProcessCollector(counted)  # type: ignore[no-untyped-call]
+        read = CollectorRegistry()
+        read.register(_ReplicaGauges(tuple(replicas)))
+        return generate_latest(counted) + generate_latest(read)
+
+
+@dataclass(eq=False)  # a registry keeps collectors by identity
+class _ReplicaGauges:
+    """Gauges that are read from replicas, and kept nowhere."""
+
+    replicas: Sequence[ReplicaStats]
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        for name, text in REPLICA_GAUGES:
+            family = GaugeMetricFamily(f"llamahome_{name}", text, labels=["replica"])
+            for replica in self.replicas:
+                family.add_metric([replica.replica], getattr(replica.engine, name))
+            yield family
+
+
+def share_metrics(folder: str) -> None:
+    """Make the folder into which the processes of this node count; forget gauges of dead ones."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    counting = {int(path.stem.rpartition("_")[2]) for path in Path(folder).glob("*.db")}
+    for process in counting:
+        if not psutil.pid_exists(process):
+            mark_process_dead(process, folder)  # type: ignore[no-untyped-call]
 
 
 class AnswerMeter:

@@ -16,7 +16,9 @@ from pydantic_core import PydanticCustomError
 
 from llamahome.requests import SamplingParams
 from serve.http.fields import Absent, Empty, Off, Strict, only
+from serve.http.messages import Message, for_template
 from serve.http.structured import JsonValue, ResponseFormat, StructuredOutputs, grammar_of
+from serve.http.tools import MAX_TOOLS, Tool, ToolChoice, tools_of
 from serve.wire import EmbedRequest, GenerateRequest
 
 # OpenAI's default for completions; a chat's is whatever the context has left.
@@ -26,31 +28,6 @@ MAX_CHOICES = 128
 MAX_INPUTS = 2048
 # Fields of these names are given by each endpoint in its own way.
 _SHARED = {field.name for field in fields(SamplingParams)} - {"max_tokens", "logprobs", "echo"}
-
-
-class TextPart(Strict):
-    type: Literal["text"]
-    text: str
-
-
-class Message(Strict):
-    """One message of a chat; an answer of this API can be sent back as one, with its nulls."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: Absent = None
-    refusal: Absent = None
-    audio: Absent = None
-    annotations: Empty = None
-    function_call: Absent = None
-    tool_calls: Empty = None
-
-    def for_template(self) -> dict[str, str]:
-        # "developer" is OpenAI's newer word for the system role; chat templates know the older.
-        role = "system" if self.role == "developer" else self.role
-        if isinstance(self.content, str):
-            return {"role": role, "content": self.content}
-        return {"role": role, "content": "".join(part.text for part in self.content)}
 
 
 class StreamOptions(Strict):
@@ -174,6 +151,7 @@ class ChatRequest(_Generation):
     # vLLM's
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
+    chat_template_kwargs: dict[str, Any] | None = None
 
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None
@@ -185,15 +163,15 @@ class ChatRequest(_Generation):
     logprobs: bool | None = None
     modalities: Annotated[Any, only(["text"])] = None
     moderation: Absent = None
-    parallel_tool_calls: Annotated[Any, only(True, False)] = None
+    parallel_tool_calls: bool | None = None
     prediction: Absent = None
     prompt_cache_options: Absent = None
     prompt_cache_retention: Absent = None
     reasoning_effort: Annotated[Any, only("none")] = None
     service_tier: Annotated[Any, only("auto", "default")] = None
     store: Off = None
-    tool_choice: Annotated[Any, only("none", "auto")] = None
-    tools: Empty = None
+    tool_choice: ToolChoice | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     verbosity: Annotated[Any, only("medium")] = None
     web_search_options: Absent = None
@@ -226,7 +204,9 @@ class ChatRequest(_Generation):
         request = GenerateRequest(
             request_id=request_id,
             params=self._params(adapter=adapter, max_tokens=limit, logprobs=logprobs),
-            messages=[message.for_template() for message in self.messages],
+            messages=for_template(self.messages),
+            tools=tools_of(self.tools, self.tool_choice, parallel=self.parallel_tool_calls),
+            template_options=self.chat_template_kwargs,
             add_generation_prompt=(
                 not self.continue_final_message
                 if self.add_generation_prompt is None

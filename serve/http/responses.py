@@ -10,16 +10,29 @@ from typing import Any, TypedDict
 
 from openai import BaseModel
 from openai.types import Completion, CompletionChoice, CompletionUsage
-from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessage
+from openai.types.chat import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatCompletionMessage,
+    ChatCompletionMessageFunctionToolCall,
+)
 from openai.types.chat.chat_completion import Choice as ChatChoice
 from openai.types.chat.chat_completion import ChoiceLogprobs
 from openai.types.chat.chat_completion_chunk import Choice as ChunkChoice
-from openai.types.chat.chat_completion_chunk import ChoiceDelta
+from openai.types.chat.chat_completion_chunk import (
+    ChoiceDelta,
+    ChoiceDeltaToolCall,
+    ChoiceDeltaToolCallFunction,
+)
 from openai.types.chat.chat_completion_chunk import ChoiceLogprobs as ChunkLogprobs
+from openai.types.chat.chat_completion_message_function_tool_call import (
+    Function as CalledFunction,
+)
 
 from llamahome.requests import Usage
+from serve.http.calls import whole_calls
 from serve.http.logprobs import chat_logprobs, completion_logprobs
-from serve.wire import Delta
+from serve.wire import CallDelta, Delta
 
 
 class Head(TypedDict):
@@ -58,7 +71,7 @@ class ChatFormat:
         return self._chunk(
             ChunkChoice(
                 index=index,
-                delta=ChoiceDelta(content=delta.text) if delta.text else ChoiceDelta(),
+                delta=_chat_delta(delta),
                 finish_reason=delta.finish_reason,
                 logprobs=ChunkLogprobs(content=content, refusal=None) if content else None,
             )
@@ -137,12 +150,38 @@ def engine_counts(usage: Usage) -> dict[str, int]:
 
 def _chat_choice(index: int, answer: Delta) -> ChatChoice:
     content = chat_logprobs(answer.tokens)
+    message = ChatCompletionMessage(role="assistant", content=answer.text, refusal=None)
+    if answer.calls:
+        message.content = answer.text or None
+        message.tool_calls = [_tool_call(call) for call in whole_calls(answer.calls)]
     return ChatChoice(
         index=index,
-        message=ChatCompletionMessage(role="assistant", content=answer.text, refusal=None),
+        message=message,
         finish_reason=answer.finish_reason or "stop",
         logprobs=ChoiceLogprobs(content=content, refusal=None) if content else None,
     )
+
+
+def _tool_call(call: CallDelta) -> ChatCompletionMessageFunctionToolCall:
+    return ChatCompletionMessageFunctionToolCall(
+        id=call.id or "",
+        type="function",
+        function=CalledFunction(name=call.name or "", arguments=call.arguments),
+    )
+
+
+def _chat_delta(delta: Delta) -> ChoiceDelta:
+    if delta.calls:
+        return ChoiceDelta(tool_calls=[_tool_call_delta(call) for call in delta.calls])
+    return ChoiceDelta(content=delta.text) if delta.text else ChoiceDelta()
+
+
+def _tool_call_delta(call: CallDelta) -> ChoiceDeltaToolCall:
+    if call.id is None:
+        function = ChoiceDeltaToolCallFunction(arguments=call.arguments)
+        return ChoiceDeltaToolCall(index=call.index, function=function)
+    function = ChoiceDeltaToolCallFunction(name=call.name, arguments=call.arguments)
+    return ChoiceDeltaToolCall(index=call.index, id=call.id, type="function", function=function)
 
 
 def _completion_choice(index: int, delta: Delta) -> CompletionChoice:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from serve.security.settings import SecuritySettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +17,7 @@ class HttpSettings:
         adapters: names of its LoRA adapters; each is a model to clients.
         request_timeout_s: seconds after which an incomplete answer is ended.
         max_body_bytes: larger request bodies are refused.
-        key: SHA-256 of the API key; None asks for none.
+        security: who may use the endpoint.
         may_sleep: whether having no replica is healthy, since one is started on demand.
         docs: whether /docs and /openapi.json answer.
     """
@@ -25,6 +27,6 @@ class HttpSettings:
     request_timeout_s: float
     max_body_bytes: int
     adapters: tuple[str, ...] = ()
-    key: bytes | None = None
+    security: SecuritySettings = field(default_factory=SecuritySettings)
     may_sleep: bool = False
     docs: bool = False

@@ -6,19 +6,23 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any, cast
 
-from ray.exceptions import RayActorError, RayError, RayTaskError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    RayServeException,
+)
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
-from serve.http.errors import ApiError, invalid_request, no_replica, queue_full
-from serve.wire import Delta, ReplicaStats, Reply, Request
+from serve.http.errors import ApiError, invalid_request, queue_full
+from serve.ray.recovery import PAUSES_S, Deadlines, Loss, Recovery
+from serve.wire import Accepted, Delta, ReplicaStats, Reply, Request
 
 logger = logging.getLogger(__name__)
 
-# Serve replaces a dead replica within seconds; until then the router may still pick it.
-RETRY_PAUSES_S = (0.1, 0.5, 1.0, 2.0, 4.0)
 STATS_TIMEOUT_S = 2.0
 STATS_FRESH_S = 1.0
 
@@ -27,47 +31,77 @@ class ServeBackend:
     """Engine replicas behind a Ray Serve handle."""
 
     def __init__(
-        self, handle: DeploymentHandle[Any], retry_pauses_s: Sequence[float] = RETRY_PAUSES_S
+        self,
+        handle: DeploymentHandle[Any],
+        deadlines: Deadlines,
+        pauses_s: Sequence[float] = PAUSES_S,
     ) -> None:
         self._handle = handle
         self._streaming = handle.options(stream=True)
-        self._retry_pauses_s = retry_pauses_s
+        self._deadlines = deadlines
+        self._pauses_s = pauses_s
         self._stats: Sequence[ReplicaStats] = ()
         self._stats_until = 0.0
         self._stats_lock = asyncio.Lock()
 
     async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
-        """Yield the answer; retry on another replica if one dies before its first delta."""
-        for pause in (*self._retry_pauses_s, None):
-            started = False
-            replies = cast(
-                "DeploymentResponseGenerator[Reply]", self._streaming.process_input.remote(request)
-            )
+        """Yield the answer; if its replica is lost, another one goes on where it ended.
+
+        Raises:
+            ApiError: when the request cannot run, or `Recovery` gives it up.
+        """
+        recovery = Recovery(request, self._pauses_s)
+        while True:
             try:
-                async for reply in replies:
-                    delta = _delta(reply)
-                    started = True
-                    yield delta
-                return
-            except (RayActorError, DeploymentUnavailableError, _Unavailable) as error:
-                logger.warning("request %s lost its replica: %s", request.request_id, error)
-                if started:
-                    raise ApiError(
-                        500, "the engine replica died in the middle of this answer", code="engine"
-                    ) from error
-                if pause is None:
-                    raise no_replica() from error
-            except BackPressureError as error:
-                raise queue_full("too many requests wait for a replica; try again later") from error
-            except RayTaskError as error:
-                logger.error("request %s failed in its replica", request.request_id, exc_info=error)
-                raise ApiError(500, "the engine replica failed", code="engine") from error
-            finally:
-                # Needed where a client's header turned Serve's own watch for disconnects off. A
-                # call that found no replica raises its error once more here.
-                with contextlib.suppress(RayError, RayServeException):
-                    replies.cancel()  # type: ignore[no-untyped-call]
+                async with aclosing(self._replies(recovery.request())) as replies:
+                    async for reply in replies:
+                        recovery.note(reply)
+                        if isinstance(reply, Delta):
+                            yield reply
+                            if reply.finish_reason is not None:
+                                return
+                raise Loss("its answer ended early")
+            except Loss as loss:
+                logger.warning("request %s lost its replica: %s", request.request_id, loss)
+                pause = recovery.after(loss)
             await asyncio.sleep(pause)
+
+    async def _replies(self, request: Request) -> AsyncGenerator[Delta | Accepted, None]:
+        """Yield what one replica replies.
+
+        Raises:
+            Loss: when the replica is dead, hangs, refuses because it is full or has crashed.
+            ApiError: when the request cannot run.
+        """
+        replies = cast(
+            "DeploymentResponseGenerator[Reply]", self._streaming.process_input.remote(request)
+        )
+        started = False
+        try:
+            while True:
+                limit = self._deadlines.token_s if started else self._deadlines.first_token_s
+                try:
+                    async with asyncio.timeout(limit):
+                        reply = await anext(replies)
+                except StopAsyncIteration:
+                    return
+                except TimeoutError as error:
+                    raise Loss(self._deadlines.passed(started), hung=True) from error
+                started = started or isinstance(reply, Delta)
+                yield _checked(reply)
+        except BackPressureError as error:
+            full = queue_full("too many requests wait for a replica; try again later")
+            raise Loss(str(error), refusal=full) from error
+        except RayTaskError as error:
+            logger.error("request %s failed in its replica", request.request_id, exc_info=error)
+            raise ApiError(500, "the engine replica failed", code="engine") from error
+        except (RayError, DeploymentUnavailableError) as error:
+            raise Loss(str(error)) from error
+        finally:
+            # Needed where a client's header turned Serve's own watch for disconnects off. A
+            # call that found no replica raises its error once more here.
+            with contextlib.suppress(RayError, RayServeException):
+                replies.cancel()  # type: ignore[no-untyped-call]
 
     async def replicas(self) -> Sequence[ReplicaStats]:
         """Return the stats of every replica that answers within 2 s; ask at most once a second."""
@@ -88,18 +122,20 @@ class ServeBackend:
         return [answer for answer in answers if isinstance(answer, ReplicaStats)]
 
 
-class _Unavailable(Exception):
-    """A replica whose engine has stopped, before Serve replaces it."""
-
-
-def _delta(reply: Reply) -> Delta:
+def delta_of(reply: Reply) -> Delta:
     """Return the text of a reply, or raise the failure that it is."""
-    if isinstance(reply, Delta):
+    checked = _checked(reply)
+    assert isinstance(checked, Delta), "a first try is not acknowledged"
+    return checked
+
+
+def _checked(reply: Reply) -> Delta | Accepted:
+    """Return a reply, or raise the failure that it is."""
+    if isinstance(reply, Delta | Accepted):
         return reply
     if reply.kind == "invalid":
         raise invalid_request(reply.message, reply.field)
-    if reply.kind == "full":
-        raise queue_full(reply.message)
     if reply.kind == "failed":
         raise ApiError(500, reply.message, code="engine")
-    raise _Unavailable(reply.message)
+    refusal = queue_full(reply.message) if reply.kind == "full" else None
+    raise Loss(reply.message, crashed=reply.kind == "crashed", refusal=refusal)

@@ -6,21 +6,27 @@ import contextlib
 import logging
 import re
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+import ray
 from ray import serve
-from ray.serve.config import HTTPOptions
 
 from cluster.session import ray_session
 from llamahome.config import ConfigError, ServeConfig, ServeRoot
 from llamahome.models import ModelError, ModelManager
 from serve.http.errors import EndpointError
-from serve.ray.application import LOGGING, build_application, served_name
+from serve.ray.application import GRACEFUL_SHUTDOWN_S, LOGGING, build_application, served_name
+from serve.ray.cores import cores_text, with_cores
+from serve.security.files import check_files
 
 APPLICATION = "llamahome"
-# The application ends late requests first, with OpenAI's error; the proxy would come later.
-PROXY_TIMEOUT_MARGIN_S = 10.0
+# An engine that hangs never drains. Its answers go on at another replica, so none is lost.
+SERVE_ENV = {"RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1"}
+# An engine may still answer somebody whose ingress has ended. Nobody waits for that.
+STOP_S = GRACEFUL_SHUTDOWN_S + 5.0
 # The last line of a replica's traceback, if it ends in an error of ours that names its cure.
 OURS = re.compile(
     r"^llamahome\.(?:config\.checks|models\.errors|requests)\.\w+: (.+)\Z", re.MULTILINE
@@ -29,10 +35,11 @@ OURS = re.compile(
 
 @dataclass(frozen=True)
 class Endpoint:
-    """The address and model name that clients need."""
+    """The address and model name that clients need, and what the replicas take."""
 
     url: str
     model_id: str
+    cores: str
 
 
 @contextlib.contextmanager
@@ -42,44 +49,42 @@ def running_endpoint(root: ServeRoot) -> Iterator[Endpoint]:
     The block is entered once requests are answered.
 
     Raises:
-        ConfigError: when the port is taken, no Ray runs at `cluster.address`, or a local cluster
-            cannot have the model.
+        ConfigError: when a file of keys, TLS or the audit log cannot be used, the port is taken, no
+            Ray runs at `cluster.address`, or a local cluster cannot have the model.
         EndpointError: when the application does not come up.
     """
+    check_files(root.serve)
+    root = with_cores(root)
     if root.cluster.address == "local":
         _check_port(root.serve)
         root = _with_model_at_hand(root)
-    cpus = root.serve.max_replicas * root.serve.cpus_per_replica
-    with ray_session(root.cluster, min_cpus=cpus):
-        _start_serve(root.serve)
+    cpus = root.serve.max_replicas * (root.serve.cpus_per_replica or 0)
+    with ray_session(root.cluster, min_cpus=cpus, env=SERVE_ENV):
+        _start_serve()
         try:
             _deploy(root)
-            yield Endpoint(base_url(root.serve), served_name(root))
+            yield Endpoint(base_url(root.serve), served_name(root), cores_text(root))
         finally:
             _stop(alone=root.cluster.address == "local")
 
 
 def base_url(config: ServeConfig) -> str:
     host = f"[{config.host}]" if ":" in config.host else config.host
-    return f"http://{host}:{config.port}"
+    scheme = "http" if config.tls_cert is None else "https"
+    return f"{scheme}://{host}:{config.port}"
 
 
-def _start_serve(config: ServeConfig) -> None:
+def _start_serve() -> None:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    serve.start(
-        proxy_location="EveryNode",
-        http_options=HTTPOptions(
-            host=config.host,
-            port=config.port,
-            request_timeout_s=config.request_timeout_s + PROXY_TIMEOUT_MARGIN_S,
-        ),
-        logging_config=LOGGING,
-    )
+    # The ingress listens itself (serve/ray/ingress.py), so no proxy of Serve's is needed.
+    serve.start(proxy_location="Disabled", logging_config=LOGGING)
 
 
 def _deploy(root: ServeRoot) -> None:
     try:
-        serve.run(build_application(root), name=APPLICATION, route_prefix="/")
+        nodes = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
+        application = build_application(root, nodes=nodes, metrics_folder=_metrics_folder())
+        serve.run(application, name=APPLICATION, route_prefix=None)
     except RuntimeError as error:
         reasons = [
             deployment.message
@@ -87,6 +92,11 @@ def _deploy(root: ServeRoot) -> None:
             if deployment.message
         ]
         raise EndpointError(replica_fault("\n".join([str(error), *reasons]))) from error
+
+
+def _metrics_folder() -> str:
+    context = ray.get_runtime_context()
+    return str(Path(context.get_temp_dir(), context.get_session_name(), "llamahome-metrics"))
 
 
 def replica_fault(report: str) -> str:
@@ -97,8 +107,11 @@ def replica_fault(report: str) -> str:
 
 def _stop(*, alone: bool) -> None:
     """End the application, and a shared Serve only if no other application uses it."""
-    serve.delete(APPLICATION)
-    if not alone and not serve.status().applications:
+    serve.delete(APPLICATION, _blocking=False)
+    end = time.monotonic() + STOP_S
+    while APPLICATION in serve.status().applications and time.monotonic() < end:
+        time.sleep(0.1)
+    if not alone and serve.status().applications.keys() <= {APPLICATION}:
         serve.shutdown()  # type: ignore[no-untyped-call]
 
 

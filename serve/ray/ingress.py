@@ -1,32 +1,63 @@
-"""The ingress deployment: HTTP in front of the engine replicas."""
+"""The ingress deployment: HTTP in front of the engine replicas.
+
+Its replicas listen themselves, all on one port. Ray Serve's own proxy would be one more process
+that every token passes, without limits on headers, bodies and connections, and with routes of its
+own that ask for no key.
+"""
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
 from typing import Any
 
-from ray import serve
 from ray.serve.handle import DeploymentHandle
-from starlette.types import ASGIApp
 
 from serve.http.api import build_app
+from serve.http.metrics import FOLDER, share_metrics
+from serve.http.server import EdgeLimits, HttpServer
 from serve.http.settings import HttpSettings
 from serve.ray.backend import ServeBackend
+from serve.ray.limiter import RemoteLimiter
+from serve.ray.recovery import Deadlines
 from serve.ray.store import RemoteStore
 
 
-@serve.ingress()
-class Api:
-    """One HTTP application over the handle of the engine replicas."""
+@dataclass(frozen=True, kw_only=True)
+class Listening:
+    """Address of an ingress and limits of its connections, as HttpServer takes them."""
 
-    def __init__(
+    host: str
+    port: int
+    limits: EdgeLimits
+    grace_s: float
+    tls: tuple[str, str] | None = None
+
+
+class Api:
+    """One HTTP server over the handle of the engine replicas."""
+
+    async def __init__(  # type: ignore[misc]
         self,
         engines: DeploymentHandle[Any],
         settings: HttpSettings,
-        store: DeploymentHandle[Any] | None,
+        listening: Listening,
+        deadlines: Deadlines,
+        limits: DeploymentHandle[Any] | None = None,
+        store: DeploymentHandle[Any] | None = None,
     ) -> None:
-        self._engines = engines
-        self._store = None if store is None else RemoteStore(store)
-        self._settings = settings
+        share_metrics(os.environ[FOLDER])
+        limiter = None if limits is None else RemoteLimiter(limits)
+        kept = None if store is None else RemoteStore(store)
+        app = build_app(ServeBackend(engines, deadlines), settings, limiter, kept)
+        self._server = HttpServer(app, **vars(listening))
+        await self._server.start()
 
-    def __serve_build_asgi_app__(self) -> ASGIApp:
-        return build_app(ServeBackend(self._engines), self._settings, self._store)
+    def check_health(self) -> None:
+        """Raise ServerStoppedError when the server has ended; Serve then replaces the ingress."""
+        self._server.check()
+
+    async def __del__(self) -> None:
+        """Answer the open requests and stop; Serve awaits this."""
+        if hasattr(self, "_server"):  # an address that cannot be listened on leaves none
+            await self._server.stop()

@@ -367,3 +367,23 @@ def test_a_slot_that_held_nan_serves_the_next_request(
     engine.submit("short", [5, 6], SamplingParams(max_tokens=4))
     engine.submit("long", [9] * 48, SamplingParams(max_tokens=4))
     assert {d[-1].finish_reason for d in drain(engine).values()} == {"length"}
+
+
+def test_an_answer_is_the_same_to_the_bit_among_others(
+    tiny_llama: LlamaForCausalLM, runner: str
+) -> None:
+    params = SamplingParams(max_tokens=12, logprobs=2)
+    alone = _engine(tiny_llama, runner, snapshot_bytes=0)
+    alone.submit("asked", tokens_of(75), params)
+    expected = drain(alone)["asked"]
+    busy = _engine(tiny_llama, runner, snapshot_bytes=0)
+    busy.submit("decodes", tokens_of(5), SamplingParams(max_tokens=200))
+    for _ in range(3):
+        busy.step()
+    busy.submit("long", tokens_of(300), SamplingParams(max_tokens=4))
+    busy.step()
+    busy.submit("asked", tokens_of(75), params)
+    found = drain(busy)["asked"]
+    assert [delta.token for delta in found] == [delta.token for delta in expected]
+    if runner == "native":  # torch multiplies batches of other shapes in other orders
+        assert found == expected

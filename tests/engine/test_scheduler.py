@@ -8,9 +8,10 @@ from itertools import pairwise
 
 import pytest
 
-from llamahome.engine import QueueFullError
-from llamahome.engine.scheduler import Batch
-from tests.engine.simulation import INTERVAL, Simulation, counts, slot_of
+from llamahome.engine import QueueFullError, scheduler
+from llamahome.engine.pace import LONGEST_PAUSE
+from llamahome.engine.scheduler import OVERTAKEN, Batch
+from tests.engine.simulation import CPU, FREE, INTERVAL, Cost, Simulation, counts, slot_of
 
 
 def test_an_empty_scheduler_gives_no_batch() -> None:
@@ -19,14 +20,17 @@ def test_an_empty_scheduler_gives_no_batch() -> None:
 
 def test_a_step_is_one_batch_of_decoders_and_chunks_by_slot() -> None:
     sim = Simulation(prefill_tokens=40)
+    for name in ("a", "b"):
+        sim.add(name, prompt=100)
+    sim.step()  # measures one chunk
+    sim.step()  # and two: they cost nothing more
     sim.add("decoder", prompt=1, max_tokens=9)
     sim.step()
-    for name in ("a", "b", "c"):
-        sim.add(name, prompt=100)
     batch = sim.step()
     assert batch is not None
-    assert counts(batch) == {"decoder": 1, "a": 16, "b": 16, "c": 8}
-    assert [request.slot for request in batch.requests] == [0, 1, 2, 3]
+    assert counts(batch) == {"a": 16, "b": 16, "decoder": 1}
+    assert [request.slot for request in batch.requests] == [0, 1, 2]
+    assert batch.decoding == 1
 
 
 @pytest.mark.parametrize("prefill_tokens", [1, 16, 20, 1000])
@@ -54,33 +58,133 @@ def test_chunks_end_where_the_chunks_of_the_slot_do() -> None:
     assert taken == [10, 6, 10, 6, 8]
 
 
-def test_prompts_take_turns() -> None:
-    sim = Simulation(slots=3, prefill_tokens=INTERVAL)
+def test_chunks_are_whole_whatever_else_a_step_holds() -> None:
+    sim = Simulation(slots=4, prefill_tokens=40)
     for name in ("a", "b", "c"):
-        sim.add(name, prompt=10 * INTERVAL)
-    turns = [next(iter(counts(sim.step()))) for _ in range(9)]
-    assert "".join(turns) == "abcabcabc"
+        sim.add(name, prompt=100)
+    sim.add("decoder", prompt=1, max_tokens=100)
+    pieces: dict[str, list[int]] = {}
+    while len(sim.finished) < 3:
+        for name, count in counts(sim.step()).items():
+            pieces.setdefault(name, []).append(count)
+    assert {name: pieces[name] for name in ("a", "b", "c")} == dict.fromkeys(
+        ("a", "b", "c"), [16] * 6 + [4]
+    )
 
 
-def test_a_short_prompt_does_not_wait_for_the_long_ones_before_it() -> None:
-    sim = Simulation(slots=4, prefill_tokens=INTERVAL)
+def test_prompts_of_one_length_are_read_one_after_another() -> None:
+    sim = Simulation(slots=3, cost=CPU)
+    for name in ("a", "b", "c"):
+        sim.add(name, prompt=100 * INTERVAL)
+    sim.drain()
+    order = sorted(sim.first_token, key=lambda name: sim.first_token[name])
+    assert order == ["a", "b", "c"]
+    a, b, c = (sim.first_token[name] for name in order)
+    assert b == pytest.approx(2 * a, rel=0.1)
+    assert c == pytest.approx(3 * a, rel=0.1)
+
+
+def test_the_shortest_prompt_is_read_first() -> None:
+    sim = Simulation(slots=3, cost=CPU)
+    for name, chunks in (("long", 30), ("middle", 20), ("short", 10)):
+        sim.add(name, prompt=chunks * INTERVAL)
+    sim.drain()
+    assert sorted(sim.first_token, key=lambda name: sim.first_token[name]) == [
+        "short", "middle", "long"
+    ]  # fmt: skip
+
+
+def test_a_half_read_prompt_goes_before_one_with_more_left() -> None:
+    sim = Simulation(slots=2, cost=CPU)
+    sim.add("first", prompt=30 * INTERVAL)
+    for _ in range(20):
+        sim.step()
+    sim.add("second", prompt=15 * INTERVAL)
+    sim.drain()
+    assert sim.first_token["first"] < sim.first_token["second"]
+
+
+def test_a_short_request_does_not_wait_for_the_long_ones_before_it() -> None:
+    idle = Simulation(slots=4, cost=CPU)
+    idle.add("short", prompt=3 * INTERVAL, max_tokens=50)
+    idle.drain()
+    sim = Simulation(slots=4, cost=CPU)
     for i in range(3):
-        sim.add(f"long{i}", prompt=5_000)
-    sim.step()
-    sim.add("short", prompt=INTERVAL)
+        sim.add(f"long{i}", prompt=300 * INTERVAL)
+    for _ in range(9):
+        sim.step()
+    arrived = sim.ms
+    sim.add("short", prompt=3 * INTERVAL, max_tokens=50)
     while "short" not in sim.finished:
         sim.step()
-    assert sim.now <= 5  # its own chunk, after one of each of the others
+    assert sim.first_token["short"] - arrived <= 2 * idle.first_token["short"]
+    decoding = sim.finished["short"] - sim.first_token["short"]
+    assert decoding <= 3 * (idle.finished["short"] - idle.first_token["short"])
 
 
-def test_short_prompts_that_keep_coming_do_not_starve_a_long_one() -> None:
-    sim = Simulation(slots=4, prefill_tokens=INTERVAL)
-    sim.add("long", prompt=50 * INTERVAL)
-    for step in range(4 * 50):
-        for i in range(3):
+@pytest.mark.parametrize("cost", [FREE, CPU])
+def test_short_prompts_that_keep_coming_do_not_starve_a_long_one(cost: Cost) -> None:
+    sim = Simulation(slots=4, cost=cost)
+    sim.add("long", prompt=5 * INTERVAL)
+    limit = OVERTAKEN * 5 * INTERVAL + 5 * INTERVAL
+    for step in range(10_000):
+        for i in range(4 - len(sim.scheduler.running) - len(sim.scheduler.waiting)):
             sim.add(f"short{step}-{i}", prompt=INTERVAL)
         sim.step()
+        if "long" in sim.finished:
+            break
     assert "long" in sim.finished
+    assert sim.scheduler.read_tokens <= limit
+
+
+def test_shortest_first_with_ageing_serves_both_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order is chosen by this: first come first served, ours, and without ageing."""
+    waits = {}
+    for overtaken in (0, OVERTAKEN, 10**9):
+        monkeypatch.setattr(scheduler, "OVERTAKEN", overtaken)
+        waits[overtaken] = mean_waits(seed=1)
+    (short_fcfs, long_fcfs), (short, long), (short_first, _) = waits.values()
+    assert short < short_fcfs / 5
+    assert short < 1.5 * short_first
+    assert long < 1.5 * long_fcfs
+
+
+def mean_waits(seed: int) -> tuple[float, float]:
+    """Return the mean milliseconds to the first token of short and long prompts at a high load."""
+    drawn, sim, now = random.Random(seed), Simulation(16, cost=CPU), 0.0
+    arrivals = []
+    for number in range(300):
+        now += drawn.expovariate(1 / 120)
+        length = drawn.randint(600, 1500) if number % 10 == 0 else drawn.randint(10, 40)
+        arrivals.append((now, f"{'long' if length > 40 else 'short'}{number}", length))
+    for at, name, length in arrivals:
+        while sim.ms < at and (sim.scheduler.running or sim.scheduler.waiting):
+            sim.step()
+        sim.ms = max(sim.ms, at)
+        sim.add(name, prompt=length, max_tokens=8)
+    sim.drain()
+    waits = {name: sim.first_token[name] - at for at, name, _ in arrivals}
+    kinds = ([waits[name] for name in waits if name.startswith(kind)] for kind in ("short", "long"))
+    short, long = (sum(own) / len(own) for own in kinds)
+    return short, long
+
+
+def test_decoders_do_not_starve_a_prompt() -> None:
+    sim = Simulation(slots=4, cost=Cost(step=4.0, row=40.0, token=50.0), slowdown=1.05)
+    for i in range(3):
+        sim.add(f"decoder{i}", prompt=1, max_tokens=100_000)
+    sim.add("long", prompt=20 * INTERVAL)
+    for _ in range(20 * (LONGEST_PAUSE + 1) + 2):
+        sim.step()
+    assert "long" in sim.finished
+
+
+def test_a_full_step_is_worth_it_where_chunks_cost_nothing() -> None:
+    sim = Simulation(slots=4, prefill_tokens=4 * INTERVAL, cost=FREE)
+    for i in range(4):
+        sim.add(str(i), prompt=100 * INTERVAL)
+    sim.drain()
+    assert sim.now <= 103  # 100 steps of four chunks, and one that measured a single chunk
 
 
 def test_the_first_come_are_served_first_in_the_lowest_slots() -> None:
@@ -219,21 +323,22 @@ def test_invariants_hold_under_a_random_load(seed: int) -> None:
 def check_step(sim: Simulation, prefill_tokens: int) -> None:
     scheduler = sim.scheduler
     decoding = {r.request_id for r in scheduler.running.values() if not r.prefilling}
-    chunks = {r.request_id: r.last_chunk for r in scheduler.running.values()}
+    turns = {r.request_id: scheduler._turn(r) for r in scheduler.running.values()}
     prompts = {r for r in scheduler.running if r not in decoding}
     admissible = min(len(scheduler.waiting), len(scheduler._free))
     before = len(sim.admitted)
-    step = counts(sim.step() or Batch([], []))
+    step = counts(sim.step() or Batch([], [], 0))
     assert len(sim.admitted) - before == admissible
     running = [slot_of(request) for request in scheduler.running.values()]
     assert len(set(running)) == len(running)
     assert sorted(running + scheduler._free) == list(range(scheduler.num_slots))
     assert scheduler.waiting_tokens == sum(r.prompt_length for r in scheduler.waiting.values())
     assert all(step[name] == 1 for name in decoding)
-    # A prompt that had no turn has waited less than those that had one.
-    passed, served = prompts - set(step), prompts & set(step)
-    assert all(chunks[a] < chunks[b] for a in served for b in passed)
-    assert sum(step[name] for name in served) <= prefill_tokens
+    served = prompts & set(step)
+    if served and before == len(sim.admitted):
+        assert min(turns[name] for name in prompts) in {turns[name] for name in served}
+    assert sum(step[name] for name in served) <= max(prefill_tokens, 1)
+    assert all(step[name] <= scheduler.chunk for name in served)
 
 
 def test_no_slot_leaks_over_ten_thousand_requests_with_cancels() -> None:
@@ -276,3 +381,15 @@ def test_a_step_costs_the_same_at_any_context() -> None:
         return min(b - a for a, b in pairwise(times))
 
     assert step_s(200_000) < 5 * step_s(10) + 1e-4
+
+
+def test_unread_tokens_are_those_of_prompts_that_wait_or_are_being_read() -> None:
+    sim = Simulation(slots=2, prefill_tokens=20)
+    for name, prompt in (("a", 30), ("b", 10), ("waits", 50)):
+        sim.add(name, prompt=prompt, max_tokens=9)
+    assert sim.scheduler.unread_tokens == 90
+    taken = counts(sim.step())
+    assert sim.scheduler.unread_tokens == 90 - sum(taken.values())
+    while sim.scheduler.waiting or any(r.prefilling for r in sim.scheduler.running.values()):
+        sim.step()
+    assert sim.scheduler.unread_tokens == 0

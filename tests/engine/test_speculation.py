@@ -52,7 +52,7 @@ def test_a_growing_text_is_looked_up_as_if_it_were_new() -> None:
 
 
 def _batch(*requests: Request) -> Batch:
-    return Batch(list(requests), [1] * len(requests))
+    return Batch(list(requests), [1] * len(requests), len(requests))
 
 
 def _request(slot: int = 0, **params: Any) -> Request:

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,9 +26,16 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from llamahome.engine import TextDelta
-from llamahome.requests import EngineStats, QueueFullError, RequestError, SamplingParams, Usage
+from llamahome.requests import (
+    EngineStats,
+    Grammar,
+    Progress,
+    QueueFullError,
+    RequestError,
+    SamplingParams,
+    Usage,
+)
 from serve.http.api import build_app
-from serve.http.errors import ApiError
 from serve.http.settings import HttpSettings
 from serve.wire import Delta, GenerateRequest, ReplicaStats
 
@@ -39,12 +54,15 @@ class FakeEngine:
     max_queued: int = 1
     max_length: int = 64
     step_s: float = 0.0
+    hangs: threading.Event | None = None  # a step waits for it
+    broken: bool = False  # gives up whatever it is asked for
     finished: int = 0
     running: dict[str, list[int]] = field(default_factory=dict)
     waiting: deque[str] = field(default_factory=deque)
     requests: dict[str, tuple[list[int], SamplingParams]] = field(default_factory=dict)
+    begun: dict[str, list[int]] = field(default_factory=dict)
     cancelled: list[str] = field(default_factory=list)
-    prepared: list[SamplingParams] = field(default_factory=list)
+    prepared: bool = False
     embedding: dict[str, list[int]] = field(default_factory=dict)
     endings: list[tuple[bool, bool]] = field(default_factory=list)
     defaults: dict[str, Any] = field(default_factory=dict)
@@ -60,10 +78,13 @@ class FakeEngine:
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(chr(i) for i in ids)
 
-    def prepare(self, params: SamplingParams) -> None:
-        if params.grammar is not None and params.grammar.text == "(":
+    def prepare(self) -> None:
+        self.prepared = True
+
+    def compile(self, grammar: Grammar) -> str:
+        if grammar.text == "(":
             raise RequestError("grammar", "(", "no valid regex")
-        self.prepared.append(params)
+        return f"compiled {grammar.text}"
 
     def encode_chat(
         self,
@@ -71,6 +92,8 @@ class FakeEngine:
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        tools: Sequence[dict[str, Any]] = (),
+        options: Mapping[str, Any] | None = None,
     ) -> list[int]:
         self.endings.append((add_generation_prompt, continue_final_message))
         if messages[-1]["role"] == "system":
@@ -82,10 +105,25 @@ class FakeEngine:
     ) -> SamplingParams:
         return replace(params, **{k: v for k, v in self.defaults.items() if k in left_out})
 
-    def system_length(self, messages: Sequence[dict[str, Any]], ids: Sequence[int]) -> int:
+    def system_length(
+        self,
+        messages: Sequence[dict[str, Any]],
+        ids: Sequence[int],
+        *,
+        tools: Sequence[dict[str, Any]] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> int:
         return len(messages[0]["content"]) if messages[0]["role"] == "system" else 0
 
-    def submit(self, request_id: str, prompt: list[int], params: SamplingParams) -> None:
+    def submit(
+        self,
+        request_id: str,
+        prompt: list[int],
+        params: SamplingParams,
+        grammar: str | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        assert (grammar is None) == (params.grammar is None)
         if params.max_tokens is None:
             params = replace(params, max_tokens=max(1, self.max_length - len(prompt)))
         assert params.max_tokens is not None
@@ -94,6 +132,7 @@ class FakeEngine:
         if len(self.waiting) >= self.max_queued + self.slots - len(self.running):
             raise QueueFullError(f"{len(self.waiting)} requests wait")
         self.requests[request_id] = (prompt, params)
+        self.begun[request_id] = list(progress.tokens) if progress else []
         self.waiting.append(request_id)
 
     def submit_embedding(
@@ -109,8 +148,11 @@ class FakeEngine:
 
     def step(self) -> list[TextDelta]:
         time.sleep(self.step_s)
+        if self.hangs is not None:
+            assert self.hangs.wait(120)
         while self.waiting and len(self.running) < self.slots:
-            self.running[self.waiting.popleft()] = []
+            request_id = self.waiting.popleft()
+            self.running[request_id] = self.begun[request_id]
         return [self._next(request_id) for request_id in list(self.running)]
 
     def _next(self, request_id: str) -> TextDelta:
@@ -121,7 +163,7 @@ class FakeEngine:
         tokens.append(len(tokens))
         reason = "length" if len(tokens) == params.max_tokens else None
         error = None
-        if GIVE_UP in prompt:
+        if GIVE_UP in prompt or self.broken:
             reason, error = "error", "logits are not finite"
         if reason:
             del self.running[request_id]
@@ -131,6 +173,7 @@ class FakeEngine:
             request_id=request_id,
             text="" if embedding else f"{tokens[-1]} ",
             token_count=0 if embedding else 1,
+            ids=() if embedding else (tokens[-1],),
             embedding=embedding,
             finish_reason=reason,
             error=error,
@@ -198,7 +241,7 @@ ANSWER = (
 class FakeBackend:
     """Plays a script: deltas are given, errors raised, numbers slept."""
 
-    script: Sequence[Delta | ApiError | float] = ANSWER
+    script: Sequence[Delta | BaseException | float] = ANSWER
     stats: Sequence[ReplicaStats] = (replica_stats(),)
     requests: list[GenerateRequest] = field(default_factory=list)
     closed: int = 0
@@ -207,7 +250,7 @@ class FakeBackend:
         self.requests.append(request)
         try:
             for item in self.script:
-                if isinstance(item, ApiError):
+                if isinstance(item, BaseException):
                     raise item
                 if isinstance(item, float):
                     await asyncio.sleep(item)

@@ -108,6 +108,21 @@ async def test_a_crash_fails_every_request_and_later_ones(start):
         await collect(engine, "c")
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_crash_at_the_door_is_told_to_the_request(start):
+    engine = start()
+    with pytest.raises(EngineStoppedError, match="TypeError"):
+        await asyncio.wait_for(anext(engine.generate("a", None, SamplingParams())), 60)
+    assert not engine.running
+
+
+async def test_an_idle_engine_does_not_stall(start):
+    engine = start()
+    await collect(engine, "a")
+    await until(lambda: engine.idle_s > 0)
+    assert engine.stalled_s == 0
+
+
 async def test_closing_ends_what_runs(start):
     engine = start(step_s=0.005, max_length=10_000)
     task = asyncio.create_task(collect(engine, "a", max_tokens=9_000))

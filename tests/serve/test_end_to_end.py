@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ import psutil
 import pytest
 from ray.serve.generated import serve_pb2, serve_pb2_grpc
 
+from llamahome.keys import KeyFile
 from tests.ports import free_ports
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
@@ -41,20 +45,27 @@ class Endpoint:
     temp_dir: Path
     url: str
     client: openai.OpenAI
+    limited: str  # a key with 2 requests a minute
 
     def metric(self, name: str) -> float:
         headers = {"Authorization": f"Bearer {KEY}"}
         lines = httpx.get(f"{self.url}/metrics", headers=headers, timeout=30).text.splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
-    def kill_engine(self) -> None:
-        """kill -9 of the engine replica, a descendant of the process that we started."""
-        (engine,) = [
+    def replicas(self, deployment: str) -> list[psutil.Process]:
+        """Return the processes of a deployment, descendants of the one that we started."""
+        name = f"ray::ServeReplica:llamahome:{deployment}"
+        return [
             child
             for child in psutil.Process(self.process.pid).children(recursive=True)
-            if "EngineReplica" in "".join(child.cmdline())
+            if child.is_running() and name in "".join(_command(child))
         ]
-        engine.kill()
+
+
+def _command(process: psutil.Process) -> list[str]:
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+        return process.cmdline()
+    return []
 
 
 def until(condition: Callable[[], bool], seconds: float) -> None:
@@ -68,12 +79,16 @@ def until(condition: Callable[[], bool], seconds: float) -> None:
 def endpoint(tiny_model: Path) -> Iterator[Endpoint]:
     (port,) = free_ports(1)
     with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as temp_dir:
+        keys = KeyFile(Path(temp_dir) / "keys.json")
+        limits = {"requests_per_minute": 2, "tokens_per_minute": 1000}
+        _, limited = keys.create("limited", models=("tiny",), **limits)
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "serve"),
                 *(f"model.name={tiny_model}", f"serve.port={port}", "engine.num_threads=1"),
                 *("engine.slots=2", "engine.max_queued=2", "engine.max_length=2048"),
                 *("policy=h2o", "policy.budget=32", "policy.recent=16", "policy.interval=8"),
+                *(f"serve.keys_file={keys.path}", f"serve.audit_log={temp_dir}/audit.log"),
             ],
             cwd=ROOT,
             env={**os.environ, "TMPDIR": temp_dir, "LLAMAHOME_API_KEY": KEY, **PATIENT},
@@ -92,7 +107,7 @@ def endpoint(tiny_model: Path) -> Iterator[Endpoint]:
             with openai.OpenAI(
                 base_url=f"{url}/v1", api_key=KEY, max_retries=0, timeout=120
             ) as client:
-                yield Endpoint(process, output, Path(temp_dir), url, client)
+                yield Endpoint(process, output, Path(temp_dir), url, client, limited)
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
@@ -101,7 +116,29 @@ def endpoint(tiny_model: Path) -> Iterator[Endpoint]:
 
 
 def test_the_ready_line_says_where(endpoint):
-    assert f"ready: tiny at {endpoint.url}" in endpoint.output[-1]
+    assert f"ready: tiny at {endpoint.url}, on 1 CPU thread " in endpoint.output[-1]
+
+
+def test_a_limited_key_is_counted_refused_logged_and_revoked(endpoint):
+    client = endpoint.client.with_options(api_key=endpoint.limited)
+    headers = {"x-request-id": "first"}
+    raw = client.models.with_raw_response.list(extra_headers=headers)
+    assert raw.headers["x-ratelimit-remaining-requests"] == "1"
+    assert raw.headers.get_list("x-request-id") == ["first"]  # not Ray's and ours
+    completions = client.chat.completions.with_raw_response
+    raw = completions.create(model="tiny", messages=MESSAGES, max_tokens=400)
+    used = raw.parse().usage.total_tokens
+    assert int(raw.headers["x-ratelimit-remaining-tokens"]) < 600  # 400 were reserved
+    with pytest.raises(openai.RateLimitError, match="limit of 2 requests a minute"):
+        client.models.list()
+    KeyFile(endpoint.temp_dir / "keys.json").revoke("limited")
+    with pytest.raises(openai.AuthenticationError):
+        client.models.list()
+    lines = (endpoint.temp_dir / "audit.log").read_text().splitlines()
+    records = [record for record in map(json.loads, lines) if record["name"] == "limited"]
+    assert [record["status"] for record in records] == [200, 200, 429]
+    assert records[0]["request_id"] == "first"
+    assert records[1]["prompt_tokens"] + records[1]["completion_tokens"] == used
 
 
 def test_what_listens_beyond_loopback_asks_for_rays_token(endpoint):
@@ -123,7 +160,8 @@ def test_what_listens_beyond_loopback_asks_for_rays_token(endpoint):
 
 
 def test_a_chat_answers_the_same_streamed_or_not(endpoint):
-    asked = {"model": "tiny", "messages": MESSAGES, "temperature": 0.0, "max_tokens": 60}
+    messages = [{"role": "user", "content": "Tell me a story that nobody has asked for yet."}]
+    asked = {"model": "tiny", "messages": messages, "temperature": 0.0, "max_tokens": 60}
     whole = endpoint.client.chat.completions.create(**asked)
     chunks = list(
         endpoint.client.chat.completions.create(
@@ -135,8 +173,8 @@ def test_a_chat_answers_the_same_streamed_or_not(endpoint):
     assert whole.choices[0].finish_reason == chunks[-2].choices[0].finish_reason == "length"
     assert whole.usage.llamahome == chunks[-1].usage.llamahome
     assert whole.usage.total_tokens == chunks[-1].usage.total_tokens
-    assert whole.usage.prompt_tokens_details.cached_tokens == 0
-    assert chunks[-1].usage.prompt_tokens_details.cached_tokens > 0
+    cached = [answer.usage.prompt_tokens_details.cached_tokens for answer in (whole, chunks[-1])]
+    assert cached[0] < cached[1]
     assert whole.usage.completion_tokens == 60
     assert whole.usage.llamahome["evicted_tokens"] > 0
 
@@ -239,14 +277,33 @@ async def test_more_than_the_queue_holds_is_refused(endpoint):
     until(lambda: endpoint.metric("llamahome_queued") == 0, 300)
 
 
-def test_a_replica_that_is_killed_is_replaced(endpoint):
-    stream = endpoint.client.completions.create(model="tiny", prompt="Once", stream=True, **LONG)
-    next(iter(stream))
-    endpoint.kill_engine()
-    with pytest.raises(openai.APIError, match="died in the middle"):
-        list(stream)
-    answer = endpoint.client.completions.create(model="tiny", prompt="Once", max_tokens=4)
-    assert answer.usage.completion_tokens <= 4
+def test_an_answer_outlives_its_replica(endpoint):
+    asked = {"model": "tiny", "prompt": "Once", "max_tokens": 1900, "temperature": 1.0, "seed": 3}
+    create = partial(endpoint.client.completions.create, **asked)
+    whole = create(extra_body={"ignore_eos": True})
+    stream = create(
+        stream=True, stream_options={"include_usage": True}, extra_body={"ignore_eos": True}
+    )
+    chunks = [next(stream)]
+    (engine,) = endpoint.replicas("EngineReplica")
+    engine.kill()
+    chunks += stream
+    text = "".join(chunk.choices[0].text for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].text
+    assert chunks[-2].choices[0].finish_reason == "length"
+    assert chunks[-1].usage.completion_tokens == 1900
+    assert chunks[-1].usage.llamahome == whole.usage.llamahome
+
+
+def test_an_ingress_that_is_killed_leaves_the_port_to_the_other(endpoint):
+    killed, _ = endpoint.replicas("Api")
+    counted = endpoint.metric("llamahome_generated_tokens_total")
+    assert counted
+    killed.kill()
+    killed.wait(60)
+    for _ in range(20):  # each on a connection of its own, so with luck none for both
+        assert endpoint.metric("llamahome_generated_tokens_total") == counted
+    until(lambda: len(endpoint.replicas("Api")) == 2, 300)
 
 
 def test_sigterm_ends_all_that_was_started(endpoint):
@@ -255,4 +312,4 @@ def test_sigterm_ends_all_that_was_started(endpoint):
     endpoint.process.send_signal(signal.SIGTERM)
     assert endpoint.process.wait(60) == 0
     assert [process for process in started if process.is_running()] == []
-    assert list(endpoint.temp_dir.iterdir()) == []
+    assert [path for path in endpoint.temp_dir.iterdir() if path.is_dir()] == []

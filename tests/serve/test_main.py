@@ -30,7 +30,8 @@ def test_every_choice_composes_into_the_typed_config(choice):
 
 
 def test_the_files_say_what_the_dataclasses_default_to(monkeypatch):
-    monkeypatch.delenv("LLAMAHOME_API_KEY", raising=False)
+    for name in ("LLAMAHOME_API_KEY", "LLAMAHOME_KEYS_FILE"):
+        monkeypatch.delenv(name, raising=False)
     assert composed() == ServeRoot()
 
 
@@ -45,7 +46,7 @@ def test_serving_a_network_takes_a_key(monkeypatch):
 
 @pytest.mark.parametrize("with_key", [False, True])
 def test_the_example_names_the_key_and_never_shows_it(with_key):
-    text = main.ready_text("http://h:1", "tiny", with_key=with_key)
+    text = main.ready_text("http://h:1", "tiny", "2 CPU threads", with_key=with_key)
     assert ("Bearer $LLAMAHOME_API_KEY" in text) == with_key
     assert '"model": "tiny"' in text
 
@@ -69,6 +70,8 @@ def serve(*overrides: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         ("serve.port=abc", "serve.port"),
         ("serve.port=0", "serve.port=0 is not allowed"),
         ("serve.host=0.0.0.0", "serve.api_key"),
+        ("serve.keys_file=/nowhere/keys.json", "serve.keys_file='/nowhere/keys.json'"),
+        ("serve.tls_cert=c.pem", "serve.tls_cert='c.pem' is not allowed"),
         ("serve=nowhere", "serve/nowhere"),
         ("model.name=nobody", "no model 'nobody'"),
     ],

@@ -3,16 +3,17 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import struct
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
 
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
-from llamahome.requests import Grammar, SamplingParams
+from llamahome.requests import EngineError, Grammar, Progress, SamplingParams
 from serve.async_engine import EngineStoppedError
 from serve.replica import Replica
-from serve.wire import EmbedRequest, GenerateRequest
+from serve.wire import Accepted, EmbedRequest, GenerateRequest
 
 
 @pytest.fixture
@@ -33,6 +34,19 @@ def make_replica(make_engine) -> Iterator[Callable[..., Replica]]:
     yield make
     for replica in made:
         replica.close()
+
+
+def of_engine(engine: Any, **options: Any) -> Replica:
+    return Replica(
+        ModelConfig(), PolicyConfig(), EngineConfig(), engine_factory=lambda *_: engine, **options
+    )
+
+
+async def until_it_raises(call: Callable[[], Awaitable[None]]) -> None:
+    async with asyncio.timeout(120):
+        while True:
+            await call()
+            await asyncio.sleep(0.005)
 
 
 async def replies(replica: Replica, **fields: Any) -> list[Any]:
@@ -98,7 +112,7 @@ async def test_every_sampling_field_reaches_the_engine(make_engine):
     assert {name: getattr(params, name) for name in fields} == fields
     assert params.grammar == Grammar("regex", "a+", "guided_regex")
     assert (params.echo, params.prompt_logprobs) == (None, None)
-    assert engine.prepared == [params]
+    assert engine.prepared
 
 
 @pytest.mark.parametrize("prompt", ["ab", [97, 98]], ids=["text", "token ids"])
@@ -211,11 +225,56 @@ async def test_a_full_queue_is_said_so(make_replica):
 async def test_a_crash_fails_the_health_check_and_sends_later_requests_elsewhere(make_replica):
     replica = make_replica()
     await replica.check_health()
-    assert (await replies(replica, prompt=[13]))[-1].kind == "failed"
+    assert (await replies(replica, prompt=[13]))[-1].kind == "crashed"
     with pytest.raises(EngineStoppedError, match="r1"):
         await replica.check_health()
     assert not (await replica.stats()).running
     assert (await replies(replica, prompt="a"))[-1].kind == "unavailable"
+
+
+async def test_a_step_that_does_not_end_fails_the_health_check_and_later_requests(make_engine):
+    hangs = threading.Event()
+    replica = of_engine(make_engine(hangs=hangs), stall_s=0.01)
+    running = asyncio.create_task(replies(replica, request_id="b", prompt="a"))
+    with pytest.raises(EngineStoppedError, match="hangs"):
+        await until_it_raises(replica.check_health)
+    (failure,) = await replies(replica, prompt="a")
+    assert failure.kind == "unavailable"
+    hangs.set()
+    assert (await running)[-1].finish_reason == "length"
+    replica.close()
+
+
+async def test_an_idle_engine_shows_that_it_can_generate(make_engine):
+    engine = make_engine()
+    replica = of_engine(engine, probe_after_s=0.0)
+    async with asyncio.timeout(120):
+        while not engine.finished:
+            await replica.check_health()
+            await asyncio.sleep(0.005)
+    (prompt, params) = next(iter(engine.requests.values()))
+    assert (len(prompt), params.max_tokens) == (1, 1)
+    replica.close()
+
+
+@pytest.mark.parametrize(
+    "fault", [{"hangs": threading.Event()}, {"broken": True}], ids=["hangs", "broken"]
+)
+async def test_an_idle_engine_that_cannot_generate_is_unhealthy(make_engine, fault):
+    replica = of_engine(make_engine(**fault), probe_after_s=0.0, stall_s=0.01)
+    with pytest.raises(EngineError, match=r"hangs|not finite"):
+        await until_it_raises(replica.check_health)
+    for event in fault.values():
+        if isinstance(event, threading.Event):
+            event.set()
+    replica.close()
+
+
+async def test_an_answer_that_another_replica_began_is_accepted_and_goes_on(make_replica):
+    progress = Progress(tokens=(0, 1))
+    accepted, *deltas = await replies(make_replica(), prompt="ab", progress=progress, max_tokens=4)
+    assert accepted == Accepted()
+    assert "".join(delta.text for delta in deltas) == "2 3 "
 
 
 async def test_the_real_engine_answers_the_same_each_time(tiny_model):

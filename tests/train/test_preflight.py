@@ -95,6 +95,31 @@ def test_a_policy_that_does_not_fit_the_model_is_refused(
         prepare_run(replace(root, policy=policy), manager)
 
 
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/nobody/runs"])
+def test_runs_that_cannot_be_written_are_refused(
+    root: TrainRoot, manager: ModelManager, tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "file").touch()
+    asked = changed(root, "trainer", output_dir=str(tmp_path / place))
+    with pytest.raises(ConfigError, match=r"trainer\.output_dir='.*' cannot be written to") as bad:
+        prepare_run(asked, manager)
+    assert "\n" not in str(bad.value)
+    nowhere = ModelManager(tmp_path / place)
+    with pytest.raises(ConfigError, match=r"LLAMAHOME_CACHE='.*' cannot be written to"):
+        prepare_run(changed(root, "trainer", output_dir=None), nowhere)
+    with pytest.raises(ConfigError, match=r"LLAMAHOME_CACHE='.*' cannot be written to"):
+        nowhere.resolve("smollm2-135m-instruct")
+
+
+def test_a_file_in_the_place_of_a_run_is_refused(root: TrainRoot, manager: ModelManager) -> None:
+    runs = Path(str(root.trainer.output_dir))
+    runs.mkdir()
+    (runs / str(root.trainer.run_name)).touch()
+    with pytest.raises(ConfigError, match=r"trainer\.output_dir='.*tiny' cannot be written to"):
+        prepare_run(root, manager)
+    assert len(list(runs.iterdir())) == 1
+
+
 def test_attention_dropout_is_refused(root: TrainRoot, model_dir: Path, tmp_path: Path) -> None:
     for file in model_dir.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())

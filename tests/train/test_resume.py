@@ -25,7 +25,7 @@ FIXED = {
     "warmup_steps schedule weight_decay objective beta kl_weight "
     "label_smoothing neftune_alpha anneal_steps budget_jitter "
     "dense_share max_grad_norm precision seed",
-    "trainer.lora": "r alpha dropout target_modules train_norms rslora dora",
+    "trainer.lora": "r alpha dropout target_modules train_norms rslora dora base_bits",
     "deepspeed": "zero_stage",
 }
 FREE = {

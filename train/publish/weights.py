@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -17,6 +16,7 @@ from llamahome.attention import Policy
 from llamahome.models import write_adapter_policy, write_policy_weights
 from llamahome.models.adapter_chain import ADAPTER_CONFIG
 from llamahome.models.adapters import ADAPTER_WEIGHTS, load_adapter
+from llamahome.models.four_bits import is_on_four_bits, write_mark
 from llamahome.models.json_files import read_json
 from llamahome.models.pretrained import load_pretrained
 from llamahome.models.probe import LIMITS
@@ -76,6 +76,8 @@ def write_adapter(source: Source, base_id: str, folder: Path) -> float:
     config = {**read_json(adapter / ADAPTER_CONFIG), "base_model_name_or_path": base_id}
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     shutil.copyfile(adapter / ADAPTER_WEIGHTS, folder / ADAPTER_WEIGHTS)
+    if is_on_four_bits(adapter):
+        write_mark(folder)
     source.found.tokenizer().save_pretrained(folder)
     model, policy, expected = merged_model(source)
     if policy is not None:
@@ -85,7 +87,7 @@ def write_adapter(source: Source, base_id: str, folder: Path) -> float:
     del model
     say("wrote the adapter; reading it back")
     base = load_pretrained(source.found.chain[1:], torch.float32, CPU)
-    plain = PeftModel.from_pretrained(base, str(folder)).eval()
+    plain = load_adapter(base, folder).eval()
     return check_gap(log_probs(plain), expected, torch.float32, "the folder", "the trained model")
 
 

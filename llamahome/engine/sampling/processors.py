@@ -18,7 +18,7 @@ class LogitsProcessor(Protocol):
         """Change the logits (V,) of the next token in place.
 
         Raises:
-            EngineError: when it cannot.
+            RequestError: when it cannot.
         """
 
     def advance(self, token: int) -> None:

@@ -14,7 +14,7 @@ from llamahome.engine.sampling import ranking
 from llamahome.engine.sampling.grammar import GrammarMask
 from llamahome.engine.sampling.logprobs import TopLogprobs, logprobs_of
 from llamahome.engine.sampling.processors import LogitsProcessor, build_processors
-from llamahome.requests import EngineError, SamplingParams
+from llamahome.requests import RequestError, SamplingParams
 
 NOT_FINITE = "the model gave logits that are not finite for this request"
 NOTHING_LEFT = "no token is left that the request's grammar, min_tokens and logit_bias allow"
@@ -22,12 +22,16 @@ NOTHING_LEFT = "no token is left that the request's grammar, min_tokens and logi
 
 @dataclass(frozen=True)
 class Choice:
-    """A chosen token, or the reason why none could be chosen."""
+    """A chosen token, or the reason why none could be chosen.
+
+    `error_field` is the request's field that is to blame; None is the model.
+    """
 
     token: int | None = None
     logprob: float | None = None
     top_logprobs: TopLogprobs = ()
     error: str | None = None
+    error_field: str | None = None
 
 
 class SamplingState:
@@ -74,8 +78,20 @@ class SamplingState:
         """True once the grammar lets nothing follow."""
         return self._grammar is not None and self._grammar.finished
 
+    def nothing_left(self) -> RequestError:
+        """Return the error of a request whose rules leave no token."""
+        field = "min_tokens" if self._grammar is None else "grammar"
+        return RequestError(field, None, NOTHING_LEFT)
+
     def uniform(self) -> float:
         return self._random.random()
+
+    def replay(self, tokens: Sequence[int]) -> None:
+        """Take in the first tokens of an answer, chosen by another state of the same params."""
+        for token in tokens:
+            self.advance(Choice(token))
+            if not self.params.greedy:
+                self.uniform()
 
     def advance(self, choice: Choice) -> None:
         """Take in a choice; an error or a token that ends the answer is no part of the answer."""
@@ -122,10 +138,10 @@ def _choose_special(rows: Tensor, states: Sequence[SamplingState]) -> list[Choic
     errors = [_process(row, state) for row, state in zip(rows, states, strict=True)]
     tokens, values = ranking.best(rows)
     choices = []
-    for token, value, error in zip(tokens, values, errors, strict=True):
+    for token, value, error, state in zip(tokens, values, errors, states, strict=True):
         if error is None and not math.isfinite(value):
-            error = NOTHING_LEFT
-        choices.append(Choice(token) if error is None else Choice(error=error))
+            error = state.nothing_left()
+        choices.append(Choice(token) if error is None else _refused(error))
     drawn = [i for i, s in enumerate(states) if not s.params.greedy and choices[i].error is None]
     if drawn:
         picked = ranking.draw(
@@ -136,11 +152,15 @@ def _choose_special(rows: Tensor, states: Sequence[SamplingState]) -> list[Choic
     return choices
 
 
-def _process(row: Tensor, state: SamplingState) -> str | None:
+def _refused(error: RequestError) -> Choice:
+    return Choice(error=error.reason, error_field=error.field)
+
+
+def _process(row: Tensor, state: SamplingState) -> RequestError | None:
     """Apply a request's processors to its row (V,); return the error, which fails it alone."""
     try:
         for processor in state.processors:
             processor.apply(row)
-    except EngineError as error:
-        return str(error)
+    except RequestError as error:
+        return error
     return None

@@ -11,7 +11,7 @@ from llamahome.engine.request import TokenDelta
 from llamahome.engine.sampling.grammar import Vocabulary
 from llamahome.engine.sampling.logprobs import Logprob, TopLogprobs
 from llamahome.engine.text.text_stream import TextStream
-from llamahome.requests import SamplingParams, Token, TopToken
+from llamahome.requests import Progress, SamplingParams, Token, TopToken
 
 
 class Answer:
@@ -44,6 +44,28 @@ class Answer:
     def stop_text(self) -> str | None:
         """The stop text that ended the answer, where one did."""
         return self._stream.stop_text
+
+    @property
+    def held(self) -> tuple[Logprob, ...]:
+        """Return the log-probabilities of tokens whose text is held back, where asked for."""
+        if not self._detailed:
+            return ()
+        return tuple((delta.logprob, delta.top_logprobs) for delta in self._pending)
+
+    def replay(self, progress: Progress) -> None:
+        """Take in what another `Answer` has returned, and what it held back.
+
+        Raises:
+            TextError: when the tokenizer fails.
+        """
+        self._echo = None
+        returned: list[Logprob] = [(None, ())] * (len(progress.tokens) - len(progress.held))
+        for token, (logprob, top) in zip(progress.tokens, [*returned, *progress.held], strict=True):
+            delta = TokenDelta(request_id="", token=token, logprob=logprob, top_logprobs=top)
+            self._pending.append(delta)
+            self._stream.push(token)
+        for _ in self._stream.take_starts():
+            self._pending.popleft()
 
     def push(self, delta: TokenDelta) -> str:
         """Return the text that a delta makes certain.

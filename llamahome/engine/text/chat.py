@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from llamahome.data import ChatError, ChatTemplate, ControlTokenError, NoTemplateError
-from llamahome.requests import RequestError
+from llamahome.data import ChatError, ChatTemplate, ControlTokenError, NoTemplateError, OptionError
+from llamahome.engine.text.tools import DEFAULT_FORMAT, find_format, in_default_format
+from llamahome.requests import CallFormat, RequestError
 
 
 class ChatEncoder:
@@ -23,6 +25,17 @@ class ChatEncoder:
     ) -> None:
         self.template = ChatTemplate(tokenizer, split_special_tokens=split_special_tokens)
         self._model_name = model_name
+        added = tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
+        self._control_tokens = {token.content for token in added if token.special}
+
+    @cached_property
+    def _own_format(self) -> CallFormat | None:
+        return find_format(self.template, self._control_tokens)
+
+    @property
+    def call_format(self) -> CallFormat:
+        """How an answer's calls are written."""
+        return self._own_format or DEFAULT_FORMAT
 
     def encode(
         self,
@@ -30,20 +43,28 @@ class ChatEncoder:
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        tools: Sequence[dict[str, Any]] = (),
+        options: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Return the token ids of a conversation.
 
         Args:
             continue_final_message: end inside the last message; no generation prompt is added.
+            tools: functions that the answer may call; a template that takes none gets them as text.
+            options: values of variables that the template reads.
 
         Raises:
             RequestError: when the model has no chat template, or it refuses the messages.
         """
+        if (tools or any(map(_calls_or_result, messages))) and self._own_format is None:
+            messages, tools = in_default_format(messages, tools), ()
         try:
             rendered = self.template.render(
                 messages,
+                tools=tools,
                 add_generation_prompt=add_generation_prompt and not continue_final_message,
                 continue_final_message=continue_final_message,
+                options=options,
             )
             return self.template.encode(rendered).ids
         except ChatError as error:
@@ -62,6 +83,13 @@ class ChatEncoder:
                     f"the tokenizer of {name} cannot take a control token of a message as text; "
                     "leave it out, or set engine.split_special_tokens=false",
                 )
+            case OptionError():
+                reason = f"the chat template of {name} does not read {error}; leave it out"
+                return RequestError("chat_template_kwargs", str(error), reason)
         roles = ", ".join(str(message.get("role")) for message in messages)
         reason = f"the chat template of {name} refuses this conversation: {error}"
         return RequestError("messages", roles, reason)
+
+
+def _calls_or_result(message: dict[str, Any]) -> bool:
+    return message["role"] == "tool" or bool(message.get("tool_calls"))

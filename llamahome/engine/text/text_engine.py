@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, cast
@@ -17,20 +17,26 @@ from llamahome.config.policy import CARRIED
 from llamahome.engine.engine import Engine
 from llamahome.engine.request import TokenDelta
 from llamahome.engine.runners.native_model import unsupported
-from llamahome.engine.sampling.grammar import Vocabulary
+from llamahome.engine.sampling.grammar import GrammarMask, Vocabulary
+from llamahome.engine.sampling.logprobs import Logprob
 from llamahome.engine.text.answer import Answer
 from llamahome.engine.text.chat import ChatEncoder
 from llamahome.engine.text.defaults import sampling_defaults
 from llamahome.engine.text.text_stream import TextError
+from llamahome.engine.text.tools import call_grammar
 from llamahome.models import FoundModel, ModelManager, choose_policy, find_model
 from llamahome.models.decoder import Decoder
 from llamahome.native import NativeUnavailableError, load_native
 from llamahome.requests import (
+    CallFormat,
     EngineStats,
     FinishReason,
+    Grammar,
+    Progress,
     RequestError,
     SamplingParams,
     Token,
+    Tools,
     Usage,
 )
 
@@ -48,17 +54,22 @@ class TextDelta:
     `tokens` are the tokens of the text, where log-probabilities are asked for. Text that may begin
     a stop text is held back, and its tokens with it. `embedding` is the result of
     `submit_embedding`. `stop_text` is the stop text that ended the answer, where one did.
+    `error_field` is the request's field that is to blame for an error. `ids` are the answer's new
+    tokens, and `held` is what `Progress` says: with them another engine can go on.
     """
 
     request_id: str
     text: str
     token_count: int
     tokens: tuple[Token, ...] = ()
+    ids: tuple[int, ...] = ()
+    held: tuple[Logprob, ...] = ()
     embedding: Sequence[float] | None = None
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     error: str | None = None
     stop_text: str | None = None
+    error_field: str | None = None
 
 
 class TextEngine:
@@ -158,12 +169,16 @@ class TextEngine:
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        tools: Sequence[dict[str, Any]] = (),
+        options: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Return a conversation's token ids by the model's chat template, ready for the answer.
 
         Args:
             add_generation_prompt: end with the header of an assistant's turn.
             continue_final_message: end inside the last message, without a header.
+            tools: functions that the answer may call.
+            options: values of variables that the template reads.
 
         Raises:
             RequestError: when the model has no chat template, or it refuses the messages.
@@ -172,9 +187,33 @@ class TextEngine:
             messages,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
+            tools=tools,
+            options=options,
         )
 
-    def system_length(self, messages: Sequence[dict[str, Any]], ids: Sequence[int]) -> int:
+    @property
+    def call_format(self) -> CallFormat:
+        """How the model writes the functions that it calls."""
+        return self._chat.call_format
+
+    def with_calls(self, params: SamplingParams, tools: Tools) -> SamplingParams:
+        """Return params whose grammar lets the answer call functions.
+
+        Raises:
+            RequestError: when calls and the grammar that is there exclude each other.
+        """
+        literal = self._vocabulary.literal
+        grammar = call_grammar(self.call_format, tools, params.grammar, literal)
+        return replace(params, grammar=grammar)
+
+    def system_length(
+        self,
+        messages: Sequence[dict[str, Any]],
+        ids: Sequence[int],
+        *,
+        tools: Sequence[dict[str, Any]] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> int:
         """Count the first of a conversation's ids that `engine.protect_system` keeps: the system
         prompt.
 
@@ -186,7 +225,8 @@ class TextEngine:
         system = [m for m in messages[:1] if m["role"] == "system"]
         first = next((m["content"] for m in messages if m["role"] == "user"), "")
         other = "b" if first.startswith("a") else "a"
-        others = self.encode_chat([*system, {"role": "user", "content": other}])
+        chat = [*system, {"role": "user", "content": other}]
+        others = self.encode_chat(chat, tools=tools, options=options)
         pairs = zip(ids, others, strict=False)
         return next((i for i, (a, b) in enumerate(pairs) if a != b), len(others))
 
@@ -204,23 +244,43 @@ class TextEngine:
             own["max_tokens"] = min(room, max(own["max_tokens"], params.min_tokens))
         return replace(params, **own)
 
-    def prepare(self, params: SamplingParams) -> None:
-        """Do the slow parts of a first `submit` ahead of it, in any thread.
+    def prepare(self) -> None:
+        """Set up what grammars and log-probabilities need of the tokenizer, ahead of the first."""
+        self._vocabulary.token_bytes(0)
+
+    def compile(self, grammar: Grammar) -> GrammarMask:
+        """Compile a grammar for one `submit`, in any thread.
 
         Raises:
-            RequestError: when the grammar cannot be compiled.
+            RequestError: when it cannot be compiled, or not within its limits.
         """
-        if params.logprobs is not None or params.prompt_logprobs is not None:
-            self._vocabulary.token_bytes(0)
-        if params.grammar is not None:
-            self._vocabulary.mask(params.grammar)
+        return self._vocabulary.mask(grammar)
 
-    def submit(self, request_id: str, prompt: list[int], params: SamplingParams) -> None:
-        """Queue a request; raises as `Engine.submit` does."""
-        grammar = None if params.grammar is None else self._vocabulary.mask(params.grammar)
+    def submit(
+        self,
+        request_id: str,
+        prompt: list[int],
+        params: SamplingParams,
+        grammar: GrammarMask | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Queue a request; raises as `Engine.submit` does.
+
+        Args:
+            grammar: `params.grammar`, compiled ahead; without it, it is compiled here.
+            progress: what another engine gave of the answer; the deltas go on after it. The same
+                seed gives the same text.
+        """
+        if grammar is None and params.grammar is not None:
+            grammar = self.compile(params.grammar)
         params = self._with_stop_tokens(params)
-        self._engine.submit(request_id, prompt, params, grammar)
-        self._answers[request_id] = self._answer(prompt, params)
+        answer = self._answer(prompt, params)
+        if progress is not None and progress.tokens:
+            params = replace(params, prompt_logprobs=None)  # the first delta had them
+            answer.replay(progress)
+        answered = () if progress is None else progress.tokens
+        self._engine.submit(request_id, prompt, params, grammar, answered=answered)
+        self._answers[request_id] = answer
 
     def submit_embedding(
         self, request_id: str, prompt: list[int], *, adapter: str | None = None
@@ -268,16 +328,20 @@ class TextEngine:
             usage = replace(usage, completion_tokens=usage.completion_tokens - beyond)
         if reason is not None:
             del self._answers[request_id]
+        ids = tuple(delta.token for delta in deltas[:used] if delta.token is not None)
         return TextDelta(
             request_id=request_id,
             text=text,
-            token_count=sum(delta.token is not None for delta in deltas[:used]),
+            token_count=len(ids),
             tokens=tokens,
+            ids=ids,
+            held=answer.held,
             embedding=None if last.embedding is None else last.embedding.tolist(),
             finish_reason=reason,
             usage=usage,
             error=error,
             stop_text=answer.stop_text if reason == "stop" else None,
+            error_field=last.error_field,
         )
 
     def cancel(self, request_id: str) -> None:

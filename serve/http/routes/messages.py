@@ -9,10 +9,10 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
 from serve.http.answering import Answering
+from serve.http.anthropic.body import NAMES, CountBody, MessagesBody
+from serve.http.anthropic.form import events, message
 from serve.http.bodies import parse
 from serve.http.errors import ApiError
-from serve.http.messages.body import NAMES, CountBody, MessagesBody
-from serve.http.messages.form import events, message
 from serve.http.renamed import fields_renamed
 from serve.http.routes.route import Route
 

@@ -18,7 +18,7 @@ def routes(answering: Answering) -> list[Route]:
 
     async def models() -> Response:
         length = await _max_length(answering)
-        data = [_described(answering, name, length).to_dict() for name in answering.model_ids]
+        data = [_described(answering, name, length).to_dict() for name in answering.visible()]
         return JSONResponse({"object": "list", "data": data})
 
     async def model(model_id: str) -> Response:

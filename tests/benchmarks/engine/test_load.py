@@ -19,7 +19,7 @@ def _engine(model: LlamaForCausalLM) -> Engine:
 
 def test_every_request_gets_all_tokens_after_its_arrival(tiny_llama: LlamaForCausalLM) -> None:
     times = [0.0, 0.0, 0.01, 0.02, 0.2, 0.25]
-    lines = replay(_engine(tiny_llama), PROMPTS, times, answer=5)
+    lines = replay(_engine(tiny_llama), PROMPTS, times, [5] * 6)
     assert [line.arrived for line in lines] == times
     assert {len(line.tokens) for line in lines} == {5}
     assert all(line.ttft > 0 and line.tpot > 0 for line in lines)

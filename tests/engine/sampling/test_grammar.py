@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from llamahome.engine import RequestError
-from llamahome.engine.sampling.grammar import GrammarMask, Vocabulary
+from llamahome.engine.sampling.grammar import MAX_CHARACTERS, GrammarMask, Vocabulary
 from llamahome.requests import Grammar
 
 EOS = 256
@@ -107,3 +107,43 @@ def test_tokens_as_bytes(vocabulary: Vocabulary, byte_tokenizer: PreTrainedToken
     tokens = byte_tokenizer.encode("é")
     assert b"".join(vocabulary.token_bytes(token) for token in tokens) == "é".encode()
     assert vocabulary.token_bytes(EOS) == b"<eos>"
+
+
+def _chain(links: int, link: str = '{"anyOf":[%s]}') -> str:
+    """Return a schema whose definitions refer to each other in a row."""
+    row = [f'"{i:x}":{link % _REFERENCE % (i + 1)}' for i in range(links)]
+    row.append(f'"{links:x}":{{"type":"string"}}')
+    return f'{{"$ref":"#/$defs/0","$defs":{{{",".join(row)}}}}}'
+
+
+_REFERENCE = '{"$ref":"#/$defs/%x"}'
+
+
+def test_a_deep_schema_does_not_exhaust_the_stack(vocabulary):
+    # On a thread's usual 8 MiB, 1,200 links ended the process.
+    text = _chain(1500)
+    assert len(text) < MAX_CHARACTERS
+    assert _allowed(vocabulary.mask(Grammar("json", text)))
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        Grammar("json", _chain(20_000)),
+        Grammar("regex", "a" * (MAX_CHARACTERS + 1)),
+        Grammar("choice", json.dumps([f"choice {i}" for i in range(20_000)])),
+    ],
+    ids=["json", "regex", "choice"],
+)
+def test_a_grammar_that_is_too_long_is_refused(vocabulary, grammar):
+    with pytest.raises(RequestError, match="at most 65536 are allowed") as caught:
+        vocabulary.mask(grammar)
+    assert caught.value.field == "grammar"
+
+
+def test_a_grammar_of_too_many_states_is_refused(vocabulary):
+    text = _chain(1550, '{"items":%s}')
+    assert len(text) < MAX_CHARACTERS
+    with pytest.raises(RequestError) as caught:
+        vocabulary.mask(Grammar("json", text))
+    assert caught.value.reason.startswith("no valid json: grammar size")

@@ -279,6 +279,40 @@ async def test_a_late_error_of_a_whole_answer_is_a_status(connect, backend):
     assert response.status_code == 500
 
 
+@pytest.mark.parametrize(
+    "script",
+    [[], [Delta(text="", token_count=1)], [Delta(text="Hel", token_count=1)]],
+    ids=["nothing", "a token without text", "some text"],
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_an_answer_without_an_end_is_an_error(connect, backend, script, path, stream):
+    backend.script = script
+    body = CHAT if "chat" in path else {"model": "tiny", "prompt": "Once"}
+    async with connect() as client:
+        response = await client.post(path, json={**body, "stream": stream})
+    if stream and script:
+        assert events(response.text)[-1]["error"]["code"] == "engine"
+        assert "[DONE]" not in response.text
+    else:
+        assert response.status_code == 500
+        assert response.json()["error"]["message"] == "the answer ended early"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [RuntimeError("secret"), asyncio.CancelledError()],
+    ids=["a bug", "a stream that is cancelled"],
+)
+async def test_whatever_ends_a_stream_early_is_an_event(connect, backend, fault):
+    backend.script = [Delta(text="Hel", token_count=1), fault]
+    async with connect() as client:
+        response = await client.post("/v1/chat/completions", json={**CHAT, "stream": True})
+    assert response.status_code == 200
+    assert events(response.text)[-1]["error"]["type"] == "server_error"
+    assert "secret" not in response.text
+
+
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 async def test_a_request_ends_at_its_deadline(connect, backend, stream):
     backend.script = [60.0]

@@ -5,8 +5,11 @@ import json
 
 import pytest
 
-from serve.http.guard import Guard, key_digest
+from llamahome.keys import digest
+from serve.http.guard import Guard
+from serve.security.settings import SecuritySettings
 
+SECURED = SecuritySettings(api_key=digest("secret"))
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
 
 
@@ -24,7 +27,7 @@ CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
 )
 async def test_a_wrong_key_is_401(connect, backend, headers):
     encoded = [(name, value.encode("utf-8")) for name, value in headers.items()]
-    async with connect(key=key_digest("secret")) as client:
+    async with connect(security=SECURED) as client:
         for path in ("/v1/models", "/metrics", "/v1/chat/completions"):
             response = await client.post(path, json=CHAT, headers=encoded)
             assert response.status_code == 401
@@ -34,7 +37,7 @@ async def test_a_wrong_key_is_401(connect, backend, headers):
 
 
 async def test_the_right_key_opens_and_health_needs_none(connect):
-    async with connect(key=key_digest("secret")) as client:
+    async with connect(security=SECURED) as client:
         headers = {"authorization": "bearer secret"}
         assert (await client.get("/v1/models", headers=headers)).status_code == 200
         assert (await client.get("/health")).status_code == 200
@@ -97,14 +100,14 @@ async def respond(send, body: bytes):
 
 
 async def test_a_body_in_pieces_arrives_whole():
-    guard = Guard(echo, key=None, max_body_bytes=10)
+    guard = Guard(echo, keys=None, max_body_bytes=10)
     conversation = Conversation(guard, request(b"abc", more=True), request(b"def"))
     await conversation.done
     assert conversation.sent[-1]["body"] == b"abcdef"
 
 
 async def test_a_body_that_does_not_arrive_is_408():
-    guard = Guard(echo, key=None, max_body_bytes=10, body_timeout_s=0.02)
+    guard = Guard(echo, keys=None, max_body_bytes=10, body_timeout_s=0.02)
     conversation = Conversation(guard, request(b"abc", more=True))
     await conversation.done
     assert conversation.sent[0]["status"] == 408
@@ -112,7 +115,7 @@ async def test_a_body_that_does_not_arrive_is_408():
 
 async def test_a_client_that_leaves_before_its_body_is_dropped():
     conversation = Conversation(
-        Guard(echo, key=None, max_body_bytes=10), request(b"abc", more=True)
+        Guard(echo, keys=None, max_body_bytes=10), request(b"abc", more=True)
     )
     conversation.leave.set()
     await conversation.done
@@ -141,4 +144,4 @@ async def test_an_error_of_the_application_passes_through():
         raise ValueError("broken")
 
     with pytest.raises(ValueError, match="broken"):
-        await Conversation(Guard(broken, key=None, max_body_bytes=10), request(b"")).done
+        await Conversation(Guard(broken, keys=None, max_body_bytes=10), request(b"")).done

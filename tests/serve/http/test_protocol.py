@@ -52,8 +52,8 @@ def test_every_field_of_the_openai_client_is_known(ours, theirs):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("tools", [{"type": "function"}]),
-        ("tool_choice", "required"),
+        ("functions", [{"name": "f"}]),
+        ("function_call", "auto"),
         ("reasoning_effort", "high"),
         ("modalities", ["audio"]),
         ("store", True),
@@ -109,6 +109,7 @@ def test_values_that_ask_for_nothing_special_are_accepted(field, values):
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{**USER, "colour": 1}]}, "messages.0.colour"),
         ({"messages": [{**USER, "name": "Ada"}]}, "messages.0.name"),
+        ({"chat_template_kwargs": ["thinking"]}, "chat_template_kwargs"),
         ({"max_tokens": "5"}, "max_tokens"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
         ({"stop": [""]}, "stop.0"),
@@ -153,6 +154,11 @@ def test_what_the_client_left_out_is_listed():
         assert "max_tokens" not in request.left_out
     plain = completion(min_p=0.0).generate_requests("id", None)[0]
     assert plain.left_out & {*defaulted, "max_tokens"} == defaulted - {"min_p"}
+
+
+def test_the_templates_own_options_reach_it():
+    request = chat(chat_template_kwargs={"enable_thinking": False}).generate_requests("id", None)[0]
+    assert request.template_options == {"enable_thinking": False}
 
 
 @pytest.mark.parametrize(

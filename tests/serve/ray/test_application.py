@@ -3,9 +3,15 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from llamahome.config import ModelConfig, ServeConfig, ServeRoot
-from serve.http.guard import key_digest
-from serve.ray.application import http_settings, served_name
+from llamahome.config import EngineConfig, ModelConfig, ServeConfig, ServeRoot
+from llamahome.keys import digest
+from serve.ray.application import (
+    autoscaling,
+    build_application,
+    http_settings,
+    routing,
+    served_name,
+)
 
 
 def test_the_served_name_never_shows_a_path(tmp_path):
@@ -17,12 +23,28 @@ def test_the_served_name_never_shows_a_path(tmp_path):
 
 def test_the_ingress_gets_a_digest_and_not_the_key():
     settings = http_settings(ServeRoot(serve=ServeConfig(api_key="secret", min_replicas=0)))
-    assert settings.key == key_digest("secret")
+    assert settings.security.api_key == digest("secret")
     assert "secret" not in repr(settings)
     assert settings.may_sleep
-    assert http_settings(ServeRoot()).key is None
+    assert not http_settings(ServeRoot()).security.asks_for_keys
 
 
 def test_the_ingress_starts_without_torch():
     check = "import sys, serve.ray.ingress; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_the_application_scales_drains_and_routes_as_configured():
+    root = ServeRoot(
+        serve=ServeConfig(max_replicas=3, request_timeout_s=99, target_slots=0.5, routing="load"),
+        engine=EngineConfig(slots=6),
+    )
+    config = autoscaling(root)
+    assert config.policy.policy_kwargs == {"slots": 3.0, "queued_tokens": 2048, "ttft_s": 2.0}
+    assert (config.min_replicas, config.max_replicas) == (1, 3)
+    assert config.metrics_interval_s < config.look_back_period_s < root.serve.upscale_delay_s
+    assert routing(root).is_default_request_router()
+    assert routing(ServeRoot()).request_router_kwargs == {"slots": 8}
+    ingress = build_application(root, nodes=1, metrics_folder="")._bound_deployment
+    engines = ingress.init_args[0]._bound_deployment
+    assert engines._deployment_config.graceful_shutdown_timeout_s == 99

@@ -6,9 +6,9 @@ import traceback
 
 import pytest
 
-from llamahome.config import ConfigError
+from llamahome.config import ConfigError, ServeConfig
 from llamahome.models import ModelCorruptError
-from serve.ray.endpoint import replica_fault
+from serve.ray.endpoint import base_url, replica_fault
 
 
 def report(error: Exception) -> str:
@@ -27,3 +27,8 @@ def test_a_fault_that_a_user_can_cure_is_one_line(error: Exception) -> None:
 def test_a_bug_keeps_its_traceback() -> None:
     said = report(ValueError("llamahome.config.checks.ConfigError: no"))
     assert replica_fault(said) == said
+
+
+def test_the_url_says_whether_tls_is_on() -> None:
+    assert base_url(ServeConfig(tls_cert="/c.pem", tls_key="/k.pem")) == "https://127.0.0.1:8000"
+    assert base_url(ServeConfig(host="::1", port=1)) == "http://[::1]:1"

@@ -8,8 +8,8 @@ from contextlib import aclosing
 from typing import Any
 
 from llamahome.requests import Usage
+from serve.http.anthropic.body import NAMES
 from serve.http.errors import ApiError
-from serve.http.messages.body import NAMES
 from serve.http.renamed import renamed
 from serve.wire import Delta
 

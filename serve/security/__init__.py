@@ -1,0 +1,1 @@
+"""Keys, limits, the audit log and the other rules about who may use the endpoint."""
