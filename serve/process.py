@@ -11,6 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from llamahome.config import ConfigError, ServeRoot
 from llamahome.engine import EngineError
@@ -55,7 +56,7 @@ class CacheManager:
     def __init__(
         self, *, memory_bytes: int | None = None, folder: str | Path | None = None
     ) -> None:
-        self._own = {
+        self._own: dict[str, Any] = {
             name: value
             for name, value in (
                 ("snapshot_bytes", memory_bytes),
@@ -165,4 +166,5 @@ async def _deltas(replica: Replica, request: GenerateRequest) -> AsyncGenerator[
             if isinstance(reply, Failure):
                 kind = InputError if reply.kind == "invalid" else EngineError
                 raise kind(reply.message)
-            yield reply
+            if isinstance(reply, Delta):
+                yield reply

@@ -45,7 +45,6 @@ def scored_prompt(
         empty = "it must hold at least one token"
         raise RequestError(request.field if not text else "context", "", empty)
     params = SamplingParams(max_tokens=0, prompt_logprobs=0, echo="", adapter=request.adapter)
-    engine.prepare(params)
     return [*context, *text], params, len(context)
 
 

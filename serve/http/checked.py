@@ -11,7 +11,14 @@ from llamahome.keys import Key
 from serve.http.errors import ApiError, no_model
 from serve.security.call import CALL, Call
 from serve.security.limits import Kind, Limiter, Taken
-from serve.wire import Delta, EmbedRequest, ReplicaStats, Request
+from serve.wire import (
+    Delta,
+    EmbedRequest,
+    GenerateRequest,
+    ReplicaStats,
+    Request,
+    ScoreRequest,
+)
 
 # English text has about four characters to a token. It is settled by the tokens counted.
 CHARACTERS_PER_TOKEN = 4
@@ -63,8 +70,12 @@ class CheckedBackend:
             self._settle(call.key, reserved - spent)
 
     def _model(self, request: Request) -> str:
-        own = request.adapter if isinstance(request, EmbedRequest) else request.params.adapter
-        return own or self._model_id
+        match request:
+            case GenerateRequest():
+                return request.params.adapter or self._model_id
+            case EmbedRequest() | ScoreRequest():
+                return request.adapter or self._model_id
+        return self._model_id  # the tokenizer is everyone's
 
     async def _reserve(self, request: Request, call: Call) -> int:
         """Take the tokens that a request may use, as far as it says."""
@@ -96,14 +107,20 @@ def estimate(request: Request) -> int:
 
     A request that names no `max_tokens` has its answer counted afterwards.
     """
-    answer = 0 if isinstance(request, EmbedRequest) else request.params.max_tokens or 0
-    return prompt_estimate(request) + answer
+    answer = request.params.max_tokens if isinstance(request, GenerateRequest) else 0
+    return prompt_estimate(request) + (answer or 0)
 
 
 def prompt_estimate(request: Request) -> int:
-    if isinstance(request, EmbedRequest) or request.messages is None:
-        return _size(request.prompt)
-    return _size(request.messages)
+    """Return about how many tokens the engine reads; a tokenizer alone needs no engine."""
+    match request:
+        case GenerateRequest():
+            return _size(request.prompt if request.messages is None else request.messages)
+        case EmbedRequest():
+            return _size(request.prompt)
+        case ScoreRequest():
+            return _size(request.context + request.text)
+    return 0
 
 
 def _size(prompt: object) -> int:
@@ -115,7 +132,7 @@ def _size(prompt: object) -> int:
 def _check(request: Request, key: Key, model: str) -> None:
     if not key.may_use(model):
         raise no_model(model, key.models or ())
-    priority = 0 if isinstance(request, EmbedRequest) else request.params.priority
+    priority = request.params.priority if isinstance(request, GenerateRequest) else 0
     if priority < 0 and not key.admin:
         raise ApiError(
             403,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from llamahome.requests import Progress
 from serve.http.errors import ApiError, no_replica
-from serve.wire import Accepted, Delta, EmbedRequest, Request
+from serve.wire import Accepted, Delta, GenerateRequest, Request
 
 # Seconds before each further try. A request that no replica has held is given up after the last.
 PAUSES_S = (0.1, 0.5, 1.0, 2.0, 4.0)
@@ -85,7 +85,7 @@ class Recovery:
         """Return the request for the next replica: all of it, or what is left of the answer."""
         retried, self._tried = self._tried, True
         self._held = False
-        if not retried or isinstance(self._request, EmbedRequest):
+        if not retried or not isinstance(self._request, GenerateRequest):
             return self._request
         progress = replace(self._progress, tokens=tuple(self._tokens))
         return replace(self._request, progress=progress)

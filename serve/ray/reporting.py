@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import asdict
-from typing import Any, cast
+from typing import Any
 
 from serve.ray.prefixes import Published, prefix_of
 from serve.ray.router import HELD
@@ -22,11 +22,10 @@ class ReportingReplica(Replica):
         self._first_tokens = FirstTokens()
         self._read = Published()
 
-    async def process_input(self, request: Request) -> AsyncIterator[Reply]:
+    async def process_input(self, request: Request) -> AsyncGenerator[Reply, None]:
         """Answer as `Replica` does."""
-        answer = cast("AsyncGenerator[Reply, None]", super().process_input(request))
         with self._first_tokens.request() as arrived:
-            async with aclosing(answer) as replies:
+            async with aclosing(super().process_input(request)) as replies:
                 async for reply in replies:
                     if isinstance(reply, Delta) and arrived():
                         self._read.add(prefix_of(request))

@@ -29,7 +29,8 @@ class OneReplica:
             if isinstance(reply, Failure):
                 status = 400 if reply.kind == "invalid" else 500
                 raise ApiError(status, reply.message, param=reply.field)
-            yield reply
+            if isinstance(reply, Delta):
+                yield reply
 
     async def replicas(self) -> Sequence[ReplicaStats]:
         return [await self._replica.stats()]
@@ -47,7 +48,7 @@ async def served(
     replica = Replica(
         ModelConfig(name=str(model)),
         PolicyConfig(budget=64, recent=16, interval=8),
-        EngineConfig(slots=4, max_length=512, num_threads=1, **engine),
+        EngineConfig(**{"slots": 4, "max_length": 512, "num_threads": 1, **engine}),
     )
     http_settings = HttpSettings(
         **{
@@ -59,6 +60,6 @@ async def served(
         }
     )
     try:
-        yield build_app(OneReplica(replica), http_settings, store)
+        yield build_app(OneReplica(replica), http_settings, store=store)
     finally:
         replica.close()

@@ -12,10 +12,12 @@ import pytest
 from anthropic.types import Message, RawMessageStreamEvent
 from pydantic import TypeAdapter
 
-from serve.http.guard import key_digest
+from llamahome.keys import digest
+from serve.security.settings import SecuritySettings
 from tests.serve.one_replica import served
 
 MESSAGES = [{"role": "user", "content": "Tell me a story."}]
+SECURED = SecuritySettings(api_key=digest("secret"))
 ASKED: dict[str, Any] = {
     "model": "tiny",
     "messages": MESSAGES,
@@ -28,7 +30,7 @@ EVENT: TypeAdapter[RawMessageStreamEvent] = TypeAdapter(RawMessageStreamEvent)
 @pytest.fixture
 async def client(tiny_model: Path) -> AsyncIterator[anthropic.AsyncAnthropic]:
     async with (
-        served(tiny_model, settings={"key": key_digest("secret")}) as app,
+        served(tiny_model, settings={"security": SECURED}) as app,
         httpx2.AsyncClient(transport=httpx2.ASGITransport(app)) as http,
     ):
         yield anthropic.AsyncAnthropic(
@@ -108,4 +110,5 @@ async def test_a_wrong_key_is_an_authentication_error(client):
     stranger = client.with_options(api_key="wrong")
     with pytest.raises(anthropic.AuthenticationError) as caught:
         await stranger.messages.create(**ASKED)
-    assert caught.value.body["error"]["type"] == "authentication_error"
+    body: Any = caught.value.body
+    assert body["error"]["type"] == "authentication_error"

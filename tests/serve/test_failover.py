@@ -16,7 +16,8 @@ from ray.exceptions import ActorDiedError
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
-from serve.http.api import HttpSettings, build_app
+from serve.http.api import build_app
+from serve.http.settings import HttpSettings
 from serve.ray.backend import ServeBackend
 from serve.ray.recovery import Deadlines
 from serve.replica import Replica

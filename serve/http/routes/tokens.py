@@ -13,7 +13,7 @@ from serve.http.answering import Answering
 from serve.http.bodies import parse
 from serve.http.errors import ApiError, invalid_request
 from serve.http.fields import Strict
-from serve.http.protocol import Message
+from serve.http.messages import Message
 from serve.http.routes.route import Route
 from serve.wire import DetokenizeRequest, TokenizeRequest
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import cast
 
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
 from serve.ray.backend import delta_of
 from serve.replica import Replica
-from serve.wire import Delta, ReplicaStats, Reply, Request
+from serve.wire import Delta, ReplicaStats, Request
 
 
 class OneReplica:
@@ -24,8 +23,7 @@ class OneReplica:
         )
 
     async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
-        replies = cast(AsyncGenerator[Reply, None], self.replica.process_input(request))
-        async with aclosing(replies):
+        async with aclosing(self.replica.process_input(request)) as replies:
             async for reply in replies:
                 yield delta_of(reply)
 

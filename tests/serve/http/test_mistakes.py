@@ -15,7 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
-from serve.http.api import HttpSettings, build_app
+from serve.http.api import build_app
+from serve.http.settings import HttpSettings
 from tests.serve.http.real import OneReplica
 
 PROMPT = {"model": "tiny", "prompt": "a", "max_tokens": 8}

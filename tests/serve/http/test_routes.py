@@ -16,15 +16,18 @@ from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as dial
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from llamahome.keys import digest
 from serve.http.api import build_app
 from serve.http.errors import ApiError
-from serve.http.guard import key_digest
 from serve.http.settings import HttpSettings
+from serve.security.settings import SecuritySettings
 from serve.wire import Delta
+
+SECURED = SecuritySettings(api_key=digest("secret"))
 
 
 async def test_state_and_version(connect):
-    async with connect(key=key_digest("secret")) as client:
+    async with connect(security=SECURED) as client:
         assert (await client.get("/ping")).json() == {"status": "ok", "replicas": 1}
         assert (await client.get("/version")).status_code == 401
         client.headers["x-api-key"] = "secret"
@@ -97,7 +100,7 @@ async def on_a_port(backend: Any, **settings: Any) -> AsyncIterator[str]:
 async def answer(socket: ClientConnection, body: dict[str, Any]) -> list[dict[str, Any]]:
     """Send a text and return the messages up to the end of its answer."""
     await socket.send(json.dumps(body))
-    messages = []
+    messages: list[dict[str, Any]] = []
     while not messages or "text" in messages[-1]:
         messages.append(json.loads(await socket.recv()))
     return messages
@@ -119,7 +122,7 @@ async def test_a_websocket_answers_text_after_text(backend):
 
 
 async def test_a_websocket_needs_the_key_and_no_other_sites_page(backend):
-    async with on_a_port(backend, key=key_digest("secret")) as url:
+    async with on_a_port(backend, security=SECURED) as url:
         for headers, status in (
             ({}, 401),
             ({"Authorization": "Bearer wrong"}, 401),

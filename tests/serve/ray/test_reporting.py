@@ -33,7 +33,7 @@ def request(name: str, max_tokens: int) -> GenerateRequest:
 
 
 def answer(replica: ReportingReplica, asked: GenerateRequest) -> AsyncGenerator[Reply, None]:
-    return replica.process_input(asked)  # type: ignore[return-value]
+    return replica.process_input(asked)
 
 
 async def test_open_requests_are_load_until_their_clients_leave(replica: ReportingReplica) -> None:
