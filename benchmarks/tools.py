@@ -26,8 +26,9 @@ import typer
 
 from benchmarks.record import write_result
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
-from serve.http.api import HttpSettings, build_app
+from serve.http.api import build_app
 from serve.http.errors import ApiError
+from serve.http.settings import HttpSettings
 from serve.replica import Replica
 from serve.wire import Delta, Failure, ReplicaStats, Request
 

@@ -20,7 +20,7 @@ from serve.compose import compose_root
 from serve.replica import Replica
 from serve.wire import Delta, Failure, GenerateRequest
 
-# What a model's authors may recommend, for callers that ask for nothing.
+# Parameters that a model's authors may recommend, for callers that ask for nothing.
 RECOMMENDED = frozenset(("temperature", "top_p", "top_k", "min_p", "repetition_penalty"))
 
 

@@ -109,4 +109,6 @@ async def test_documents_are_ranked_by_the_querys_likelihood(client):
     assert all(0 < score < 1 for score in scores)
     assert [documents[r["index"]] for r in ranked] == [r["document"]["text"] for r in ranked]
     first = await post(client, "/rerank", {**asked, "top_n": 1, "return_documents": False})
-    assert first["results"] == [{k: ranked[0][k] for k in ("index", "relevance_score")}]
+    (best,) = first["results"]
+    # Batches of other sizes round sums elsewhere.
+    assert best == {"index": ranked[0]["index"], "relevance_score": pytest.approx(scores[0])}
