@@ -15,7 +15,7 @@ from typing import Any
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
 from llamahome.engine import EngineError, QueueFullError, RequestError, SamplingParams, TextEngine
 from llamahome.engine.sampling.grammar import GrammarMask
-from llamahome.requests import CallFormat, Grammar
+from llamahome.requests import CallFormat, EngineStats, Grammar
 from serve.async_engine import AsyncEngine, EngineStoppedError
 from serve.tokens import detokenized, from_token, once, scored_prompt, tokenized
 from serve.wire import (
@@ -155,11 +155,20 @@ class Replica:
         )
         return ids, self._engine.system_length(messages, ids, tools=tools, options=options)
 
+    @property
+    def policy(self) -> PolicyConfig:
+        """The policy that the engine serves under."""
+        return self._engine.policy
+
+    def engine_stats(self) -> EngineStats:
+        """Return the engine's figures as of its latest step."""
+        return self._async_engine.stats()
+
     async def stats(self) -> ReplicaStats:
         return ReplicaStats(
             replica=self._name,
             running=self._async_engine.running,
-            engine=self._async_engine.stats(),
+            engine=self.engine_stats(),
             max_length=self._engine.max_length,
         )
 

@@ -17,6 +17,7 @@ from llamahome.requests import (
     Tools,
     Usage,
 )
+from serve.catalog import Served
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,7 @@ class GenerateRequest:
         left_out: sampling parameters that the client did not send; the model may have its own.
         echo: whether the answer begins with the prompt.
         progress: what a replica that was lost gave of the answer; None for a first try.
+        model: the model that answers, which the ingress fills in; None is a replica's own.
     """
 
     request_id: str
@@ -47,6 +49,7 @@ class GenerateRequest:
     left_out: frozenset[str] = frozenset()
     echo: bool = False
     progress: Progress | None = None
+    model: Served | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,7 @@ class EmbedRequest:
     request_id: str
     prompt: str | list[int]
     adapter: str | None = None
+    model: Served | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +72,8 @@ class TokenizeRequest:
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
     continue_final_message: bool = False
+    adapter: str | None = None
+    model: Served | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +82,8 @@ class DetokenizeRequest:
 
     request_id: str
     tokens: list[int]
+    adapter: str | None = None
+    model: Served | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +101,7 @@ class ScoreRequest:
     text: str
     adapter: str | None = None
     field: str = "text"
+    model: Served | None = None
 
 
 Request = GenerateRequest | EmbedRequest | TokenizeRequest | DetokenizeRequest | ScoreRequest
@@ -167,13 +176,24 @@ Reply = Delta | Failure | Accepted
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReplicaStats:
-    """The state of one engine replica: whether its engine runs, and the engine's own figures.
+class ModelStats:
+    """The figures of one model in a replica, by its client's name."""
 
-    `max_length` is the longest context of a request, in tokens.
+    name: str
+    engine: EngineStats
+    max_length: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaStats:
+    """The state of one engine replica: whether its engines run, and their figures together.
+
+    `max_length` is the longest context of a request to the first model, in tokens; `models` has the
+    figures of each model that is loaded.
     """
 
     replica: str
     running: bool
     engine: EngineStats
     max_length: int | None = None
+    models: tuple[ModelStats, ...] = ()

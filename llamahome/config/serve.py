@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from llamahome.config.checks import above, at_least, one_of, require
 
@@ -23,6 +24,11 @@ class ServeConfig:
         cors_origins: web pages that may use the endpoint, such as https://chat.example.org.
         tls_cert, tls_key: PEM files of a certificate with its chain, and its key; None is HTTP.
         model_id: name in /v1/models; None is the model's own name.
+        models: other models by the name of clients: each a model's name, a run or a folder, under
+            `policy` and `engine`, without its adapters; loaded on demand.
+        max_models: models that one replica keeps in memory; the least recently used leaves first.
+        model_dirs: folders below which models and adapters may lie that an admin adds while the
+            endpoint runs; finished runs are always allowed.
         min_replicas, max_replicas: engine replicas.
         target_slots, target_queued_tokens, target_ttft_s: share of a replica's slots in use, prompt
             tokens that it has still to read, and seconds to the first token, above which the
@@ -55,6 +61,9 @@ class ServeConfig:
     tls_cert: str | None = None
     tls_key: str | None = None
     model_id: str | None = None
+    models: dict[str, str] = field(default_factory=dict)
+    max_models: int = 2
+    model_dirs: list[str] = field(default_factory=list)
     min_replicas: int = 1
     max_replicas: int = 1
     target_slots: float = 0.75
@@ -100,8 +109,23 @@ class ServeConfig:
         one_of("serve.routing", self.routing, ("prefix", "load"))
         for name in ("max_body_bytes", "max_header_bytes"):
             at_least(f"serve.{name}", getattr(self, name), 1024)
-        for name in ("ingresses", "max_connections_per_client", "target_queued_tokens"):
+        for name in (
+            "ingresses",
+            "max_models",
+            "max_connections_per_client",
+            "target_queued_tokens",
+        ):
             at_least(f"serve.{name}", getattr(self, name), 1)
+        require(
+            all(name.strip() and source.strip() for name, source in self.models.items()),
+            "serve.models",
+            self.models,
+            "give each model a name, and a model's name, a run or a folder",
+        )
+        for folder in self.model_dirs:
+            require(
+                Path(folder).expanduser().is_dir(), "serve.model_dirs", folder, "no such folder"
+            )
         require(
             is_loopback(self.host) or bool(self.api_key) or bool(self.keys_file),
             "serve.host",

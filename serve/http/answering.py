@@ -14,14 +14,16 @@ from typing import Protocol
 from fastapi import Response
 from fastapi.responses import StreamingResponse
 
+from serve.catalog import Catalog
 from serve.http.bodies import as_json
 from serve.http.calls import with_calls
+from serve.http.changes import CatalogStore, LocalCatalog
 from serve.http.choices import Answers, Indexed, merged
 from serve.http.errors import ApiError, no_model
 from serve.http.metrics import AnswerMeter, ServeMetrics
 from serve.http.protocol import ChatRequest, CompletionRequest
 from serve.http.responses import Format, Head, event
-from serve.http.settings import HttpSettings
+from serve.http.settings import HttpSettings, catalog_of
 from serve.http.stateful.store import Store
 from serve.security.call import CALL
 from serve.wire import Delta, ReplicaStats
@@ -56,18 +58,24 @@ class Answering:
         settings: HttpSettings,
         metrics: ServeMetrics,
         store: Store | None = None,
+        models: CatalogStore | None = None,
     ) -> None:
         self.store = store
+        self._models = models or LocalCatalog(catalog_of(settings))
         self.backend = backend
         self.settings = settings
         self.metrics = metrics
-        self.model_ids = (settings.model_id, *settings.adapters)
+
+    @property
+    def catalog(self) -> Catalog:
+        """The models that are served now."""
+        return self._models.catalog
 
     def visible(self) -> list[str]:
         """Return the models that the sender's key may use; to it there are no others."""
         call = CALL.get()
         key = None if call is None else call.key
-        return [name for name in self.model_ids if key is None or key.may_use(name)]
+        return [name for name in self.catalog.names if key is None or key.may_use(name)]
 
     def check_model(self, model_id: str) -> None:
         """Raise ApiError for a model that is not served here."""
@@ -76,13 +84,19 @@ class Answering:
             raise no_model(model_id, visible)
 
     def adapter(self, model_id: str) -> str | None:
-        """Return the adapter that a model's name stands for; None is the model itself."""
+        """Return a model's name as requests carry it to the backend; None is the default model."""
         return None if model_id == self.settings.model_id else model_id
 
     def head(self, prefix: str, model_id: str) -> Head:
         """Begin an answer of a served model."""
         self.check_model(model_id)
-        return Head(id=f"{prefix}-{uuid.uuid4().hex}", created=int(time.time()), model=model_id)
+        target = self.catalog.target(model_id)
+        return Head(
+            id=f"{prefix}-{uuid.uuid4().hex}",
+            created=int(time.time()),
+            model=model_id,
+            system_fingerprint=None if target is None else target.served.fingerprint,
+        )
 
     def deadline(self) -> float:
         """Return the event loop's time by which a request that begins now must be answered."""

@@ -8,12 +8,15 @@ from starlette.types import ASGIApp
 
 from llamahome.requests import RequestError
 from serve.http.answering import Answering, Backend
+from serve.http.changes import CatalogStore, Changes, LocalCatalog
 from serve.http.checked import CheckedBackend
 from serve.http.docs import doc_routes
 from serve.http.door import behind_door
 from serve.http.errors import ApiError, invalid_request
 from serve.http.metrics import Meter, ServeMetrics
+from serve.http.placed import PlacedBackend
 from serve.http.routes import (
+    admin,
     chat,
     completions,
     embeddings,
@@ -26,7 +29,7 @@ from serve.http.routes import (
     tokens,
 )
 from serve.http.routes.route import WEBSOCKET
-from serve.http.settings import HttpSettings
+from serve.http.settings import HttpSettings, catalog_of
 from serve.http.stateful.store import Store
 from serve.security.limits import Limiter, LocalLimiter
 
@@ -49,18 +52,23 @@ def build_app(
     settings: HttpSettings,
     limiter: Limiter | None = None,
     store: Store | None = None,
+    models: CatalogStore | None = None,
+    changes: Changes | None = None,
 ) -> ASGIApp:
     """Build the whole HTTP application.
 
     Without a `limiter`, limits hold for this process alone; without a `store`, no responses are
-    kept.
+    kept; without `models` and `changes`, the models are those of the settings, for ever.
     """
     metrics = ServeMetrics()
     limiter = limiter or LocalLimiter()
-    checked = CheckedBackend(backend, limiter, settings.model_id)
-    answering = Answering(checked, settings, metrics, store)
+    models = models or LocalCatalog(catalog_of(settings))
+    checked = CheckedBackend(PlacedBackend(backend, models), limiter, settings.model_id)
+    answering = Answering(checked, settings, metrics, store, models)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     routes = [route for family in FAMILIES for route in family.routes(answering)]
+    if changes is not None:
+        routes += admin.routes(changes)
     if settings.docs:
         routes += doc_routes(routes)
     for route in routes:

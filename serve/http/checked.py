@@ -73,9 +73,7 @@ class CheckedBackend:
         match request:
             case GenerateRequest():
                 return request.params.adapter or self._model_id
-            case EmbedRequest() | ScoreRequest():
-                return request.adapter or self._model_id
-        return self._model_id  # the tokenizer is everyone's
+        return request.adapter or self._model_id
 
     async def _reserve(self, request: Request, call: Call) -> int:
         """Take the tokens that a request may use, as far as it says."""

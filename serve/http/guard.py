@@ -21,7 +21,8 @@ from serve.security.limits import Limiter, LocalLimiter
 
 BODY_TIMEOUT_S = 30.0
 OPEN_PATHS = ("/health", "/ping")
-ADMIN_PATHS = ("/metrics", "/admin")  # and what is below them
+# And what is below them.
+ADMIN_PATHS = ("/metrics", "/admin", "/v1/load_lora_adapter", "/v1/unload_lora_adapter")
 
 
 @dataclass(frozen=True)

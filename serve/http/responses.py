@@ -41,6 +41,7 @@ class Head(TypedDict):
     id: str
     created: int
     model: str
+    system_fingerprint: str | None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from llamahome.config import EngineConfig
+from serve.catalog import Catalog, Served
 from serve.security.settings import SecuritySettings
 
 
@@ -30,3 +32,10 @@ class HttpSettings:
     security: SecuritySettings = field(default_factory=SecuritySettings)
     may_sleep: bool = False
     docs: bool = False
+
+
+def catalog_of(settings: HttpSettings) -> Catalog:
+    """Return the catalog of an endpoint whose models never change."""
+    adapters = {name: name for name in settings.adapters}
+    name = settings.model_id
+    return Catalog((Served(name=name, root=name, engine=EngineConfig(adapters=adapters)),))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from ray import serve
@@ -13,7 +12,9 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 from ray.serve.schema import LoggingConfig
 
-from llamahome.config import EngineConfig, ModelConfig, PolicyConfig, ServeConfig, ServeRoot
+from llamahome.config import ServeConfig, ServeRoot
+from serve.catalog import Catalog, first_catalog, served_name
+from serve.http.changes import Sources
 from serve.http.metrics import FOLDER
 from serve.http.server import EdgeLimits
 from serve.http.settings import HttpSettings
@@ -21,9 +22,10 @@ from serve.http.stateful.store import MemoryStore
 from serve.ray.ingress import Api, Listening
 from serve.ray.limiter import KeyLimits
 from serve.ray.recovery import Deadlines
-from serve.ray.reporting import ReportingReplica
+from serve.ray.reporting import ReportingHost
 from serve.ray.router import PrefixRouter
 from serve.ray.scaling import ScarcityPolicy, Targets
+from serve.ray.shared_catalog import latest
 from serve.security.settings import SecuritySettings
 
 # A replica that is dead is replaced after one check, one that does not answer after three.
@@ -39,18 +41,17 @@ ROUTING_PERIOD_S = 2.0
 LOGGING = LoggingConfig(enable_access_log=False)
 
 
-class EngineReplica(ReportingReplica):
-    """A replica that Ray Serve runs and names."""
+class EngineReplica(ReportingHost):
+    """A replica that Ray Serve runs and names. It begins with the default model as it is by now."""
 
-    def __init__(
-        self, model: ModelConfig, policy: PolicyConfig, engine: EngineConfig, stall_s: float
-    ) -> None:
+    def __init__(self, catalog: Catalog, max_models: int, stall_s: float) -> None:
         name = serve.get_replica_context().replica_id.unique_id
-        super().__init__(model, policy, engine, name=name, stall_s=stall_s)
+        first = latest(catalog).default
+        super().__init__(first, name=name, max_models=max_models, stall_s=stall_s)
 
     def __del__(self) -> None:
-        """Close the engine; Serve calls this once the replica has answered its last request."""
-        if hasattr(self, "_async_engine"):  # a load that failed leaves nothing to close
+        """Close the engines; Serve calls this once the replica has answered its last request."""
+        if hasattr(self, "_held"):  # a load that failed leaves nothing to close
             self.close()
 
 
@@ -89,6 +90,7 @@ def build_application(root: ServeRoot, *, nodes: int, metrics_folder: str) -> Ap
         graceful_shutdown_timeout_s=GRACEFUL_SHUTDOWN_S,
         **both,
     )(Api)
+    catalog = first_catalog(root)
     deadlines = Deadlines(
         first_token_s=root.serve.first_token_timeout_s, token_s=root.serve.token_timeout_s
     )
@@ -101,8 +103,9 @@ def build_application(root: ServeRoot, *, nodes: int, metrics_folder: str) -> Ap
         name="ResponseStore", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000, **both
     )(MemoryStore)
     return ingress.bind(
-        engines.bind(root.model, root.policy, root.engine, root.serve.token_timeout_s),
+        engines.bind(catalog, root.serve.max_models, root.serve.token_timeout_s),
         http_settings(root),
+        (catalog, Sources.of(root, catalog)),
         listening(root.serve),
         deadlines,
         limits.bind() if root.serve.keys_file is not None else None,
@@ -170,11 +173,3 @@ def http_settings(root: ServeRoot) -> HttpSettings:
         may_sleep=root.serve.min_replicas == 0,
         docs=root.serve.docs,
     )
-
-
-def served_name(root: ServeRoot) -> str:
-    """Return the clients' name for the model; a local folder gives its last part, not its path."""
-    if root.serve.model_id is not None:
-        return root.serve.model_id
-    folder = Path(root.model.name)
-    return folder.resolve().name if folder.is_dir() else root.model.name

@@ -17,7 +17,8 @@ from ray.serve.exceptions import (
 )
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
-from serve.http.errors import ApiError, invalid_request, queue_full
+from serve.catalog import Served
+from serve.http.errors import ApiError, invalid_request, no_replica, queue_full
 from serve.ray.recovery import PAUSES_S, Deadlines, Loss, Recovery
 from serve.wire import Accepted, Delta, ReplicaStats, Reply, Request
 
@@ -111,6 +112,29 @@ class ServeBackend:
                 self._stats = await self._ask_replicas()
                 self._stats_until = now + STATS_FRESH_S
         return self._stats
+
+    async def hold(self, served: Served) -> str | None:
+        """Load a model in every replica; return the first reason why one cannot, or None.
+
+        Raises:
+            ApiError: when no replica answers.
+        """
+        try:
+            # The first wakes a replica where none runs.
+            reasons = [await self._handle.hold.remote(served)]
+            if reasons == [None]:
+                reasons = await self._handle.broadcast("hold", served).results_async()
+        except (RayError, RayServeException) as error:
+            raise no_replica() from error
+        return next((reason for reason in reasons if reason is not None), None)
+
+    async def retire(self, name: str, revision: int) -> None:
+        """Drop older versions of a model in every replica, once they are idle."""
+        # A replica that has just been lost holds nothing any more.
+        with contextlib.suppress(RayError, RayServeException):
+            await self._handle.broadcast("retire", name, revision).results_async(
+                return_exceptions=True
+            )
 
     async def _ask_replicas(self) -> Sequence[ReplicaStats]:
         try:

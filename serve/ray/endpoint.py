@@ -17,9 +17,11 @@ from ray import serve
 from cluster.session import ray_session
 from llamahome.config import ConfigError, ServeConfig, ServeRoot
 from llamahome.models import ModelError, ModelManager
+from serve.catalog import first_catalog, served_name
 from serve.http.errors import EndpointError
-from serve.ray.application import GRACEFUL_SHUTDOWN_S, LOGGING, build_application, served_name
+from serve.ray.application import GRACEFUL_SHUTDOWN_S, LOGGING, build_application
 from serve.ray.cores import cores_text, with_cores
+from serve.ray.shared_catalog import forget_catalogs
 from serve.security.files import check_files
 
 APPLICATION = "llamahome"
@@ -54,6 +56,7 @@ def running_endpoint(root: ServeRoot) -> Iterator[Endpoint]:
         EndpointError: when the application does not come up.
     """
     check_files(root.serve)
+    first_catalog(root)  # refuses names that are there twice
     root = with_cores(root)
     if root.cluster.address == "local":
         _check_port(root.serve)
@@ -83,6 +86,7 @@ def _start_serve() -> None:
 def _deploy(root: ServeRoot) -> None:
     try:
         nodes = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
+        forget_catalogs()
         application = build_application(root, nodes=nodes, metrics_folder=_metrics_folder())
         serve.run(application, name=APPLICATION, route_prefix=None)
     except RuntimeError as error:
@@ -135,4 +139,15 @@ def _with_model_at_hand(root: ServeRoot) -> ServeRoot:
     except ModelError as error:
         raise ConfigError(f"model.name={root.model.name}: {error}") from error
     model = replace(root.model, name=str(folder), revision=None)
-    return replace(root, model=model, serve=replace(root.serve, model_id=served_name(root)))
+    models = {name: _at_hand(name, source) for name, source in root.serve.models.items()}
+    served = replace(root.serve, model_id=served_name(root), models=models)
+    return replace(root, model=model, serve=served)
+
+
+def _at_hand(name: str, source: str) -> str:
+    """Check that another model can be had, and return its place as every process finds it."""
+    try:
+        ModelManager().resolve(source)
+    except ModelError as error:
+        raise ConfigError(f"serve.models.{name}={source}: {error}") from error
+    return str(Path(source).resolve()) if Path(source).is_dir() else source

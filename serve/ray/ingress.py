@@ -13,13 +13,16 @@ from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
+from serve.catalog import Catalog
 from serve.http.api import build_app
+from serve.http.changes import Changes, Sources
 from serve.http.metrics import FOLDER, share_metrics
 from serve.http.server import EdgeLimits, HttpServer
 from serve.http.settings import HttpSettings
 from serve.ray.backend import ServeBackend
 from serve.ray.limiter import RemoteLimiter
 from serve.ray.recovery import Deadlines
+from serve.ray.shared_catalog import SharedCatalog
 from serve.ray.store import RemoteStore
 
 
@@ -41,6 +44,7 @@ class Api:
         self,
         engines: DeploymentHandle[Any],
         settings: HttpSettings,
+        models: tuple[Catalog, Sources],
         listening: Listening,
         deadlines: Deadlines,
         limits: DeploymentHandle[Any] | None = None,
@@ -49,7 +53,10 @@ class Api:
         share_metrics(os.environ[FOLDER])
         limiter = None if limits is None else RemoteLimiter(limits)
         kept = None if store is None else RemoteStore(store)
-        app = build_app(ServeBackend(engines, deadlines), settings, limiter, kept)
+        catalog, sources = models
+        backend, shared = ServeBackend(engines, deadlines), SharedCatalog(catalog)
+        changes = Changes(shared, backend, sources)
+        app = build_app(backend, settings, limiter, kept, shared, changes)
         self._server = HttpServer(app, **vars(listening))
         await self._server.start()
 

@@ -55,9 +55,11 @@ def prefix_of(request: object) -> Prefix | None:
     ends = list(accumulate(map(len, parts)))
     opening = min(opening, len(data))
     inner = takewhile(lambda cut: cut < len(data), CUTS)
-    # Snapshots of another adapter, policy or budget are of no use.
+    # Snapshots of another model, adapter, policy or budget are of no use.
     params = request.params
-    root = repr((request.messages is None, params.adapter, params.kv_policy, params.kv_budget))
+    model = None if request.model is None else request.model.key
+    asked = (model, params.adapter, params.kv_policy, params.kv_budget)
+    root = repr((request.messages is None, *asked))
     hasher = hashlib.blake2b(root.encode(), digest_size=DIGEST_BYTES)
     marks: dict[int, bytes] = {}
     begin = 0

@@ -1,4 +1,4 @@
-"""An engine replica that reports to Ray Serve's router and autoscaler."""
+"""A replica process that reports to Ray Serve's router and autoscaler."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any
 
+from serve.host import Host
 from serve.ray.prefixes import Published, prefix_of
-from serve.ray.router import HELD
+from serve.ray.router import HELD, MODELS
 from serve.ray.scaling import FirstTokens, Load
-from serve.replica import Replica
 from serve.wire import Delta, Reply, Request
 
 
-class ReportingReplica(Replica):
-    """A `Replica` that notes what it has read, and how long requests wait."""
+class ReportingHost(Host):
+    """A `Host` that notes what it has read, and how long requests wait."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -23,7 +23,7 @@ class ReportingReplica(Replica):
         self._read = Published()
 
     async def process_input(self, request: Request) -> AsyncGenerator[Reply, None]:
-        """Answer as `Replica` does."""
+        """Answer as `Host` does."""
         with self._first_tokens.request() as arrived:
             async with aclosing(super().process_input(request)) as replies:
                 async for reply in replies:
@@ -32,12 +32,12 @@ class ReportingReplica(Replica):
                     yield reply
 
     def record_routing_stats(self) -> dict[str, bytes]:
-        """Return the beginnings of prompts that were read here; Serve tells all routers."""
-        return {HELD: self._read.pack()}
+        """Return what was read here, and the models in memory; Serve tells all routers."""
+        return {HELD: self._read.pack(), MODELS: " ".join(self._held).encode()}
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Return the load; Serve tells the autoscaler."""
-        stats = self._async_engine.stats()
+        stats = self._sum()
         load = Load(
             requests=stats.slots_used + stats.queued,
             queued_tokens=stats.queued_tokens,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from functools import partial
 
 from fastapi import Request, Response
@@ -33,7 +34,8 @@ def routes(answering: Answering) -> list[Route]:
     async def count_tokens(request: Request) -> Response:
         body = await parse(request, CountBody)
         answering.check_model(body.model)
-        answer = await answering.whole(body.wire_request(f"count_{uuid.uuid4().hex}"))
+        asked = body.wire_request(f"count_{uuid.uuid4().hex}")
+        answer = await answering.whole(replace(asked, adapter=answering.adapter(body.model)))
         if answer.tokenized is None:
             raise ApiError(500, "the engine replica failed", code="engine")
         return JSONResponse({"input_tokens": len(answer.tokenized.ids)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import Request, Response
@@ -82,7 +83,8 @@ def routes(answering: Answering) -> list[Route]:
     async def tokenize(request: Request) -> Response:
         body = await parse(request, TokenizeBody)
         _check(body.model)
-        answer = await answering.whole(body.wire_request(_id("tok")))
+        asked = body.wire_request(_id("tok"))
+        answer = await answering.whole(replace(asked, adapter=_adapter(body.model)))
         result = answer.tokenized
         if result is None:
             raise ApiError(500, "the engine replica failed", code="engine")
@@ -99,13 +101,18 @@ def routes(answering: Answering) -> list[Route]:
         body = await parse(request, DetokenizeBody)
         _check(body.model)
         answer = await answering.whole(
-            DetokenizeRequest(request_id=_id("detok"), tokens=body.tokens)
+            DetokenizeRequest(
+                request_id=_id("detok"), tokens=body.tokens, adapter=_adapter(body.model)
+            )
         )
         return JSONResponse({"prompt": answer.text})
 
     def _check(model_id: str | None) -> None:
         if model_id is not None:
             answering.check_model(model_id)
+
+    def _adapter(model_id: str | None) -> str | None:
+        return None if model_id is None else answering.adapter(model_id)
 
     return [
         Route("/tokenize", tokenize, "POST", TokenizeBody),

@@ -5,12 +5,12 @@ import sys
 
 from llamahome.config import EngineConfig, ModelConfig, ServeConfig, ServeRoot
 from llamahome.keys import digest
+from serve.catalog import served_name
 from serve.ray.application import (
     autoscaling,
     build_application,
     http_settings,
     routing,
-    served_name,
 )
 
 
