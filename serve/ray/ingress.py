@@ -18,6 +18,7 @@ from serve.http.metrics import FOLDER, share_metrics
 from serve.http.server import EdgeLimits, HttpServer
 from serve.http.settings import HttpSettings
 from serve.ray.backend import ServeBackend
+from serve.ray.callers import own_name
 from serve.ray.limiter import RemoteLimiter
 from serve.ray.recovery import Deadlines
 from serve.ray.store import RemoteStore
@@ -49,7 +50,8 @@ class Api:
         share_metrics(os.environ[FOLDER])
         limiter = None if limits is None else RemoteLimiter(limits)
         kept = None if store is None else RemoteStore(store)
-        app = build_app(ServeBackend(engines, deadlines), settings, limiter, kept)
+        backend = ServeBackend(engines, deadlines, caller=own_name())
+        app = build_app(backend, settings, limiter, kept)
         self._server = HttpServer(app, **vars(listening))
         await self._server.start()
 

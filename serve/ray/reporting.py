@@ -7,6 +7,7 @@ from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any
 
+from serve.ray.callers import Callers
 from serve.ray.prefixes import Published, prefix_of
 from serve.ray.router import HELD
 from serve.ray.scaling import FirstTokens, Load
@@ -15,16 +16,19 @@ from serve.wire import Delta, Reply, Request
 
 
 class ReportingReplica(Replica):
-    """A `Replica` that notes what it has read, and how long requests wait."""
+    """A `Replica` that notes what it has read, how long requests wait, and who waits."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._first_tokens = FirstTokens()
         self._read = Published()
+        self._callers = Callers()
 
-    async def process_input(self, request: Request) -> AsyncGenerator[Reply, None]:
-        """Answer as `Replica` does."""
-        with self._first_tokens.request() as arrived:
+    async def process_input(
+        self, request: Request, caller: str | None = None
+    ) -> AsyncGenerator[Reply, None]:
+        """Answer as `Replica` does, as long as the actor `caller` lives."""
+        with self._callers.answering(caller), self._first_tokens.request() as arrived:
             async with aclosing(super().process_input(request)) as replies:
                 async for reply in replies:
                     if isinstance(reply, Delta) and arrived():
