@@ -146,7 +146,7 @@ def _check_output(output: Path | None, method: Method) -> None:
 
 
 def _load(name: str) -> LoadedModel:
-    from llamahome.engine.text.text_engine import torch_device
+    from llamahome.engine.text.loading import torch_device
     from llamahome.models import load_model
 
     return load_model(ModelConfig(name=name), device=torch_device("auto"))

@@ -85,7 +85,7 @@ def _composed(overrides: list[str]) -> DictConfig:
 def _measure(root: EvalRoot) -> tuple[list[Result], Path]:
     """Measure what `root` asks for, with a progress bar; return the figures and their file."""
     from llamahome.attention.shape import ModelShape
-    from llamahome.engine.text.text_engine import torch_device
+    from llamahome.engine.text.loading import torch_device
     from llamahome.evaluation import Evaluation, measured_policies
     from llamahome.models import ModelManager, load_model
 

@@ -2,7 +2,8 @@
 
 from llamahome.engine.engine import Engine
 from llamahome.engine.request import TokenDelta
-from llamahome.engine.text.text_engine import TextDelta, TextEngine
+from llamahome.engine.text.delta import TextDelta
+from llamahome.engine.text.text_engine import TextEngine
 from llamahome.requests import (
     EngineError,
     EngineStats,

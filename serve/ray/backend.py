@@ -29,18 +29,24 @@ STATS_FRESH_S = 1.0
 
 
 class ServeBackend:
-    """Engine replicas behind a Ray Serve handle."""
+    """Engine replicas behind a Ray Serve handle.
+
+    Args:
+        caller: the actor of this process; a replica frees the slots of one that has died.
+    """
 
     def __init__(
         self,
         handle: DeploymentHandle[Any],
         deadlines: Deadlines,
         pauses_s: Sequence[float] = PAUSES_S,
+        caller: str | None = None,
     ) -> None:
         self._handle = handle
         self._streaming = handle.options(stream=True)
         self._deadlines = deadlines
         self._pauses_s = pauses_s
+        self._caller = () if caller is None else (caller,)
         self._stats: Sequence[ReplicaStats] = ()
         self._stats_until = 0.0
         self._stats_lock = asyncio.Lock()
@@ -75,7 +81,8 @@ class ServeBackend:
             ApiError: when the request cannot run.
         """
         replies = cast(
-            "DeploymentResponseGenerator[Reply]", self._streaming.process_input.remote(request)
+            "DeploymentResponseGenerator[Reply]",
+            self._streaming.process_input.remote(request, *self._caller),
         )
         started = False
         try:

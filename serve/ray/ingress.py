@@ -20,6 +20,7 @@ from serve.http.metrics import FOLDER, share_metrics
 from serve.http.server import EdgeLimits, HttpServer
 from serve.http.settings import HttpSettings
 from serve.ray.backend import ServeBackend
+from serve.ray.callers import own_name
 from serve.ray.limiter import RemoteLimiter
 from serve.ray.recovery import Deadlines
 from serve.ray.shared_catalog import SharedCatalog
@@ -54,7 +55,8 @@ class Api:
         limiter = None if limits is None else RemoteLimiter(limits)
         kept = None if store is None else RemoteStore(store)
         catalog, sources = models
-        backend, shared = ServeBackend(engines, deadlines), SharedCatalog(catalog)
+        shared = SharedCatalog(catalog)
+        backend = ServeBackend(engines, deadlines, caller=own_name())
         changes = Changes(shared, backend, sources)
         app = build_app(backend, settings, limiter, kept, shared, changes)
         self._server = HttpServer(app, **vars(listening))

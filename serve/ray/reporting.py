@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from serve.host import Host
+from serve.ray.callers import Callers
 from serve.ray.prefixes import Published, prefix_of
 from serve.ray.router import HELD, MODELS
 from serve.ray.scaling import FirstTokens, Load
@@ -15,16 +16,19 @@ from serve.wire import Delta, Reply, Request
 
 
 class ReportingHost(Host):
-    """A `Host` that notes what it has read, and how long requests wait."""
+    """A `Host` that notes what it has read, how long requests wait, and who waits."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._first_tokens = FirstTokens()
         self._read = Published()
+        self._callers = Callers()
 
-    async def process_input(self, request: Request) -> AsyncGenerator[Reply, None]:
-        """Answer as `Host` does."""
-        with self._first_tokens.request() as arrived:
+    async def process_input(
+        self, request: Request, caller: str | None = None
+    ) -> AsyncGenerator[Reply, None]:
+        """Answer as `Host` does, as long as the actor `caller` lives."""
+        with self._callers.answering(caller), self._first_tokens.request() as arrived:
             async with aclosing(super().process_input(request)) as replies:
                 async for reply in replies:
                     if isinstance(reply, Delta) and arrived():

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.chaos import Outcome, Report, summary
+from benchmarks.chaos.__main__ import summary
+from benchmarks.chaos.clients import Outcome
+from benchmarks.chaos.faults import Report
+from benchmarks.chaos.leaving import Leaving
 
 
 @pytest.mark.parametrize(
@@ -30,5 +33,9 @@ def test_the_summary_counts_what_engines_lost():
         )
 
     reports = [report("engine", 1), report("ingress", 4), report("engine that hangs", 2)]
-    recovery = {"engine": 1.5, "ingress": 1.5, "engine that hangs": 1.5}
-    assert summary(reports) == {"failover_lost": 3, "recovery_s": recovery}
+    left = Leaving(part="drain", answers=2, completed=2, seconds=0.5, until="it ended")
+    assert summary(reports, [left]) == {
+        "failover_lost": 3,
+        "recovery_s": {"engine": 1.5, "ingress": 1.5, "engine that hangs": 1.5},
+        "leaving_s": {"drain: it ended": 0.5},
+    }

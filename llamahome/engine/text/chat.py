@@ -70,6 +70,27 @@ class ChatEncoder:
         except ChatError as error:
             raise self._refused(messages, error) from error
 
+    def system_length(
+        self,
+        messages: Sequence[dict[str, Any]],
+        ids: Sequence[int],
+        *,
+        tools: Sequence[dict[str, Any]] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Count the first of a conversation's ids that are its system prompt.
+
+        It is the part that is shared with another conversation under the same system prompt. So a
+        system prompt that the chat template adds by itself counts, too.
+        """
+        system = [m for m in messages[:1] if m["role"] == "system"]
+        first = next((m["content"] for m in messages if m["role"] == "user"), "")
+        other = "b" if first.startswith("a") else "a"
+        chat = [*system, {"role": "user", "content": other}]
+        others = self.encode(chat, tools=tools, options=options)
+        pairs = zip(ids, others, strict=False)
+        return next((i for i, (a, b) in enumerate(pairs) if a != b), len(others))
+
     def _refused(self, messages: Sequence[dict[str, Any]], error: ChatError) -> RequestError:
         name = self._model_name
         match error:

@@ -2,74 +2,39 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
-
 from llamahome.attention import Policy
-from llamahome.attention.shape import context_length, exact_length
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
-from llamahome.config.policy import CARRIED
 from llamahome.engine.engine import Engine
 from llamahome.engine.request import TokenDelta
-from llamahome.engine.runners.native_model import unsupported
 from llamahome.engine.sampling.grammar import GrammarMask, Vocabulary
-from llamahome.engine.sampling.logprobs import Logprob
 from llamahome.engine.text.answer import Answer
 from llamahome.engine.text.chat import ChatEncoder
 from llamahome.engine.text.defaults import sampling_defaults
+from llamahome.engine.text.delta import TextDelta
+from llamahome.engine.text.loading import eos_token_ids, load_parts
 from llamahome.engine.text.text_stream import TextError
 from llamahome.engine.text.tools import call_grammar
-from llamahome.models import FoundModel, ModelManager, choose_policy, find_model
-from llamahome.models.decoder import Decoder
-from llamahome.native import NativeUnavailableError, load_native
+from llamahome.models import ModelManager
 from llamahome.requests import (
     CallFormat,
     EngineStats,
-    FinishReason,
     Grammar,
     Progress,
     RequestError,
     SamplingParams,
     Token,
     Tools,
-    Usage,
 )
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextDelta:
-    """Text that one step added to one answer. `finish_reason` and `usage` are set on its last.
-
-    `tokens` are the tokens of the text, where log-probabilities are asked for. Text that may begin
-    a stop text is held back, and its tokens with it. `embedding` is the result of
-    `submit_embedding`. `stop_text` is the stop text that ended the answer, where one did.
-    `error_field` is the request's field that is to blame for an error. `ids` are the answer's new
-    tokens, and `held` is what `Progress` says: with them another engine can go on.
-    """
-
-    request_id: str
-    text: str
-    token_count: int
-    tokens: tuple[Token, ...] = ()
-    ids: tuple[int, ...] = ()
-    held: tuple[Logprob, ...] = ()
-    embedding: Sequence[float] | None = None
-    finish_reason: FinishReason | None = None
-    usage: Usage | None = None
-    error: str | None = None
-    stop_text: str | None = None
-    error_field: str | None = None
+    from llamahome.engine.text.loading import Weights
 
 
 class TextEngine:
@@ -77,7 +42,7 @@ class TextEngine:
 
     def __init__(
         self,
-        model: PreTrainedModel | PeftModel | Decoder,
+        model: Weights,
         tokenizer: PreTrainedTokenizerFast,
         policy: Policy,
         config: EngineConfig,
@@ -91,9 +56,9 @@ class TextEngine:
         self._chat = ChatEncoder(
             tokenizer, model_name, split_special_tokens=config.split_special_tokens
         )
-        eos_token_ids = _eos_token_ids(model, tokenizer)
-        self._engine = Engine(model, policy, config, eos_token_ids=eos_token_ids)
-        self._vocabulary = Vocabulary(tokenizer, self._engine.vocab_size, eos_token_ids)
+        eos = eos_token_ids(model, tokenizer)
+        self._engine = Engine(model, policy, config, eos_token_ids=eos)
+        self._vocabulary = Vocabulary(tokenizer, self._engine.vocab_size, eos)
         auto = config.generation_config == "auto"
         self._defaults = sampling_defaults(cast(Any, model).generation_config) if auto else {}
         self._answers: dict[str, Answer] = {}
@@ -108,21 +73,8 @@ class TextEngine:
         manager: ModelManager | None = None,
     ) -> TextEngine:
         """Load a model and the policy it carries, unless `policy` names another."""
-        if config.num_threads:
-            torch.set_num_threads(config.num_threads)
-        manager = manager or ModelManager()
-        found = find_model(model, manager)
-        tokenizer = found.tokenizer()
-        wanted = found.policy_config or PolicyConfig() if policy.name == CARRIED else policy
-        config = _within_context(config.for_model(model), found.config, wanted)
-        weights = _load_weights(found, wanted, config, manager)
-        carried = found.policy(weights)
-        chosen = choose_policy(policy, carried, weights, found.folder)
-        # A carried policy that is rescaled is still what the model was trained under.
-        if carried is not None and policy.name != CARRIED and chosen.config != carried.config:
-            trained = carried.config
-            logger.warning("serving under %s; the model was trained under %s", policy, trained)
-        return cls(weights, tokenizer, chosen, config, model_name=model.name)
+        parts = load_parts(model, policy, config, manager or ModelManager())
+        return cls(**vars(parts), model_name=model.name)
 
     @property
     def max_length(self) -> int:
@@ -214,21 +166,10 @@ class TextEngine:
         tools: Sequence[dict[str, Any]] = (),
         options: Mapping[str, Any] | None = None,
     ) -> int:
-        """Count the first of a conversation's ids that `engine.protect_system` keeps: the system
-        prompt.
-
-        It is the part that is shared with another conversation under the same system prompt. So a
-        system prompt that the chat template adds by itself counts, too.
-        """
+        """Count the first of a conversation's ids that `engine.protect_system` keeps."""
         if not self._protect_system:
             return 0
-        system = [m for m in messages[:1] if m["role"] == "system"]
-        first = next((m["content"] for m in messages if m["role"] == "user"), "")
-        other = "b" if first.startswith("a") else "a"
-        chat = [*system, {"role": "user", "content": other}]
-        others = self.encode_chat(chat, tools=tools, options=options)
-        pairs = zip(ids, others, strict=False)
-        return next((i for i, (a, b) in enumerate(pairs) if a != b), len(others))
+        return self._chat.system_length(messages, ids, tools=tools, options=options)
 
     def with_defaults(
         self, params: SamplingParams, left_out: Collection[str], prompt_length: int
@@ -355,63 +296,3 @@ class TextEngine:
 
     def stats(self) -> EngineStats:
         return self._engine.stats()
-
-
-def torch_device(name: str) -> str:
-    """Return the device that `engine.device` names; `auto` is a GPU where there is one."""
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _load_weights(
-    found: FoundModel, policy: PolicyConfig, config: EngineConfig, manager: ModelManager
-) -> PreTrainedModel | PeftModel | Decoder:
-    """Load what the engine computes with: the weights alone where the C++ kernels need no more."""
-    device = torch_device(config.device)
-    if _runs_natively(found.config, policy, config) and (decoder := found.decoder()) is not None:
-        return decoder
-    model = found.pretrained(device)
-    if not config.adapters:
-        return model
-    from llamahome.models.adapters import attach_adapters
-
-    return attach_adapters(
-        model, {name: manager.resolve(source) for name, source in config.adapters.items()}
-    )
-
-
-def _runs_natively(model: PreTrainedConfig, policy: PolicyConfig, config: EngineConfig) -> bool:
-    on_cpu = torch_device(config.device) == "cpu"
-    if config.runner == "torch" or config.adapters or not on_cpu:
-        return False
-    if unsupported(model, policy, config.max_length) is not None:
-        return False
-    try:
-        load_native()
-    except NativeUnavailableError:
-        return False
-    return True
-
-
-def _within_context(
-    config: EngineConfig, model: PreTrainedConfig, policy: PolicyConfig
-) -> EngineConfig:
-    """Return `config`, its context cut to the model's unless positions roll."""
-    limit = context_length(model)
-    endless = policy.positions == "rolling" and None not in policy.pattern.values()
-    endless = endless and policy.budget is not None and exact_length(model) is None
-    if config.max_length <= limit or endless:
-        return config
-    logger.info(
-        "engine.max_length=%d is cut to the model's context of %d", config.max_length, limit
-    )
-    return replace(config, max_length=limit)
-
-
-def _eos_token_ids(
-    model: PreTrainedModel | PeftModel | Decoder, tokenizer: PreTrainedTokenizerFast
-) -> Collection[int]:
-    eos = cast(Any, model).generation_config.eos_token_id
-    ids = eos if isinstance(eos, list) else [eos]
-    return {token for token in (*ids, tokenizer.eos_token_id) if token is not None}

@@ -1,0 +1,167 @@
+"""Parts that leave: orphaned answers, a replica that is given up, an application that idles."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import psutil
+
+from benchmarks.chaos.clients import PATIENCE_S, PROMPTS, Client, Outcome
+from benchmarks.chaos.endpoint import parts, replicas, slots_used
+
+ENGINE = "EngineReplica"
+# Long enough that nothing ends by itself while it is watched.
+LONG = 2000
+CROWD = 6
+# An endpoint that grows and shrinks within seconds.
+SLEEPY = (
+    "serve.min_replicas=0",
+    "serve.max_replicas=2",
+    "serve.upscale_delay_s=0.5",
+    "serve.downscale_delay_s=3",
+    "engine.slots=4",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaving:
+    """Result of one part: answers that were in flight, those that ended well, and a time."""
+
+    part: str
+    answers: int
+    completed: int
+    seconds: float
+    until: str
+
+
+async def orphans(owner: psutil.Process, url: str, model: str, streams: int) -> Leaving:
+    """Kill the ingress that holds most streams; time until their slots are free."""
+    asked = _ask_long(url, model, streams)
+    try:
+        await _until(lambda: _are_used(url, streams), "the streams have no slots")
+        crowded = max(parts(owner, ":Api"), key=lambda process: _connections(process, url))
+        crowded.kill()
+        killed = time.monotonic()
+
+        async def freed() -> bool:
+            cut = sum(task.done() for task in asked)
+            return cut > 0 and await slots_used(url) == streams - cut
+
+        await _until(freed, "the slots of an ingress that died were not freed")
+        seconds = time.monotonic() - killed
+        ended = [task.result() for task in asked if task.done()]
+    finally:
+        await _cancel(asked)
+    if any(outcome.result == "completed" for outcome in ended):
+        raise SystemExit("orphans: an answer ended by itself")
+    return Leaving(
+        part="orphans",
+        answers=len(ended),
+        completed=0,
+        seconds=round(seconds, 1),
+        until="their slots are free, after the ingress was killed",
+    )
+
+
+async def to_zero(owner: psutil.Process, url: str, model: str) -> list[Leaving]:
+    """Leave an application idle, then ask it."""
+    client = Client(url, model, {})
+    expected = await client.ask(PROMPTS[0])
+    idle = time.monotonic()
+
+    async def asleep() -> bool:
+        return not parts(owner, ENGINE)
+
+    await _until(asleep, "an idle application did not go to zero")
+    slept = time.monotonic() - idle
+    first = await Client(url, model, {PROMPTS[0]: expected.text}).ask(PROMPTS[0])
+    return [
+        Leaving(
+            part="to_zero",
+            answers=1,
+            completed=int(first.result == "completed"),
+            seconds=round(seconds, 1),
+            until=until,
+        )
+        for seconds, until in (
+            (slept, "no replica is left, after the last answer"),
+            (first.bytes_at[0] - first.sent, "the first token of the next request"),
+        )
+    ]
+
+
+async def drain(owner: psutil.Process, url: str, model: str) -> Leaving:
+    """Let the load fall while each of two replicas is in the midst of a long answer."""
+    prompts = PROMPTS[:2]
+    alone = [Client(url, model, {}, LONG).ask(prompt) for prompt in prompts]
+    expected = {prompt: (await one).text for prompt, one in zip(prompts, alone, strict=True)}
+    await _crowd(url, model)
+    asked = [asyncio.create_task(Client(url, model, expected, LONG).ask(p)) for p in prompts]
+    try:
+        await _until(lambda: _are_replicas(url, 1), "no replica was given up")
+        if all(task.done() for task in asked):
+            raise SystemExit("drain: the answers ended before a replica was given up")
+        outcomes = await asyncio.gather(*asked)
+    finally:
+        await _cancel(asked)
+    ended = max(outcome.ended for outcome in outcomes)
+
+    async def left() -> bool:
+        return len(parts(owner, ENGINE)) < 2
+
+    await _until(left, "a drained replica did not end")
+    return Leaving(
+        part="drain",
+        answers=len(outcomes),
+        completed=sum(outcome.result == "completed" for outcome in outcomes),
+        seconds=round(max(0.0, time.monotonic() - ended), 1),
+        until="the replica has ended, after the answers",
+    )
+
+
+async def _crowd(url: str, model: str) -> None:
+    """Load the endpoint until it has two replicas."""
+    stop = asyncio.Event()
+    clients = [Client(url, model, {}) for _ in range(CROWD)]
+    running = [asyncio.create_task(client.run(i, stop)) for i, client in enumerate(clients)]
+    try:
+        await _until(lambda: _are_replicas(url, 2), "load brought no second replica")
+    finally:
+        stop.set()
+        await asyncio.gather(*running)
+
+
+def _ask_long(url: str, model: str, streams: int) -> list[asyncio.Task[Outcome]]:
+    prompts = [PROMPTS[i % len(PROMPTS)] for i in range(streams)]
+    return [asyncio.create_task(Client(url, model, {}, LONG).ask(prompt)) for prompt in prompts]
+
+
+def _connections(process: psutil.Process, url: str) -> int:
+    port = int(url.rpartition(":")[2])
+    own = [c for c in process.net_connections(kind="tcp") if c.laddr.port == port]
+    return sum(connection.status == psutil.CONN_ESTABLISHED for connection in own)
+
+
+async def _are_used(url: str, slots: int) -> bool:
+    return await slots_used(url) == slots
+
+
+async def _are_replicas(url: str, count: int) -> bool:
+    return await replicas(url) == count
+
+
+async def _until(condition: Callable[[], Awaitable[bool]], otherwise: str) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not await condition():
+        if time.monotonic() > end:
+            raise SystemExit(f"{otherwise} within {PATIENCE_S:g} s")
+        await asyncio.sleep(0.1)
+
+
+async def _cancel(tasks: list[asyncio.Task[Outcome]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
