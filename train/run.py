@@ -109,9 +109,24 @@ def second_stage(run: Run, dense: Run) -> Run:
 
 def _opened(root: TrainRoot, runs_dir: Path) -> Run:
     """Create or find the folder of a run whose config has been looked up."""
+    root = _with_stage(root, runs_dir)
     directory = _named(runs_dir, root) if root.trainer.run_name else _new(runs_dir, root)
     (directory / RUN_FILE).write_text(json.dumps(asdict(root), indent=1) + "\n")
     return Run(root, directory, root.model)
+
+
+def _with_stage(root: TrainRoot, runs_dir: Path) -> TrainRoot:
+    """Return the config with a ZeRO stage: the one asked for, that of the named run, or a choice.
+
+    A run's stage stays what it was, also when it goes on with another number of workers.
+    """
+    deepspeed = root.deepspeed
+    if deepspeed.zero_stage is None:
+        started = runs_dir / (root.trainer.run_name or "") / RUN_FILE
+        before = json.loads(started.read_text()) if started.is_file() else {}
+        stage = before.get("deepspeed", {}).get("zero_stage", deepspeed.stage_for(root.trainer))
+        deepspeed = replace(deepspeed, zero_stage=stage)
+    return replace(root, deepspeed=deepspeed)
 
 
 def _looked_up(root: TrainRoot, model: ModelInfo) -> TrainRoot:

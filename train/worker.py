@@ -236,6 +236,7 @@ def start_engine(
         parameter_groups(model, trainer),
         lr=trainer.learning_rate,
         weight_decay=trainer.weight_decay,
+        fused=True,  # one pass over weights, gradients and state instead of a dozen
     )
     schedule = get_scheduler(
         SCHEDULES[trainer.schedule], optimizer, trainer.warmup_steps, trainer.steps
@@ -243,6 +244,9 @@ def start_engine(
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, lr_scheduler=schedule, config=settings
     )
+    if not zero and dist.get_world_size() == 1:
+        # It would copy all gradients into one buffer and back, to sum them up over one worker.
+        engine.enable_backward_allreduce = False
     return engine
 
 

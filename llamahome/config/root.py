@@ -49,14 +49,14 @@ class TrainRoot:
             "rows that are packed are full; set data.batching=padding, or trainer.batch_size",
         )
         require(
-            self.deepspeed.zero_stage > 0 or self.trainer.precision != "bf16",
+            self.deepspeed.zero_stage != 0 or self.trainer.precision != "bf16",
             "deepspeed.zero_stage",
             self.deepspeed.zero_stage,
             "with trainer.precision=bf16 DeepSpeed's losses are off there; set zero_stage to 1, 2 "
             "or 3, or trainer.precision to mixed or fp32",
         )
         require(
-            self.trainer.lora.base_bits is None or self.deepspeed.zero_stage < 3,
+            self.trainer.lora.base_bits is None or self.deepspeed.zero_stage != 3,
             "trainer.lora.base_bits",
             self.trainer.lora.base_bits,
             "deepspeed.zero_stage=3 shards weights before they can be quantised; set zero_stage "

@@ -290,7 +290,8 @@ class DeepSpeedConfig:
     """ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054), by DeepSpeed's own names where it has them.
 
     Attributes:
-        zero_stage: 0 shards nothing, 1 optimiser state, 2 gradients too, 3 parameters too.
+        zero_stage: 0 shards nothing, 1 optimiser state, 2 gradients too, 3 parameters too; None is
+            0 for one worker, which has nobody to share with, else 2 (`stage_for`).
         offload_optimizer: keep optimiser state outside the GPU's memory.
         offload_parameters: keep parameters outside the GPU's memory (stage 3).
         nvme_path: folder on a local NVMe disk of every node for what is offloaded (ZeRO-Infinity,
@@ -300,7 +301,7 @@ class DeepSpeedConfig:
         compile: compile the model with torch.compile, through DeepSpeed's `engine.compile`.
     """
 
-    zero_stage: int = fixed(2)
+    zero_stage: int | None = fixed(None)
     offload_optimizer: bool = False
     offload_parameters: bool = False
     nvme_path: str | None = None
@@ -309,11 +310,11 @@ class DeepSpeedConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        one_of("deepspeed.zero_stage", self.zero_stage, (0, 1, 2, 3))
+        one_of("deepspeed.zero_stage", self.zero_stage, (None, 0, 1, 2, 3))
         at_least("deepspeed.bucket_size", self.bucket_size, 1)
         at_least("deepspeed.buffer_size", self.buffer_size, 1)
         require(
-            not self.offload_optimizer or self.zero_stage > 0,
+            not self.offload_optimizer or self.zero_stage != 0,
             "deepspeed.offload_optimizer",
             self.offload_optimizer,
             "deepspeed.zero_stage=0 keeps all of it on every worker; set zero_stage to 1, 2 or 3",
@@ -336,3 +337,10 @@ class DeepSpeedConfig:
             self.nvme_path,
             "set deepspeed.offload_optimizer or offload_parameters, or leave it out",
         )
+
+    def stage_for(self, trainer: TrainerConfig) -> int:
+        """Return the stage of a new run, chosen from the number of workers unless it is set."""
+        if self.zero_stage is not None:
+            return self.zero_stage
+        alone = trainer.num_workers == 1 and trainer.precision != "bf16"
+        return 0 if alone and not self.offload_optimizer else 2
