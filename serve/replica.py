@@ -161,6 +161,7 @@ class Replica:
             running=self._async_engine.running,
             engine=self._async_engine.stats(),
             max_length=self._engine.max_length,
+            cache=self._engine.cache_shape,
         )
 
     async def check_health(self) -> None:

@@ -13,10 +13,12 @@ from serve.http.docs import doc_routes
 from serve.http.door import behind_door
 from serve.http.errors import ApiError, invalid_request
 from serve.http.metrics import Meter, ServeMetrics
+from serve.http.page import page_routes
 from serve.http.routes import (
     chat,
     completions,
     embeddings,
+    lens,
     messages,
     models,
     plain,
@@ -40,6 +42,7 @@ FAMILIES = (
     messages,
     tokens,
     scores,
+    lens,
     plain,
 )
 
@@ -61,6 +64,8 @@ def build_app(
     answering = Answering(checked, settings, metrics, store)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     routes = [route for family in FAMILIES for route in family.routes(answering)]
+    if settings.page:
+        routes += page_routes()
     if settings.docs:
         routes += doc_routes(routes)
     for route in routes:

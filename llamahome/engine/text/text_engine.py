@@ -24,6 +24,7 @@ from llamahome.engine.text.chat import ChatEncoder
 from llamahome.engine.text.defaults import sampling_defaults
 from llamahome.engine.text.text_stream import TextError
 from llamahome.engine.text.tools import call_grammar
+from llamahome.lens import CacheShape, LensFrame
 from llamahome.models import FoundModel, ModelManager, choose_policy, find_model
 from llamahome.models.decoder import Decoder
 from llamahome.native import NativeUnavailableError, load_native
@@ -55,7 +56,8 @@ class TextDelta:
     a stop text is held back, and its tokens with it. `embedding` is the result of
     `submit_embedding`. `stop_text` is the stop text that ended the answer, where one did.
     `error_field` is the request's field that is to blame for an error. `ids` are the answer's new
-    tokens, and `held` is what `Progress` says: with them another engine can go on.
+    tokens, and `held` is what `Progress` says: with them another engine can go on. `lens` is there
+    now and then, and on the last, where the request asked for it.
     """
 
     request_id: str
@@ -65,6 +67,7 @@ class TextDelta:
     ids: tuple[int, ...] = ()
     held: tuple[Logprob, ...] = ()
     embedding: Sequence[float] | None = None
+    lens: LensFrame | None = None
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     error: str | None = None
@@ -127,6 +130,11 @@ class TextEngine:
     @property
     def max_length(self) -> int:
         return self._engine.max_length
+
+    @property
+    def cache_shape(self) -> CacheShape:
+        """The cache that each request gets."""
+        return self._engine.cache_shape
 
     @property
     def has_work(self) -> bool:
@@ -311,7 +319,7 @@ class TextEngine:
         text, used = "", 0
         tokens: tuple[Token, ...] = ()
         last = deltas[-1]
-        reason, usage, error = last.finish_reason, last.usage, last.error
+        reason, usage, error, lens = last.finish_reason, last.usage, last.error, last.lens
         try:
             while used < len(deltas) and not answer.stopped:
                 text += answer.push(deltas[used])
@@ -321,6 +329,7 @@ class TextEngine:
             usage = self._engine.fail(request_id) if usage is None else usage
             reason, error = "error", str(failure)
         if answer.stopped and reason != "error":
+            lens = self._engine.frame(request_id) if usage is None else lens
             usage = self._engine.stop(request_id) if usage is None else usage
             reason = "stop"
         if usage is not None:
@@ -337,6 +346,7 @@ class TextEngine:
             ids=ids,
             held=answer.held,
             embedding=None if last.embedding is None else last.embedding.tolist(),
+            lens=None if lens is None else answer.shown(lens),
             finish_reason=reason,
             usage=usage,
             error=error,
