@@ -128,6 +128,7 @@ class SamplingParams:
             up to 1 is a share of the engine's max_length.
         priority: lower runs first.
         adapter: name of the LoRA adapter to answer with; None is the model itself.
+        lens: add frames to the answer that show which tokens each KV head still holds.
 
     Raises:
         RequestError: for a value out of its range.
@@ -156,6 +157,7 @@ class SamplingParams:
     kv_policy: str | None = None
     priority: int = 0
     adapter: str | None = None
+    lens: bool = False
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None:

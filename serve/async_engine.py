@@ -23,6 +23,7 @@ from llamahome.engine import (
     TextEngine,
 )
 from llamahome.engine.sampling.grammar import GrammarMask
+from llamahome.lens import joined
 from serve.wire import Delta
 
 logger = logging.getLogger(__name__)
@@ -233,6 +234,7 @@ def _joined(deltas: list[TextDelta]) -> Delta:
         tokens=tuple(token for delta in deltas for token in delta.tokens),
         ids=tuple(token for delta in deltas for token in delta.ids),
         held=last.held,
+        lens=joined([delta.lens for delta in deltas if delta.lens is not None]),
         embedding=None if embedding is None else struct.pack(f"<{len(embedding)}f", *embedding),
         finish_reason=last.finish_reason,
         usage=last.usage,

@@ -170,6 +170,7 @@ class Replica:
             running=self._async_engine.running,
             engine=self.engine_stats(),
             max_length=self._engine.max_length,
+            cache=self._engine.cache_shape,
         )
 
     async def check_health(self) -> None:

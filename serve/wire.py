@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from llamahome.lens import CacheShape, LensFrame
 from llamahome.requests import (
     CallFormat,
     EngineStats,
@@ -132,7 +133,7 @@ class Delta:
 
     `tokens` are the tokens of the text, where log-probabilities are asked for. `embedding` is the
     result of an `EmbedRequest`: float32, little-endian. `stop_text` is the stop text that ended the
-    answer, where one did. `ids` and `held` are for another replica, should this one be lost (see
+    answer, where one did. `lens` is a frame that the request asked for. `ids` and `held` are for another replica, should this one be lost (see
     `Progress`).
 
     A replica writes calls as the model does, into `text`, and sets `call_format` on the first delta
@@ -151,6 +152,7 @@ class Delta:
     usage: Usage | None = None
     stop_text: str | None = None
     tokenized: Tokenized | None = None
+    lens: LensFrame | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,8 +190,8 @@ class ModelStats:
 class ReplicaStats:
     """The state of one engine replica: whether its engines run, and their figures together.
 
-    `max_length` is the longest context of a request to the first model, in tokens; `models` has the
-    figures of each model that is loaded.
+    `max_length` is the longest context of a request to the first model, in tokens, and `cache` what
+    it is given; `models` has the figures of each model that is loaded.
     """
 
     replica: str
@@ -197,3 +199,4 @@ class ReplicaStats:
     engine: EngineStats
     max_length: int | None = None
     models: tuple[ModelStats, ...] = ()
+    cache: CacheShape | None = None

@@ -46,6 +46,9 @@ class ServeConfig:
         store_bytes: memory for the responses that /v1/responses keeps, as JSON; 0 keeps none.
         store_s: seconds that a response is kept.
         docs: answer /docs and /openapi.json, which describe the endpoints.
+        page: answer / with a page to chat on; None does so on loopback only.
+        lens: let a chat ask which tokens the KV cache holds (`lens: true`); None does so on loopback
+            only.
         ingresses: HTTP processes of a node; all listen on `port`, and if one dies, others answer.
         max_header_bytes: size of a request's line and headers above which it is refused.
         header_timeout_s: seconds in which they must arrive, and an idle connection is kept.
@@ -81,6 +84,8 @@ class ServeConfig:
     store_bytes: int = 2**26
     store_s: float = 3600.0
     docs: bool = False
+    page: bool | None = None
+    lens: bool | None = None
     ingresses: int = 2
     max_header_bytes: int = 32_768
     header_timeout_s: float = 30.0
@@ -146,6 +151,10 @@ class ServeConfig:
             self.tls_cert if self.tls_key is None else self.tls_key,
             "HTTPS needs both serve.tls_cert and serve.tls_key",
         )
+
+    def shows(self, option: bool | None) -> bool:
+        """Return what `page` or `lens` stands for."""
+        return is_loopback(self.host) if option is None else option
 
 
 def is_loopback(host: str) -> bool:

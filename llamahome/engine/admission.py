@@ -31,6 +31,14 @@ class Admission:
         self._adapters = adapters
         self._built = lru_cache(MAX_POLICIES)(self._build)
 
+    @property
+    def kv_budgets(self) -> tuple[int, int]:
+        """Return the least and the largest budget that a request may ask for."""
+        policy, budgets = self._slots.policy.config, self._slots.budgets
+        held = [budget for budget in budgets if budget is not None]
+        largest = max(held) if len(held) == len(budgets) else self._slots.max_length
+        return min(policy.sink + policy.interval, largest), largest
+
     def check(
         self, prompt: list[int], params: SamplingParams, answered: Sequence[int] = ()
     ) -> SamplingParams:

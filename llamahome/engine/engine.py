@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from llamahome.attention import Policy
 from llamahome.config import EngineConfig
 from llamahome.engine.admission import Admission
+from llamahome.engine.lens import FramePace, Lens
 from llamahome.engine.pace import Pace
 from llamahome.engine.prefixes import PrefixCache
 from llamahome.engine.request import TokenDelta, embedding, generation
@@ -21,6 +22,7 @@ from llamahome.engine.sampling.grammar import GrammarMask
 from llamahome.engine.sampling.sampler import SamplingState
 from llamahome.engine.scheduler import Batch, Scheduler
 from llamahome.engine.speculation import Speculation
+from llamahome.lens import CacheShape, LensFrame
 from llamahome.models.decoder import Decoder, is_adapted
 from llamahome.requests import EngineStats, SamplingParams, Usage
 
@@ -65,6 +67,7 @@ class Engine:
             chunk=self._slots.policy.interval,
             pace=Pace(config.slowdown),
         )
+        self._frame_pace = FramePace()
         self._speculation = Speculation(self._runner, config.draft_tokens)
         self._sampling = partial(
             SamplingState,
@@ -100,7 +103,9 @@ class Engine:
         sampling = self._sampling(params, prompt, grammar=grammar) if params.max_tokens else None
         if sampling is not None:
             sampling.replay(answered)
-        self._scheduler.add(generation(request_id, prompt, params, sampling, answered))
+        request = generation(request_id, prompt, params, sampling, answered)
+        request.lens = Lens(self._frame_pace) if params.lens else None
+        self._scheduler.add(request)
 
     def submit_embedding(
         self, request_id: str, prompt: list[int], *, adapter: str | None = None
@@ -112,6 +117,21 @@ class Engine:
         params = SamplingParams(max_tokens=0, prompt_logprobs=0, adapter=adapter)
         self._admission.check(prompt, params)
         self._scheduler.add(embedding(request_id, prompt, params))
+
+    @property
+    def cache_shape(self) -> CacheShape:
+        """The cache that each request gets."""
+        slots = self._slots
+        return CacheShape(
+            policy=slots.policy.config.name,
+            budgets=tuple(budget for budget in slots.budgets if budget is not None),
+            kv_budgets=self._admission.kv_budgets,
+            interval=slots.policy.interval,
+            layers=slots.model_shape.num_layers,
+            heads=slots.model_shape.num_kv_heads,
+            slot_bytes=slots.slot_nbytes,
+            token_bytes=slots.dense_nbytes(1),
+        )
 
     @property
     def has_work(self) -> bool:
@@ -150,7 +170,8 @@ class Engine:
         results = [r.result(output.logits[row]) for row, r in ready if r.sampling is None]
         answering = {row: request for row, request in ready if request.sampling is not None}
         chosen = self._speculation.verify(output, answering)
-        answers = [r.take(own) for r, own in zip(answering.values(), chosen, strict=True)]
+        pairs = zip(answering.values(), chosen, strict=True)
+        answers = [request.take(own, self._slots) for request, own in pairs]
         deltas = [delta for own in answers for delta in own]
         self._counters.generated_tokens += sum(delta.token is not None for delta in deltas)
         return results + deltas
@@ -161,6 +182,11 @@ class Engine:
             return delta
         end = self.fail if delta.finish_reason == "error" else self.stop
         return replace(delta, usage=end(delta.request_id))
+
+    def frame(self, request_id: str) -> LensFrame | None:
+        """Return what each KV head of a running request that asked for the lens holds now."""
+        request = self._scheduler.find(request_id)
+        return None if request is None else request.frame(self._slots)
 
     def stop(self, request_id: str) -> Usage:
         """End a running request as finished, e.g. at a stop text, and free its slot."""

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from llamahome.cache import Slots
+from llamahome.engine.lens import Lens
 from llamahome.engine.runners.contract import Every, RowInput
 from llamahome.engine.sampling.logprobs import Logprob, PromptLogprobs, TopLogprobs
 from llamahome.engine.sampling.prompt_lookup import PromptLookup
 from llamahome.engine.sampling.sampler import NOT_FINITE, Choice, SamplingState
+from llamahome.lens import LensFrame
 from llamahome.requests import FinishReason, SamplingParams, Usage
 
 logger = logging.getLogger(__name__)
@@ -28,7 +30,8 @@ class TokenDelta:
 
     `logprob` and `top_logprobs`, the likeliest first, are there when `params.logprobs` is, and on
     the first delta `prompt_logprobs` when `params.prompt_logprobs` is. `embedding` is the result
-    of `submit_embedding`: float32 (hidden,).
+    of `submit_embedding`: float32 (hidden,). `lens` is there now and then, and on the last delta,
+    when `params.lens` is.
     """
 
     request_id: str
@@ -37,6 +40,7 @@ class TokenDelta:
     top_logprobs: TopLogprobs = ()
     prompt_logprobs: tuple[Logprob, ...] = ()
     embedding: Tensor | None = None
+    lens: LensFrame | None = None
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     error: str | None = None
@@ -90,6 +94,7 @@ class Request:
         restored: those of the computed tokens that came from a snapshot.
         read_before: prompt tokens that the engine had read when the request got its slot.
         path: the place in the tree of prefixes; None without snapshots.
+        lens: makes the frames that the request asked for; None where it did not.
         lookup: finds draft tokens.
         draft: tokens that the current step verifies.
     """
@@ -106,6 +111,7 @@ class Request:
     restored: int = 0
     read_before: int = 0
     path: PrefixPath | None = None
+    lens: Lens | None = None
     lookup: PromptLookup | None = None
     draft: list[int] = field(default_factory=list)
 
@@ -169,15 +175,24 @@ class Request:
             if reader is not None and every is not None:
                 reader.add(every)
 
-    def take(self, choices: Sequence[Choice]) -> list[TokenDelta]:
+    def take(self, choices: Sequence[Choice], slots: Slots) -> list[TokenDelta]:
         """Append the tokens that a step chose, and return their deltas.
 
         Only the last choice can end the answer; it is not appended if it is an error or a stop
-        token.
+        token. The last delta carries a frame of the lens if one is due.
         """
         *accepted, last = choices
         self.tokens += [choice.token for choice in accepted if choice.token is not None]
-        return [*map(self._delta, accepted), self._last(last)]
+        deltas = [*map(self._delta, accepted), self._last(last)]
+        if self.lens is not None and self.lens.due(final=deltas[-1].finish_reason is not None):
+            deltas[-1] = replace(deltas[-1], lens=self.frame(slots))
+        return deltas
+
+    def frame(self, slots: Slots) -> LensFrame | None:
+        """Return what each KV head holds now; None where the request did not ask for it."""
+        if self.lens is None or self.slot is None:
+            return None
+        return self.lens.frame(self.tokens, slots, self.slot)
 
     def _last(self, choice: Choice) -> TokenDelta:
         assert self.sampling is not None

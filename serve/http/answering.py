@@ -201,7 +201,13 @@ class Answering:
                     yield event(chunk)
                 async for index, delta in deltas:
                     answers.note(index, delta)
-                    if delta.text or delta.calls or delta.tokens or delta.finish_reason:
+                    if (
+                        delta.text
+                        or delta.calls
+                        or delta.tokens
+                        or delta.lens
+                        or delta.finish_reason
+                    ):
                         yield event(form.chunk(index, delta))
             except Exception as error:  # noqa: BLE001 - a cut stream would look like an end
                 self.metrics.stream_errors.inc()

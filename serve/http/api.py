@@ -14,12 +14,14 @@ from serve.http.docs import doc_routes
 from serve.http.door import behind_door
 from serve.http.errors import ApiError, invalid_request
 from serve.http.metrics import Meter, ServeMetrics
+from serve.http.page import page_routes
 from serve.http.placed import PlacedBackend
 from serve.http.routes import (
     admin,
     chat,
     completions,
     embeddings,
+    lens,
     messages,
     models,
     plain,
@@ -43,6 +45,7 @@ FAMILIES = (
     messages,
     tokens,
     scores,
+    lens,
     plain,
 )
 
@@ -69,6 +72,8 @@ def build_app(
     routes = [route for family in FAMILIES for route in family.routes(answering)]
     if changes is not None:
         routes += admin.routes(changes)
+    if settings.page:
+        routes += page_routes()
     if settings.docs:
         routes += doc_routes(routes)
     for route in routes:

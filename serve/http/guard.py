@@ -20,7 +20,8 @@ from serve.security.call import CALL
 from serve.security.limits import Limiter, LocalLimiter
 
 BODY_TIMEOUT_S = 30.0
-OPEN_PATHS = ("/health", "/ping")
+OPEN_PATHS = ("/health", "/ping", "/")
+OPEN_ROOTS = ("/page",)  # files of the page, which asks for a key
 # And what is below them.
 ADMIN_PATHS = ("/metrics", "/admin", "/v1/load_lora_adapter", "/v1/unload_lora_adapter")
 
@@ -62,7 +63,8 @@ class Guard:
 
     async def _admit(self, scope: Scope) -> None:
         """Find the sender's key, and count the request against its limit."""
-        if self.keys is None or scope["path"] in OPEN_PATHS:
+        path = scope["path"]
+        if self.keys is None or path in OPEN_PATHS or _is_below(path, OPEN_ROOTS):
             return
         secret = given_key(Headers(scope=scope))
         key = None if secret is None else self.keys.find(secret, time.time())

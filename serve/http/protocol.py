@@ -176,6 +176,16 @@ class ChatRequest(_Generation):
     verbosity: Annotated[Any, only("medium")] = None
     web_search_options: Absent = None
 
+    # ours
+    lens: bool = False
+
+    @field_validator("lens")
+    @classmethod
+    def _of_a_stream(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and not info.data.get("stream"):
+            raise PydanticCustomError("invalid_value", "it needs stream: true")
+        return value
+
     @field_validator("continue_final_message")
     @classmethod
     def _of_an_answer(cls, value: bool, info: ValidationInfo) -> bool:

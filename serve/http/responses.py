@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypedDict
 
 from openai import BaseModel
@@ -29,6 +30,7 @@ from openai.types.chat.chat_completion_message_function_tool_call import (
     Function as CalledFunction,
 )
 
+from llamahome.lens import LensFrame
 from llamahome.requests import Usage
 from serve.http.calls import whole_calls
 from serve.http.logprobs import chat_logprobs, completion_logprobs
@@ -69,14 +71,13 @@ class ChatFormat:
     def chunk(self, index: int, delta: Delta) -> BaseModel:
         """Return a chunk of one choice's text; its last one has the finish reason."""
         content = chat_logprobs(delta.tokens)
-        return self._chunk(
-            ChunkChoice(
-                index=index,
-                delta=_chat_delta(delta),
-                finish_reason=delta.finish_reason,
-                logprobs=ChunkLogprobs(content=content, refusal=None) if content else None,
-            )
+        choice = ChunkChoice(
+            index=index,
+            delta=_chat_delta(delta),
+            finish_reason=delta.finish_reason,
+            logprobs=ChunkLogprobs(content=content, refusal=None) if content else None,
         )
+        return self._chunk(choice, {} if delta.lens is None else {"lens": lens_of(delta.lens)})
 
     def usage_chunk(self, usage: Usage) -> BaseModel:
         """Return the chunk after the last, for clients that asked for usage."""
@@ -87,8 +88,11 @@ class ChatFormat:
             usage=usage_of(usage),
         )
 
-    def _chunk(self, choice: ChunkChoice) -> BaseModel:
-        return ChatCompletionChunk(**self.head, object="chat.completion.chunk", choices=[choice])
+    def _chunk(
+        self, choice: ChunkChoice, own: Mapping[str, Any] = MappingProxyType({})
+    ) -> BaseModel:
+        kind: Any = "chat.completion.chunk"
+        return ChatCompletionChunk(**self.head, object=kind, choices=[choice], **own)
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,11 @@ def usage_of(usage: Usage | None) -> CompletionUsage | None:
             "llamahome": engine_counts(usage),
         }
     )
+
+
+def lens_of(frame: LensFrame) -> dict[str, Any]:
+    """Return a frame of the memory lens as JSON takes it; its bits become base64."""
+    return {**vars(frame), "kept": base64.b64encode(frame.kept).decode()}
 
 
 def engine_counts(usage: Usage) -> dict[str, int]:

@@ -22,6 +22,8 @@ class HttpSettings:
         security: who may use the endpoint.
         may_sleep: whether having no replica is healthy, since one is started on demand.
         docs: whether /docs and /openapi.json answer.
+        page: whether the chat page at / answers.
+        lens: whether a chat may ask which tokens the cache holds.
     """
 
     model_id: str
@@ -32,6 +34,8 @@ class HttpSettings:
     security: SecuritySettings = field(default_factory=SecuritySettings)
     may_sleep: bool = False
     docs: bool = False
+    page: bool = False
+    lens: bool = False
 
 
 def catalog_of(settings: HttpSettings) -> Catalog:

@@ -172,4 +172,6 @@ def http_settings(root: ServeRoot) -> HttpSettings:
         adapters=tuple(root.engine.adapters),
         may_sleep=root.serve.min_replicas == 0,
         docs=root.serve.docs,
+        page=root.serve.shows(root.serve.page),
+        lens=root.serve.shows(root.serve.lens),
     )

@@ -26,6 +26,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from llamahome.engine import TextDelta
+from llamahome.lens import CacheShape
 from llamahome.requests import (
     EngineStats,
     Grammar,
@@ -67,6 +68,7 @@ class FakeEngine:
     endings: list[tuple[bool, bool]] = field(default_factory=list)
     defaults: dict[str, Any] = field(default_factory=dict)
     closed: bool = False
+    cache_shape: CacheShape | None = None
 
     @property
     def has_work(self) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tokenizers import Tokenizer
 
@@ -11,6 +13,7 @@ from llamahome.engine.request import TokenDelta
 from llamahome.engine.sampling.grammar import Vocabulary
 from llamahome.engine.sampling.logprobs import Logprob, TopLogprobs
 from llamahome.engine.text.text_stream import TextStream
+from llamahome.lens import LensFrame
 from llamahome.requests import Progress, SamplingParams, Token, TopToken
 
 
@@ -35,6 +38,7 @@ class Answer:
         self._vocabulary = vocabulary
         self._detailed = params.logprobs is not None
         self._pending: deque[TokenDelta] = deque()
+        self._shown = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     @property
     def stopped(self) -> bool:
@@ -96,6 +100,14 @@ class Answer:
             if delta.token is not None
         ]
         return (*prompt, *described)
+
+    def shown(self, frame: LensFrame) -> LensFrame:
+        """Return a frame of the lens with its tokens' texts; frames come in order.
+
+        A character that is spread over tokens is the text of the last of them.
+        """
+        texts = tuple(self._shown.decode(self._vocabulary.token_bytes(i)) for i in frame.ids)
+        return replace(frame, texts=texts)
 
     def _described_prompt(self, logprobs: Sequence[Logprob]) -> tuple[Token, ...]:
         if not logprobs:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llamahome.engine.sampling.logprobs import Logprob
+from llamahome.lens import LensFrame
 from llamahome.requests import FinishReason, Token, Usage
 
 
@@ -17,7 +18,8 @@ class TextDelta:
     a stop text is held back, and its tokens with it. `embedding` is the result of
     `submit_embedding`. `stop_text` is the stop text that ended the answer, where one did.
     `error_field` is the request's field that is to blame for an error. `ids` are the answer's new
-    tokens, and `held` is what `Progress` says: with them another engine can go on.
+    tokens, and `held` is what `Progress` says: with them another engine can go on. `lens` is there
+    now and then, and on the last, where the request asked for it.
     """
 
     request_id: str
@@ -27,6 +29,7 @@ class TextDelta:
     ids: tuple[int, ...] = ()
     held: tuple[Logprob, ...] = ()
     embedding: Sequence[float] | None = None
+    lens: LensFrame | None = None
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     error: str | None = None

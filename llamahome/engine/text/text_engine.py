@@ -19,6 +19,7 @@ from llamahome.engine.text.delta import TextDelta
 from llamahome.engine.text.loading import eos_token_ids, load_parts
 from llamahome.engine.text.text_stream import TextError
 from llamahome.engine.text.tools import call_grammar
+from llamahome.lens import CacheShape
 from llamahome.models import ModelManager
 from llamahome.requests import (
     CallFormat,
@@ -79,6 +80,11 @@ class TextEngine:
     @property
     def max_length(self) -> int:
         return self._engine.max_length
+
+    @property
+    def cache_shape(self) -> CacheShape:
+        """The cache that each request gets."""
+        return self._engine.cache_shape
 
     @property
     def has_work(self) -> bool:
@@ -252,7 +258,7 @@ class TextEngine:
         text, used = "", 0
         tokens: tuple[Token, ...] = ()
         last = deltas[-1]
-        reason, usage, error = last.finish_reason, last.usage, last.error
+        reason, usage, error, lens = last.finish_reason, last.usage, last.error, last.lens
         try:
             while used < len(deltas) and not answer.stopped:
                 text += answer.push(deltas[used])
@@ -262,6 +268,7 @@ class TextEngine:
             usage = self._engine.fail(request_id) if usage is None else usage
             reason, error = "error", str(failure)
         if answer.stopped and reason != "error":
+            lens = self._engine.frame(request_id) if usage is None else lens
             usage = self._engine.stop(request_id) if usage is None else usage
             reason = "stop"
         if usage is not None:
@@ -278,6 +285,7 @@ class TextEngine:
             ids=ids,
             held=answer.held,
             embedding=None if last.embedding is None else last.embedding.tolist(),
+            lens=None if lens is None else answer.shown(lens),
             finish_reason=reason,
             usage=usage,
             error=error,
