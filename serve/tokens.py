@@ -19,6 +19,8 @@ def tokenized(engine: TextEngine, request: TokenizeRequest) -> Delta:
             request.messages,
             add_generation_prompt=request.add_generation_prompt,
             continue_final_message=request.continue_final_message,
+            tools=[] if request.tools is None else request.tools.offered,
+            options=request.template_options,
         )
     result = Tokenized(
         ids=tuple(ids), pieces=tuple(engine.pieces(ids)), max_length=engine.max_length

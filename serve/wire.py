@@ -65,11 +65,16 @@ class EmbedRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizeRequest:
-    """A text, or a chat, to be split into tokens; its answer is one delta with `tokenized`."""
+    """A text, or a chat, to be split into tokens; its answer is one delta with `tokenized`.
+
+    A chat's `tools` and `template_options` are those of a GenerateRequest.
+    """
 
     request_id: str
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None
+    tools: Tools | None = None
+    template_options: dict[str, Any] | None = None
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
     continue_final_message: bool = False

@@ -53,15 +53,16 @@ class CallReader:
         if delta.finish_reason is not None and self._read == self._text:
             pieces.append(self._release(len(self._held)))
         text = "".join(piece for piece in pieces if isinstance(piece, str))
+        tokens = tuple(self._text_tokens())
         if text:
-            yield Delta(text=text, token_count=0)
+            yield Delta(text=text, token_count=0, tokens=tokens)
+            tokens = ()
         for piece in pieces:
             if isinstance(piece, CallDelta):
                 yield Delta(text="", token_count=0, calls=(piece,))
         reason = delta.finish_reason
         if reason == "stop" and self._complete:
             reason = "tool_calls"
-        tokens = tuple(self._text_tokens())
         yield replace(delta, text="", tokens=tokens, call_format=None, finish_reason=reason)
 
     @property

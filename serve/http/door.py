@@ -101,6 +101,8 @@ class Door:
                 self._complete(MutableHeaders(scope=message), call)
             elif message["type"] == "websocket.accept":
                 status = 101
+                message.setdefault("headers", [])
+                self._complete(MutableHeaders(scope=message), call)
             await send(message)
 
         token = CALL.set(call)

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-from pydantic import ValidationError
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
@@ -20,6 +19,8 @@ ANTHROPIC_TYPES = {
     504: "timeout_error",
 }
 POLICY_VIOLATION = 1008
+# A client's name for a model may be of any length.
+NAME_SHOWN = 100
 
 
 class EndpointError(Exception):
@@ -95,9 +96,10 @@ def invalid_request(message: str, field: str | None) -> ApiError:
 
 
 def no_model(name: str, served: Iterable[str]) -> ApiError:
+    there = ", ".join(map(repr, served)) or "none"
     return ApiError(
         404,
-        f"no model {name!r} here; this endpoint serves {', '.join(map(repr, served)) or 'none'}",
+        f"no model {name[:NAME_SHOWN]!r} here; this endpoint serves {there}",
         param="model",
         code="model_not_found",
     )
@@ -109,13 +111,3 @@ def queue_full(message: str) -> ApiError:
 
 def no_replica() -> ApiError:
     return ApiError(503, "no engine replica could take the request; try again", code="no_replica")
-
-
-def invalid_body(error: ValidationError) -> ApiError:
-    """Name the first error of a request body, without its value, which may be private."""
-    first = error.errors(include_input=False, include_url=False)[0]
-    param = ".".join(str(part) for part in first["loc"]) or None
-    if first["type"] == "extra_forbidden":
-        return ApiError(400, f"unknown field {param}", param=param, code="unknown_field")
-    where = f"{param}: " if param else ""
-    return ApiError(400, f"{where}{first['msg']}", param=param, code=first["type"])

@@ -6,14 +6,22 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from serve.http.errors import invalid_request
 from serve.http.fields import Absent, Empty, Strict
 
-# Parts of OpenAI's API that a model of texts cannot read.
-MEDIA = {"image_url": "images", "input_audio": "audio", "file": "files"}
+# Parts of messages, in each API, that a model of texts cannot read.
+MEDIA = {
+    "image_url": "images",
+    "input_audio": "audio",
+    "file": "files",
+    "input_image": "images",
+    "input_file": "files",
+    "image": "images",
+    "document": "documents",
+}
 
 
 class TextPart(Strict):
@@ -21,7 +29,8 @@ class TextPart(Strict):
     text: str
 
 
-def _of_text(part: object) -> object:
+def readable(part: object) -> object:
+    """Refuse a part of a message that is no text, by its kind."""
     kind = part.get("type") if isinstance(part, dict) else None
     if isinstance(kind, str) and kind in MEDIA:
         reason = f"{MEDIA[kind]} cannot be read here; send text alone"
@@ -34,27 +43,29 @@ def _as_parts(content: object) -> object:
 
 
 Content = Annotated[
-    list[Annotated[TextPart, BeforeValidator(_of_text)]], BeforeValidator(_as_parts)
+    list[Annotated[TextPart, BeforeValidator(readable)]], BeforeValidator(_as_parts)
 ]
+
+
+def _of_an_object(value: str) -> str:
+    try:
+        given = json.loads(value or "{}")
+    except (ValueError, RecursionError):
+        given = None
+    if not isinstance(given, dict):
+        raise PydanticCustomError("invalid_value", "it must be the text of a JSON object")
+    return value or "{}"
+
+
+Arguments = Annotated[str, AfterValidator(_of_an_object)]
 
 
 class CalledFunction(Strict):
     """A call's function; the `openai` client's parsed arguments may come back with it."""
 
     name: str
-    arguments: str
+    arguments: Arguments
     parsed_arguments: Any = None
-
-    @field_validator("arguments")
-    @classmethod
-    def _an_object(cls, value: str) -> str:
-        try:
-            given = json.loads(value or "{}")
-        except ValueError:
-            given = None
-        if not isinstance(given, dict):
-            raise PydanticCustomError("invalid_value", "it must be the text of a JSON object")
-        return value or "{}"
 
 
 class ToolCall(Strict):

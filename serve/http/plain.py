@@ -7,9 +7,10 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from serve.http.errors import ApiError, invalid_body
+from serve.http.bodies import checked_fields
+from serve.http.errors import ApiError
 from serve.http.fields import Strict
 from serve.http.protocol import ChatRequest
 from serve.http.renamed import renamed
@@ -39,9 +40,9 @@ class PlainBody(Strict):
         fields: dict[str, Any] = self.model_dump(exclude={"text", "model"}, exclude_none=True)
         fields |= {"model": model_id, "messages": [{"role": "user", "content": self.text}]}
         try:
-            return ChatRequest.model_validate(fields)
-        except ValidationError as error:
-            raise renamed(invalid_body(error), NAMES) from None
+            return checked_fields(ChatRequest, fields)
+        except ApiError as error:
+            raise renamed(error, NAMES) from None
 
 
 def parts(delta: Delta) -> list[dict[str, Any]]:

@@ -31,6 +31,6 @@ def fields_renamed(names: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except RequestError as error:
-        raise renamed(invalid_request(str(error), error.field), names) from None
+        raise renamed(invalid_request(error.for_client(error.field), error.field), names) from None
     except ApiError as error:
         raise renamed(error, names) from None

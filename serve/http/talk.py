@@ -8,11 +8,11 @@ from contextlib import aclosing
 from typing import Any
 
 from fastapi import WebSocket, WebSocketDisconnect
-from pydantic import ValidationError
 
 from llamahome.requests import RequestError
 from serve.http.answering import Answering
-from serve.http.errors import ApiError, invalid_body, invalid_request
+from serve.http.bodies import checked
+from serve.http.errors import ApiError, invalid_request
 from serve.http.plain import NAMES, PlainBody, parts
 from serve.http.renamed import renamed
 from serve.wire import GenerateRequest
@@ -76,20 +76,18 @@ class Talk:
 
     async def _send(self, text: str) -> None:
         try:
-            request = self._request(PlainBody.model_validate_json(text))
+            request = self._request(checked(PlainBody, text))
             deltas = self._answering.deltas([request], self._answering.deadline())
             async with aclosing(deltas):
                 async for _, delta in deltas:
                     for part in parts(delta):
                         await self._socket.send_json(part)
-        except (ApiError, RequestError, ValidationError) as error:
+        except (ApiError, RequestError) as error:
             await self._socket.send_json(_refusal(error))
 
 
-def _refusal(error: ApiError | RequestError | ValidationError) -> dict[str, Any]:
+def _refusal(error: ApiError | RequestError) -> dict[str, Any]:
     """Return an error as a message."""
-    if isinstance(error, ValidationError):
-        return invalid_body(error).body()
     if isinstance(error, RequestError):
-        error = invalid_request(str(error), error.field)
+        error = invalid_request(error.for_client(error.field), error.field)
     return renamed(error, NAMES).body()

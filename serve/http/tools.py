@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from llamahome.requests import Tools
@@ -16,20 +16,23 @@ from serve.http.fields import Strict
 MAX_TOOLS = 128
 
 
+def _of_an_object(schema: dict[str, Any]) -> dict[str, Any]:
+    if schema.get("type", "object") != "object":
+        raise PydanticCustomError("invalid_value", "its type must be 'object'")
+    return schema
+
+
+Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+Parameters = Annotated[dict[str, Any], AfterValidator(_of_an_object)]
+
+
 class Function(Strict):
     """A function; arguments always keep to its schema, `strict` or not."""
 
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    name: Name
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: Parameters | None = None
     strict: bool | None = None
-
-    @field_validator("parameters")
-    @classmethod
-    def _an_object(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        if value and value.get("type", "object") != "object":
-            raise PydanticCustomError("invalid_value", "its type must be 'object'")
-        return value
 
 
 class Tool(Strict):
@@ -75,11 +78,7 @@ def tools_of(
         ApiError: when the choice names a function that is not there, or two have one name.
     """
     names = [tool.function.name for tool in tools or ()]
-    for name, count in Counter(names).items():
-        if count > 1:
-            at = len(names) - 1 - names[::-1].index(name)
-            field = f"tools.{at}.function.name"
-            raise invalid_request(f"{field}: an earlier tool has the same name", field)
+    check_names(names, "tools.{}.function.name")
     wanted, required = _chosen(names, choice)
     if any(name not in names for name in wanted):
         reason = "it names a function that is not in tools"
@@ -96,6 +95,21 @@ def tools_of(
         # A choice by name asks for one call.
         parallel=parallel is not False and not isinstance(choice, NamedTool),
     )
+
+
+def check_names(names: Sequence[str], field: str) -> None:
+    """Refuse a second tool of one name.
+
+    Args:
+        field: the client's field of a tool's name, with {} for the tool's number.
+
+    Raises:
+        ApiError: when two tools have one name.
+    """
+    for name, count in Counter(names).items():
+        if count > 1:
+            at = field.format(len(names) - 1 - names[::-1].index(name))
+            raise invalid_request(f"{at}: an earlier tool has the same name", at)
 
 
 def _chosen(names: list[str], choice: ToolChoice | None) -> tuple[list[str], bool]:

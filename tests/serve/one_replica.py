@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +37,20 @@ class OneReplica:
 
 
 @asynccontextmanager
-async def served(
+async def served(model: Path, **options: Any) -> AsyncIterator[ASGIApp]:
+    """Yield a new application, as `serving` does."""
+    with serving(model, **options) as app:
+        yield app
+
+
+@contextmanager
+def serving(
     model: Path,
     *,
     settings: dict[str, Any] | None = None,
     store: Store | None = None,
     **engine: Any,
-) -> AsyncIterator[ASGIApp]:
+) -> Iterator[ASGIApp]:
     """Yield a new application; `settings` are those of HTTP."""
     replica = Replica(
         ModelConfig(name=str(model)),

@@ -93,11 +93,6 @@ async def test_an_assistants_last_message_is_continued(client):
         ({"extra_body": {"top_p": 7.0}}, anthropic.BadRequestError, "top_p=7.0"),
         ({"stop_sequences": [""]}, anthropic.BadRequestError, "stop_sequences"),
         ({"extra_body": {"nonsense": 1}}, anthropic.BadRequestError, "unknown field nonsense"),
-        (
-            {"tools": [{"name": "f", "input_schema": {"type": "object"}}]},
-            anthropic.BadRequestError,
-            "tools: not supported",
-        ),
     ],
 )
 async def test_errors_are_those_of_the_client(client, fields, error, message):

@@ -33,6 +33,7 @@ PET = {
     },
     "strict": True,
 }
+TIME = {"type": "function", "name": "get_time", "parameters": None, "strict": None}
 EVENT: TypeAdapter[ResponseStreamEvent] = TypeAdapter(ResponseStreamEvent)
 
 
@@ -140,7 +141,17 @@ async def test_logprobs_are_those_of_the_text(client):
         ({"top_p": 7.0}, "top_p"),
         ({"background": True}, "background"),
         ({"extra_body": {"nonsense": 1}}, "nonsense"),
-        ({"tools": [{"type": "function", "name": "f", "parameters": {}}]}, "tools"),
+        ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
+        ({"tools": [TIME, TIME]}, "tools.1.name"),
+        ({"tools": [{**TIME, "parameters": {"$ref": "#/nowhere"}}]}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [TIME], "tool_choice": {"type": "function", "name": 5}}, "tool_choice.name"),
+        ({"input": [{"type": "function_call_output", "call_id": "secret", "output": "x"}]},
+         "input.0.call_id"),
+        ({"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": "secret"}]},
+         "input.0.arguments"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "secret"}]}]},
+         "input.0.content.0"),
         ({"input": [{"type": "input_image", "image_url": "x"}]}, "input.0.type"),
         ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": 5}}}},
          "text.format"),
@@ -152,3 +163,4 @@ async def test_errors_name_the_clients_field(client, fields, param, stream):
         await client.responses.create(**{**ASKED, **fields}, stream=stream)
     assert caught.value.param == param
     assert param in caught.value.message
+    assert "secret" not in caught.value.response.text

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from llamahome.requests import SamplingParams
-from serve.http.fields import Absent, Empty, Strict, only
+from llamahome.requests import Grammar, SamplingParams
+from serve.http.anthropic.content import MessageParam, Text, conversation, text_of
+from serve.http.anthropic.tools import Choice, ToolParam, tools_of
+from serve.http.fields import Absent, Strict, only
 from serve.http.protocol import MAX_STOPS
+from serve.http.tools import MAX_TOOLS
 from serve.wire import GenerateRequest, TokenizeRequest
 
 # A client's names for the fields of the engine.
@@ -16,31 +20,24 @@ NAMES = {"stop": "stop_sequences", "prompt": "messages", "protected": "messages"
 SAMPLED = ("temperature", "top_p", "top_k")
 
 
-class TextBlock(Strict):
-    """A block of text; prompts are cached here without being asked to."""
-
-    type: Literal["text"]
-    text: str
-    cache_control: dict[str, Any] | None = None
-    citations: Empty = None
-
-
-Content = str | list[TextBlock]
-
-
-class MessageParam(Strict):
-    """One turn."""
-
-    role: Literal["user", "assistant"]
-    content: Content
-
-    def for_template(self) -> dict[str, Any]:
-        """Return the turn as chat templates take it."""
-        return {"role": self.role, "content": text_of(self.content)}
-
-
 class Metadata(Strict):
     user_id: str | None = None
+
+
+class SchemaFormat(Strict):
+    """A JSON schema that an answer keeps to."""
+
+    type: Literal["json_schema"]
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+
+    def grammar(self) -> Grammar:
+        """Return the grammar of the answer."""
+        return Grammar("json", json.dumps(self.schema_), "output_config.format")
+
+
+class OutputConfig(Strict):
+    format: SchemaFormat | None = None
+    effort: Absent = None
 
 
 class _Prompt(Strict):
@@ -48,12 +45,12 @@ class _Prompt(Strict):
 
     model: str
     messages: Annotated[list[MessageParam], Field(min_length=1)]
-    system: Content | None = None
+    system: Text | None = None
     cache_control: dict[str, Any] | None = None
     thinking: Annotated[Any, only({"type": "disabled"})] = None
-    tool_choice: Annotated[Any, only({"type": "auto"}, {"type": "none"})] = None
-    tools: Empty = None
-    output_config: Empty = None
+    tool_choice: Choice | None = None
+    tools: Annotated[list[ToolParam], Field(max_length=MAX_TOOLS)] | None = None
+    output_config: OutputConfig | None = None
     speed: Annotated[Any, only("standard")] = None
 
     @property
@@ -63,7 +60,7 @@ class _Prompt(Strict):
 
     def for_template(self) -> list[dict[str, Any]]:
         """Return the conversation as chat templates take it."""
-        turns = [message.for_template() for message in self.messages]
+        turns = conversation(self.messages)
         if self.system is None:
             return turns
         return [{"role": "system", "content": text_of(self.system)}, *turns]
@@ -73,10 +70,11 @@ class CountBody(_Prompt):
     """POST /v1/messages/count_tokens."""
 
     def wire_request(self, request_id: str) -> TokenizeRequest:
-        """Return the request for a replica."""
+        """Return the request for a replica; raise ApiError as a message's does."""
         return TokenizeRequest(
             request_id=request_id,
             messages=self.for_template(),
+            tools=tools_of(self.tools or (), self.tool_choice),
             add_generation_prompt=not self.continues,
             continue_final_message=self.continues,
         )
@@ -104,24 +102,23 @@ class MessagesBody(_Prompt):
 
         Raises:
             RequestError: for a value out of its range.
+            ApiError: for messages or tools that do not fit together.
         """
         given = {name: getattr(self, name) for name in SAMPLED if getattr(self, name) is not None}
+        form = None if self.output_config is None else self.output_config.format
         params = SamplingParams(
             **{"temperature": 1.0, **given},
             max_tokens=self.max_tokens,
             stop=tuple(self.stop_sequences),
             adapter=adapter,
+            grammar=None if form is None else form.grammar(),
         )
         return GenerateRequest(
             request_id=request_id,
             params=params,
             messages=self.for_template(),
+            tools=tools_of(self.tools or (), self.tool_choice),
             add_generation_prompt=not self.continues,
             continue_final_message=self.continues,
             left_out=frozenset(name for name in SAMPLED if name not in given),
         )
-
-
-def text_of(content: Content) -> str:
-    """Return the text of a message's content."""
-    return content if isinstance(content, str) else "".join(block.text for block in content)

@@ -15,8 +15,10 @@ from serve.http.errors import ApiError, invalid_request
 from serve.http.guard import given_key
 from serve.http.renamed import fields_renamed
 from serve.http.routes.route import Route
-from serve.http.stateful.body import NAMES, ResponsesBody, Turns
-from serve.http.stateful.form import ResponseForm, events
+from serve.http.stateful.body import NAMES, ResponsesBody
+from serve.http.stateful.events import events
+from serve.http.stateful.form import ResponseForm
+from serve.http.stateful.items import Turns, conversation, said
 from serve.http.stateful.store import Store, Stored
 from serve.wire import Delta
 
@@ -30,17 +32,16 @@ def routes(answering: Answering) -> list[Route]:
         answering.check_model(body.model)
         owner = owner_of(request)
         form = ResponseForm(body, stored=_is_stored(body, store))
-        before = await _before(body, store, owner)
+        turns = conversation(await _before(body, store, owner), body.input)
 
         async def keep(response: types.Response, answer: Delta) -> None:
             if store is not None and form.stored:
-                said = {"role": "assistant", "content": answer.text}
-                turns = [*before, *body.turns(), said]
-                stored = Stored(owner=owner, response=response.to_dict(mode="json"), turns=turns)
+                kept = response.to_dict(mode="json")
+                stored = Stored(owner=owner, response=kept, turns=[*turns, said(answer)])
                 await store.put(form.id, stored)
 
         with fields_renamed(NAMES):
-            chat = body.chat(before)
+            chat = body.chat(turns)
             [asked] = chat.generate_requests(form.id, answering.adapter(body.model))
             if body.stream:
                 return await answering.stream(asked, partial(events, form, keep))
@@ -51,12 +52,12 @@ def routes(answering: Answering) -> list[Route]:
 
     async def read(request: Request, response_id: str) -> Response:
         if store is None or (found := await store.get(response_id, owner_of(request))) is None:
-            raise _not_found(response_id)
+            raise _not_found()
         return JSONResponse(found.response)
 
     async def delete(request: Request, response_id: str) -> Response:
         if store is None or not await store.delete(response_id, owner_of(request)):
-            raise _not_found(response_id)
+            raise _not_found()
         return JSONResponse({"id": response_id, "object": "response", "deleted": True})
 
     return [
@@ -91,12 +92,12 @@ async def _before(body: ResponsesBody, store: Store | None, owner: str) -> Turns
     if found is None:
         raise ApiError(
             400,
-            f"previous_response_id: no response {previous!r} is kept here (any more)",
+            "previous_response_id: no such response is kept here (any more)",
             param="previous_response_id",
             code="previous_response_not_found",
         )
     return found.turns
 
 
-def _not_found(response_id: str) -> ApiError:
-    return ApiError(404, f"no response {response_id!r} is kept here", param="response_id")
+def _not_found() -> ApiError:
+    return ApiError(404, "no such response is kept here (any more)", param="response_id")

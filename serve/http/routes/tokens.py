@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
@@ -14,8 +14,9 @@ from serve.http.answering import Answering
 from serve.http.bodies import parse
 from serve.http.errors import ApiError, invalid_request
 from serve.http.fields import Strict
-from serve.http.messages import Message
+from serve.http.messages import Message, for_template
 from serve.http.routes.route import Route
+from serve.http.tools import MAX_TOOLS, Tool, tools_of
 from serve.wire import DetokenizeRequest, TokenizeRequest
 
 
@@ -28,6 +29,8 @@ class TokenizeBody(Strict):
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     return_token_strs: bool = False
 
     def wire_request(self, request_id: str) -> TokenizeRequest:
@@ -39,7 +42,10 @@ class TokenizeBody(Strict):
         if (self.prompt is None) == (self.messages is None):
             raise invalid_request("prompt: send it or messages, and not both", "prompt")
         if self.messages is None:
-            self._refuse("add_generation_prompt", "continue_final_message")
+            self._refuse(
+                *("add_generation_prompt", "continue_final_message"),
+                *("tools", "chat_template_kwargs"),
+            )
             return TokenizeRequest(
                 request_id=request_id,
                 prompt=self.prompt,
@@ -57,7 +63,9 @@ class TokenizeBody(Strict):
             )
         return TokenizeRequest(
             request_id=request_id,
-            messages=[message.for_template() for message in self.messages],
+            messages=for_template(self.messages),
+            tools=tools_of(self.tools, None, parallel=None),
+            template_options=self.chat_template_kwargs,
             add_generation_prompt=(
                 self.add_generation_prompt is not False and not self.continue_final_message
             ),

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field
 
-from serve.http.errors import invalid_body, invalid_request
+from serve.http.bodies import checked_fields
+from serve.http.errors import ApiError
 from serve.http.fields import Absent, Empty, Off, Strict, only
 from serve.http.protocol import ChatRequest
 from serve.http.renamed import renamed
+from serve.http.stateful.items import Item, Turns
+from serve.http.stateful.tools import FunctionTool, ToolChoice, chat_choice, chat_tools
 from serve.http.structured import PlainFormat
-
-Turns = list[dict[str, Any]]
+from serve.http.tools import MAX_TOOLS
 
 # A client's names for the fields of a chat, and of the engine.
 NAMES = {
@@ -24,34 +26,11 @@ NAMES = {
     "response_format": "text.format",
 }
 # Fields that a chat has under the same name.
-SAME = ("model", "temperature", "top_p", "top_logprobs", "stream", "kv_budget", "kv_policy")
+SAME = (
+    *("model", "temperature", "top_p", "top_logprobs", "stream", "parallel_tool_calls"),
+    *("kv_budget", "kv_policy"),
+)
 LOGPROBS = "message.output_text.logprobs"
-
-
-class Part(Strict):
-    """A part of a message; an answer's parts can be sent back as they came."""
-
-    type: Literal["input_text", "output_text"]
-    text: str
-    annotations: Empty = None
-    logprobs: Any = None
-
-
-class Item(Strict):
-    """One message of the input; an answer's output can be sent back as it came."""
-
-    type: Literal["message"] = "message"
-    role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[Part]
-    id: str | None = None
-    status: Literal["in_progress", "completed", "incomplete"] | None = None
-    phase: Any = None
-
-    def turn(self) -> dict[str, Any]:
-        """Return the message as a chat has it."""
-        content = self.content
-        text = content if isinstance(content, str) else "".join(part.text for part in content)
-        return {"role": self.role, "content": text}
 
 
 class SchemaFormat(Strict):
@@ -102,8 +81,9 @@ class ResponsesBody(Strict):
     temperature: float | None = None
     top_p: float | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: Annotated[Any, only("none", "auto")] = None
+    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
@@ -121,7 +101,6 @@ class ResponsesBody(Strict):
     image: Absent = None
     max_tool_calls: Absent = None
     moderation: Absent = None
-    parallel_tool_calls: Annotated[Any, only(True, False)] = None
     prompt: Absent = None
     prompt_cache_options: Absent = None
     prompt_cache_retention: Absent = None
@@ -129,15 +108,12 @@ class ResponsesBody(Strict):
     service_tier: Annotated[Any, only("auto", "default")] = None
     truncation: Annotated[Any, only("disabled")] = None
 
-    def turns(self) -> Turns:
-        """Return the input as a chat has it."""
-        return [item.turn() for item in self.input]
-
-    def chat(self, before: Turns) -> ChatRequest:
+    def chat(self, turns: Turns) -> ChatRequest:
         """Return the chat that this response goes on with.
 
         Args:
-            before: the conversation so far, without instructions, which hold for one response.
+            turns: the conversation with its input, without instructions, which hold for one
+                response.
 
         Raises:
             ApiError: for a value that a chat does not take, by the client's name of its field.
@@ -146,16 +122,17 @@ class ResponsesBody(Strict):
         system = [{"role": role, "content": text} for role, text in leading]
         fields: dict[str, Any] = {name: getattr(self, name) for name in SAME}
         fields |= {
-            "messages": [*system, *before, *self.turns()],
+            "messages": [*system, *turns],
             "max_completion_tokens": self.max_output_tokens,
             "logprobs": self.wants_logprobs,
             "response_format": self._format(),
             "tools": chat_tools(self.tools or []),
+            "tool_choice": chat_choice(self.tool_choice),
         }
         try:
-            return ChatRequest.model_validate(fields)
-        except ValidationError as error:
-            raise renamed(invalid_body(error), NAMES) from None
+            return checked_fields(ChatRequest, fields)
+        except ApiError as error:
+            raise renamed(error, NAMES) from None
 
     @property
     def wants_logprobs(self) -> bool:
@@ -166,14 +143,3 @@ class ResponsesBody(Strict):
         if form is None:
             return None
         return form.for_chat() if isinstance(form, SchemaFormat) else form.model_dump()
-
-
-def chat_tools(tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return function tools as a chat has them.
-
-    Raises:
-        ApiError: for any tool; chats have none yet.
-    """
-    if tools:
-        raise invalid_request("tools: not supported here; leave it out or send []", "tools")
-    return []

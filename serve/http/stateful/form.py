@@ -1,25 +1,25 @@
-"""Answers of the Responses API in the types of the `openai` package, whole and as events."""
+"""Answers of the Responses API in the types of the `openai` package."""
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Any
 
 from openai.types import responses as types
 
-from llamahome.requests import Usage
-from serve.http.choices import Answers
+from llamahome.requests import Token, Usage
+from serve.http.calls import whole_calls
 from serve.http.errors import ApiError
+from serve.http.fields import Strict
 from serve.http.logprobs import chat_logprobs
 from serve.http.renamed import renamed
 from serve.http.responses import engine_counts
 from serve.http.stateful.body import NAMES, ResponsesBody
-from serve.wire import Delta
+from serve.http.stateful.items import Status
+from serve.wire import CallDelta, Delta
 
 
 def _id(prefix: str) -> str:
@@ -47,7 +47,7 @@ class ResponseForm:
             status="incomplete" if cut else "completed",
             completed_at=None if cut else int(time.time()),
             incomplete_details={"reason": "max_output_tokens"} if cut else None,
-            output=[self.item(answer)],
+            output=self.output(answer),
             usage=_usage(answer.usage),
         )
 
@@ -57,24 +57,40 @@ class ResponseForm:
         message = renamed(error, NAMES).message
         return self._response(status="failed", output=[], error={"code": code, "message": message})
 
-    def item(self, answer: Delta | None) -> dict[str, Any]:
-        """Return the one message of the output; None is its beginning."""
-        status = "in_progress"
-        if answer is not None:
-            status = "incomplete" if answer.finish_reason == "length" else "completed"
+    def output(self, answer: Delta) -> list[dict[str, Any]]:
+        """Return an answer's items: its text, unless it is calls alone, and its calls."""
+        calls = whole_calls(answer.calls)
+        items = [self.call(call, "completed") for call in calls]
+        if answer.text or not calls:
+            items.insert(0, self.message(answer.text, answer.tokens, "completed"))
+        items[-1]["status"] = last_status(answer)
+        return items
+
+    def message(self, text: str, tokens: Sequence[Token], status: Status) -> dict[str, Any]:
+        """Return the message of the output."""
+        return {**self.begun_message(), "status": status, "content": [part(text, tokens)]}
+
+    def begun_message(self) -> dict[str, Any]:
+        """Return the message before its first token."""
         return {
             "id": self.item_id,
             "type": "message",
             "role": "assistant",
-            "status": status,
-            "content": [] if answer is None else [self.part(answer)],
+            "status": "in_progress",
+            "content": [],
         }
 
-    def part(self, answer: Delta | None) -> dict[str, Any]:
-        """Return the message's one part; None is its beginning."""
-        text, tokens = ("", ()) if answer is None else (answer.text, answer.tokens)
-        logprobs = [logprob.to_dict() for logprob in chat_logprobs(tokens)]
-        return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
+    def call(self, call: CallDelta, status: Status) -> dict[str, Any]:
+        """Return a call of a function."""
+        assert call.id is not None
+        return {
+            "id": item_id_of(call.id),
+            "type": "function_call",
+            "call_id": call.id,
+            "name": call.name,
+            "arguments": call.arguments,
+            "status": status,
+        }
 
     def _response(self, **own: Any) -> types.Response:
         body = self.body
@@ -96,8 +112,8 @@ class ResponseForm:
                 "text": {
                     "format": {"type": "text"} if form is None else form.model_dump(by_alias=True)
                 },
-                "tools": [],
-                "tool_choice": body.tool_choice or "auto",
+                "tools": [_repeated(tool) for tool in body.tools or ()],
+                "tool_choice": _repeated(body.tool_choice or "auto"),
                 "parallel_tool_calls": body.parallel_tool_calls is not False,
                 "truncation": "disabled",
                 "background": False,
@@ -107,65 +123,24 @@ class ResponseForm:
         )
 
 
-async def events(
-    form: ResponseForm,
-    keep: Callable[[types.Response, Delta], Awaitable[None]],
-    deltas: AsyncGenerator[Delta, None],
-) -> AsyncIterator[str]:
-    """Yield a response as server-sent events, in the order of OpenAI's API.
-
-    Args:
-        keep: stores a finished response, before its last event is sent.
-    """
-    numbers = count()
-
-    def event(kind: str, **fields: Any) -> str:
-        typed = EVENTS[kind].model_validate(
-            {"type": kind, "sequence_number": next(numbers), **fields}
-        )
-        return f"event: {kind}\ndata: {typed.to_json(indent=None)}\n\n"
-
-    item = {"output_index": 0, "item_id": form.item_id, "content_index": 0}
-    yield event("response.created", response=form.begun())
-    yield event("response.in_progress", response=form.begun())
-    yield event("response.output_item.added", output_index=0, item=form.item(None))
-    yield event("response.content_part.added", **item, part=form.part(None))
-    answers = Answers(1, 1)
-    try:
-        async with aclosing(deltas):
-            async for delta in deltas:
-                answers.add(0, delta)
-                if delta.text or delta.tokens:
-                    logprobs = form.part(delta)["logprobs"]
-                    kind = "response.output_text.delta"
-                    yield event(kind, **item, delta=delta.text, logprobs=logprobs)
-        answer = answers.whole()[0]
-        response = form.finished(answer)
-        await keep(response, answer)
-    except ApiError as error:
-        yield event("response.failed", response=form.failed(error))
-        return
-    part = form.part(answer)
-    logprobs = part["logprobs"]
-    yield event("response.output_text.done", **item, text=answer.text, logprobs=logprobs)
-    yield event("response.content_part.done", **item, part=part)
-    yield event("response.output_item.done", output_index=0, item=form.item(answer))
-    yield event(f"response.{response.status}", response=response)
+def part(text: str, tokens: Sequence[Token]) -> dict[str, Any]:
+    """Return a part of a message: text, and its log-probabilities where they were asked for."""
+    logprobs = [logprob.to_dict() for logprob in chat_logprobs(tokens)]
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
 
 
-EVENTS: dict[str, Any] = {
-    "response.created": types.ResponseCreatedEvent,
-    "response.in_progress": types.ResponseInProgressEvent,
-    "response.output_item.added": types.ResponseOutputItemAddedEvent,
-    "response.content_part.added": types.ResponseContentPartAddedEvent,
-    "response.output_text.delta": types.ResponseTextDeltaEvent,
-    "response.output_text.done": types.ResponseTextDoneEvent,
-    "response.content_part.done": types.ResponseContentPartDoneEvent,
-    "response.output_item.done": types.ResponseOutputItemDoneEvent,
-    "response.completed": types.ResponseCompletedEvent,
-    "response.incomplete": types.ResponseIncompleteEvent,
-    "response.failed": types.ResponseFailedEvent,
-}
+def last_status(answer: Delta) -> Status:
+    """Return the status of an answer's last item, which may be cut."""
+    return "incomplete" if answer.finish_reason == "length" else "completed"
+
+
+def item_id_of(call_id: str) -> str:
+    """Return the id of the item that holds a call."""
+    return f"fc_{call_id.removeprefix('call_')}"
+
+
+def _repeated(given: Strict | str) -> Any:
+    return given if isinstance(given, str) else given.model_dump(by_alias=True, exclude_unset=True)
 
 
 def _usage(usage: Usage | None) -> dict[str, Any] | None:

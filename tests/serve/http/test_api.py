@@ -220,7 +220,7 @@ async def test_embeddings_in_both_encodings(connect, backend, make_usage, encodi
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"input": None}, "input.0.str"),
+        ({"input": None}, "input"),
         ({"input": "a", "dimensions": 5}, "dimensions"),
         ({}, "input"),
     ],

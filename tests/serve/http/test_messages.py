@@ -5,7 +5,8 @@ import json
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from serve.http.errors import ApiError, invalid_body
+from serve.http.errors import ApiError
+from serve.http.invalid import invalid_body
 from serve.http.messages import Message, for_template
 
 MESSAGES = TypeAdapter(list[Message])
@@ -76,7 +77,7 @@ def test_wrong_messages_are_refused_by_field(message, param, words):
     with pytest.raises((ValidationError, ApiError)) as refused:
         converted(message)
     found = refused.value
-    error = invalid_body(found) if isinstance(found, ValidationError) else found
+    error = invalid_body(found, [message]) if isinstance(found, ValidationError) else found
     assert isinstance(error, ApiError)
     assert (error.status, error.param) == (400, param)
     assert words in error.message

@@ -13,10 +13,10 @@ from openai.types.completion_create_params import (
     CompletionCreateParamsBase,
     CompletionCreateParamsStreaming,
 )
-from pydantic import ValidationError
 
 from llamahome.requests import Grammar, RequestError, SamplingParams
-from serve.http.errors import ApiError, invalid_body
+from serve.http.bodies import checked
+from serve.http.errors import ApiError
 from serve.http.protocol import ChatRequest, CompletionRequest
 
 USER = {"role": "user", "content": "Hi"}
@@ -24,12 +24,12 @@ USER = {"role": "user", "content": "Hi"}
 
 def chat(**fields) -> ChatRequest:
     body = {"model": "m", "messages": [USER], **fields}
-    return ChatRequest.model_validate_json(json.dumps(body))
+    return checked(ChatRequest, json.dumps(body))
 
 
 def completion(**fields) -> CompletionRequest:
     body = {"model": "m", "prompt": "Hi", **fields}
-    return CompletionRequest.model_validate_json(json.dumps(body))
+    return checked(CompletionRequest, json.dumps(body))
 
 
 def params_of(body: ChatRequest | CompletionRequest) -> SamplingParams:
@@ -61,9 +61,9 @@ def test_every_field_of_the_openai_client_is_known(ours, theirs):
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(field, value):
-    with pytest.raises(ValidationError) as refused:
+    with pytest.raises(ApiError) as refused:
         chat(**{field: value})
-    error = invalid_body(refused.value)
+    error = refused.value
     assert (error.status, error.param, error.code) == (400, field, "unsupported")
     assert field in error.message
 
@@ -96,13 +96,13 @@ def test_values_that_ask_for_nothing_special_are_accepted(field, values):
         ({"n": True}, "n"),
         ({"n": 0}, "n"),
         ({"n": 129}, "n"),
-        ({"logit_bias": {"x": 1}}, "logit_bias.x.[key]"),
+        ({"logit_bias": {"x": 1}}, "logit_bias.x"),
         ({"logit_bias": {"5": "1"}}, "logit_bias.5"),
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"logprobs": False, "top_logprobs": 3}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
-        ({"response_format": {"type": "yaml"}}, "response_format"),
-        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.json_schema"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         ({"guided_choice": []}, "guided_choice"),
         ({"stop_token_ids": ["a"]}, "stop_token_ids.0"),
         ({"messages": []}, "messages"),
@@ -117,15 +117,15 @@ def test_values_that_ask_for_nothing_special_are_accepted(field, values):
     ],
 )
 def test_a_wrong_body_names_the_field(fields, param):
-    with pytest.raises(ValidationError) as refused:
+    with pytest.raises(ApiError) as refused:
         chat(**fields)
-    assert invalid_body(refused.value).param == param
+    assert refused.value.param == param
 
 
 def test_the_value_of_a_wrong_field_is_not_repeated():
-    with pytest.raises(ValidationError) as refused:
+    with pytest.raises(ApiError) as refused:
         chat(messages=[{"role": "user", "content": ["secret"]}])
-    assert "secret" not in invalid_body(refused.value).message
+    assert "secret" not in refused.value.message
 
 
 def test_messages_reach_the_template_as_plain_text():
@@ -185,9 +185,9 @@ def test_the_end_of_a_chats_prompt(fields, ending):
     ],
 )
 def test_a_message_that_cannot_be_continued_is_refused(fields, words):
-    with pytest.raises(ValidationError) as refused:
+    with pytest.raises(ApiError) as refused:
         chat(continue_final_message=True, **fields)
-    error = invalid_body(refused.value)
+    error = refused.value
     assert error.param == "continue_final_message"
     assert words in error.message
 
@@ -335,13 +335,13 @@ def test_prompts_in_each_of_their_forms(prompt, expected):
 
 @pytest.mark.parametrize("prompt", [[[1, "a"]], {"a": 1}, None, ["a"] * 129])
 def test_other_prompts_are_refused(prompt):
-    with pytest.raises(ValidationError) as refused:
+    with pytest.raises(ApiError) as refused:
         completion(prompt=prompt)
-    assert (invalid_body(refused.value).param or "").startswith("prompt")
+    assert (refused.value.param or "").startswith("prompt")
 
 
 def test_best_of_must_be_n():
     assert completion(best_of=2, n=2).choices_per_prompt == 2
-    with pytest.raises(ValidationError) as refused:
+    with pytest.raises(ApiError) as refused:
         completion(best_of=3)
-    assert invalid_body(refused.value).param == "best_of"
+    assert refused.value.param == "best_of"
