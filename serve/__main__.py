@@ -1,4 +1,7 @@
-"""`python -m serve key=value ...`: compose conf/serve.yaml, check it, serve until stopped."""
+"""`python -m serve key=value ...`: compose conf/serve.yaml, check it, serve until stopped.
+
+`python -m serve promote RUN` changes what a running endpoint serves.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from yaml import YAMLError
 
 from llamahome.config import ConfigError, ServeConfig, ServeRoot, explain_override, load_config
 from llamahome.logs import configure_logging
+from serve import promote
 from serve.http.errors import EndpointError
 
 # The base of conf/serve.yaml: only keys of the dataclasses can be overridden.
@@ -77,6 +81,8 @@ def _stop_signals() -> Iterator[threading.Event]:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["promote"]:
+        promote.main(sys.argv[2:])
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises its errors here
     try:
         serve()

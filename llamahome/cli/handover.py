@@ -25,6 +25,8 @@ def serve(context: typer.Context) -> None:
     """Serve a model behind an OpenAI-compatible endpoint (Ray Serve).
 
     Takes Hydra overrides: llamahome serve model.name=my-run serve.port=8001
+
+    llamahome serve promote RUN replaces the model of a running endpoint by a finished run.
     """
     _hand_over("serve", context.args)
 
