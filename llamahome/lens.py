@@ -57,7 +57,7 @@ class CacheShape:
 
     Attributes:
         policy: name of the policy that is served.
-        budgets: the different budgets of its KV heads, the least first; without heads that never evict.
+        budgets: the different budgets of KV heads that evict, the least first.
         kv_budgets: least and largest `kv_budget` that a request may ask for.
         interval: tokens between two evictions.
         layers, heads: layers of the model, and KV heads of each.

@@ -138,8 +138,8 @@ class Delta:
 
     `tokens` are the tokens of the text, where log-probabilities are asked for. `embedding` is the
     result of an `EmbedRequest`: float32, little-endian. `stop_text` is the stop text that ended the
-    answer, where one did. `lens` is a frame that the request asked for. `ids` and `held` are for another replica, should this one be lost (see
-    `Progress`).
+    answer, where one did. `lens` is a frame that the request asked for. `ids` and `held` are for
+    another replica, should this one be lost (see `Progress`).
 
     A replica writes calls as the model does, into `text`, and sets `call_format` on the first delta
     of a request with tools; `serve.http.calls` makes `calls` of them.

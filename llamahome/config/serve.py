@@ -47,8 +47,7 @@ class ServeConfig:
         store_s: seconds that a response is kept.
         docs: answer /docs and /openapi.json, which describe the endpoints.
         page: answer / with a page to chat on; None does so on loopback only.
-        lens: let a chat ask which tokens the KV cache holds (`lens: true`); None does so on loopback
-            only.
+        lens: let a chat ask which tokens the KV cache holds; None does so on loopback only.
         ingresses: HTTP processes of a node; all listen on `port`, and if one dies, others answer.
         max_header_bytes: size of a request's line and headers above which it is refused.
         header_timeout_s: seconds in which they must arrive, and an idle connection is kept.

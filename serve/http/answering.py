@@ -201,13 +201,7 @@ class Answering:
                     yield event(chunk)
                 async for index, delta in deltas:
                     answers.note(index, delta)
-                    if (
-                        delta.text
-                        or delta.calls
-                        or delta.tokens
-                        or delta.lens
-                        or delta.finish_reason
-                    ):
+                    if _shows(delta):
                         yield event(form.chunk(index, delta))
             except Exception as error:  # noqa: BLE001 - a cut stream would look like an end
                 self.metrics.stream_errors.inc()
@@ -217,6 +211,12 @@ class Answering:
         if include_usage and usage is not None:
             yield event(form.usage_chunk(usage))
         yield "data: [DONE]\n\n"
+
+
+def _shows(delta: Delta) -> bool:
+    """Return whether a client has anything of a delta; text that is held back is nothing yet."""
+    has = delta.text or delta.calls or delta.tokens or delta.lens or delta.finish_reason
+    return bool(has)
 
 
 def _api_error(error: Exception) -> ApiError:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, TypedDict
 
 from openai import BaseModel
@@ -77,7 +76,8 @@ class ChatFormat:
             finish_reason=delta.finish_reason,
             logprobs=ChunkLogprobs(content=content, refusal=None) if content else None,
         )
-        return self._chunk(choice, {} if delta.lens is None else {"lens": lens_of(delta.lens)})
+        own = {} if delta.lens is None else {"lens": lens_of(delta.lens)}
+        return self._chunk(choice, **own)
 
     def usage_chunk(self, usage: Usage) -> BaseModel:
         """Return the chunk after the last, for clients that asked for usage."""
@@ -88,9 +88,7 @@ class ChatFormat:
             usage=usage_of(usage),
         )
 
-    def _chunk(
-        self, choice: ChunkChoice, own: Mapping[str, Any] = MappingProxyType({})
-    ) -> BaseModel:
+    def _chunk(self, choice: ChunkChoice, **own: Any) -> BaseModel:
         kind: Any = "chat.completion.chunk"
         return ChatCompletionChunk(**self.head, object=kind, choices=[choice], **own)
 

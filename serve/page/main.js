@@ -57,6 +57,7 @@ function restart() {
   state.panes = names.map((name, index) => {
     const pane = new Pane(state.info, index ? [] : samples);
     pane.name = name;
+    pane.onSelect = select;
     return pane;
   });
   if (names.length === 2 && state.info.cache) state.panes[1].budget = small(state.info.cache);
@@ -64,6 +65,11 @@ function restart() {
   byId("panes").className = names.length === 2 ? "two" : "";
   byId("again").disabled = true;
   complain("");
+}
+
+/** Look at a token in every pane; the first one that holds it speaks. */
+function select(at) {
+  for (const pane of state.panes.toReversed()) pane.select(at);
 }
 
 /** A budget that forgets most of a page, for the second pane. */

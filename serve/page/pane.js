@@ -16,6 +16,7 @@ export class Pane {
     this.spans = [];
     this.selected = null;
     this.queue = Promise.resolve();
+    this.onSelect = () => {};
     this.setUpDials();
     this.setUpTokens();
     for (const sample of samples) {
@@ -68,7 +69,7 @@ export class Pane {
     const { budgets } = this.info.cache;
     const range = budgets.length ? [...new Set([budgets[0], budgets.at(-1)])].join("–") : "every";
     const text = this.budget === null ? `${range} tokens, as served` : `${this.budget} tokens`;
-    this.find("output").textContent = text;
+    this.find(".size").textContent = text;
     this.find(".budget").setAttribute("aria-valuetext", text);
   }
 
@@ -231,25 +232,27 @@ export class Pane {
     const box = this.find(".transcript");
     box.addEventListener("click", (event) => {
       const at = event.target.dataset?.at;
-      if (at !== undefined) this.select(Number(at));
+      if (at !== undefined) this.onSelect(Number(at));
     });
     box.addEventListener("keydown", (event) => {
       const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
       if (step && this.lens) {
         const last = this.spans.length - 1;
         const from = this.selected ?? (step > 0 ? -1 : last + 1);
-        this.select(Math.min(last, Math.max(0, from + step)));
+        this.onSelect(Math.min(last, Math.max(0, from + step)));
         event.preventDefault();
       } else if (event.key === "Escape") {
-        this.select(null);
+        this.onSelect(null);
       }
     });
     const map = this.find(".map");
-    map.addEventListener("click", (event) => this.select(tokenAtPoint(map, this.lens, event)));
+    map.addEventListener("click", (event) => this.onSelect(tokenAtPoint(map, this.lens, event)));
     new ResizeObserver(() => this.lens?.length && drawMap(map, this.lens, this.selected)).observe(map);
   }
 
+  /** Choose a token, or none; a place past the end is none. */
   select(at) {
+    if (at !== null && at >= this.spans.length) at = null;
     this.selected = at;
     this.find(".inspector").hidden = at === null;
     if (!this.lens?.length) return;
@@ -270,7 +273,9 @@ export class Pane {
     const about = this.find(".about");
     const word = document.createElement("code");
     word.textContent = visible(lens.texts[at]);
-    about.replaceChildren(word, ` ${said}`);
+    const axes = document.createElement("small");
+    axes.textContent = `a column for each layer, a row for each of its ${lens.heads} heads`;
+    about.replaceChildren(word, ` ${said}`, axes);
     document.getElementById("status").textContent = `${visible(lens.texts[at])}: ${said}`;
     const grid = this.find(".heads-grid");
     grid.style.setProperty("--layers", lens.layers);
