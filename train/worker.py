@@ -34,6 +34,7 @@ from train.micro_batches import parts_of
 from train.model import POLICY_MODULE, bare_model, prepare_model
 from train.objectives import build_objective
 from train.plain_adamw import PlainAdamW
+from train.preemption import PreemptionNotices
 from train.records import Datasets, build_datasets
 from train.resharding import for_workers
 from train.samples import Sampler, build_prompts
@@ -103,6 +104,7 @@ class Training:
         self._has_frozen = trainer.method == "lora"
         self.progress = checkpoint.resume(engine, run_dir, self._has_frozen)
         self.guard = DivergenceGuard(run_dir, engine.skipped_steps)
+        self.notices = PreemptionNotices()
         # A second stage goes on in the data where the first one stopped.
         start = (trainer.dense_steps + self.progress.step) * trainer.accumulation
         self.stream = batches(data.train, root.data, trainer, start_step=start, **self.share)
@@ -122,6 +124,7 @@ class Training:
             if is_asked_to_stop(self.run_dir, self.engine.device):
                 self.save()
                 return False
+            self.heed_notices()
             self.step()
             if is_due(progress.step, trainer.eval_every, trainer.steps):
                 self.evaluate()
@@ -130,6 +133,14 @@ class Training:
         if patience:
             self.take_best()
         return True
+
+    def heed_notices(self) -> None:
+        """Save when Ray announces that a worker's node will go; training goes on until then."""
+        if not self.progress.step or self.guard.in_a_row:  # nothing that is worth saving
+            return
+        if notice := self.notices.new(self.engine.device):
+            self.save()
+            self._record(warning=f"{notice}; saved after step {self.progress.step}")
 
     def take_best(self) -> None:
         """Go back to the checkpoint of the lowest held-out loss, unless this is it."""

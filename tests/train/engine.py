@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
+from ray.train.v2._internal.execution import train_fn_utils
 
 from llamahome.config import TrainRoot
 
@@ -45,8 +46,12 @@ def worker(meet: Path, rank: int, workers: int) -> Iterator[None]:
     try:
         deepspeed.init_distributed("gloo")
         _number_from_zero()
+        # Answers questions to Ray Train as its local mode does.
+        ray_train = train_fn_utils.LocalTrainFnUtils("test", world_size=workers, world_rank=rank)
+        train_fn_utils.set_train_fn_utils(ray_train)
         yield
     finally:
+        train_fn_utils.set_train_fn_utils(None)
         dist.destroy_process_group()
         deepspeed.comm.comm.cdb = None  # its caches hold groups that are gone
         importlib.reload(deepspeed.utils.groups)

@@ -96,13 +96,16 @@ def _global_batches(root: TrainRoot, folder: Path) -> Iterable[list[dict[str, Te
 
 
 def _rows(batched: Iterable[Batch]) -> list[dict[str, Tensor]]:
+    """Return each document of each row by itself, without padding."""
     rows = []
     for batch in batched:
-        for ids, mask, labels in zip(
-            batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True
+        documents = batch.get("documents", batch["attention_mask"] - 1)
+        for ids, numbers, labels in zip(
+            batch["input_ids"], documents, batch["labels"], strict=True
         ):
-            length = int(mask.sum())
-            rows.append({"input_ids": ids[:length], "labels": labels[:length]})
+            for number in range(int(numbers.max()) + 1):
+                own = numbers == number
+                rows.append({"input_ids": ids[own], "labels": labels[own]})
     return rows
 
 
