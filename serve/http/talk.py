@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from llamahome.requests import RequestError
 from serve.http.answering import Answering
-from serve.http.errors import ApiError, invalid_body, invalid_request
+from serve.http.errors import ApiError, invalid_body, invalid_request, note_error
 from serve.http.plain import NAMES, PlainBody, parts
 from serve.http.renamed import renamed
 from serve.wire import GenerateRequest
@@ -89,7 +89,10 @@ class Talk:
 def _refusal(error: ApiError | RequestError | ValidationError) -> dict[str, Any]:
     """Return an error as a message."""
     if isinstance(error, ValidationError):
-        return invalid_body(error).body()
-    if isinstance(error, RequestError):
-        error = invalid_request(str(error), error.field)
-    return renamed(error, NAMES).body()
+        refusal = invalid_body(error)
+    elif isinstance(error, RequestError):
+        refusal = renamed(invalid_request(str(error), error.field), NAMES)
+    else:
+        refusal = renamed(error, NAMES)
+    note_error(refusal)
+    return refusal.body()

@@ -13,12 +13,19 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 from ray.serve.schema import LoggingConfig
 
-from llamahome.config import EngineConfig, ModelConfig, PolicyConfig, ServeConfig, ServeRoot
+from llamahome.config import (
+    EngineConfig,
+    LogConfig,
+    ModelConfig,
+    PolicyConfig,
+    ServeConfig,
+    ServeRoot,
+)
 from serve.http.metrics import FOLDER
 from serve.http.server import EdgeLimits
 from serve.http.settings import HttpSettings
 from serve.http.stateful.store import MemoryStore
-from serve.ray.ingress import Api, Listening
+from serve.ray.ingress import Api, Listening, log_as_replica
 from serve.ray.limiter import KeyLimits
 from serve.ray.recovery import Deadlines
 from serve.ray.reporting import ReportingReplica
@@ -35,17 +42,20 @@ GRACEFUL_SHUTDOWN_S = 20.0
 METRICS_PERIOD_S = 0.5
 LOOK_BACK_S = 2.0
 ROUTING_PERIOD_S = 2.0
-# An access log would repeat request ids as clients choose them.
-LOGGING = LoggingConfig(enable_access_log=False)
 
 
 class EngineReplica(ReportingReplica):
     """A replica that Ray Serve runs and names."""
 
     def __init__(
-        self, model: ModelConfig, policy: PolicyConfig, engine: EngineConfig, stall_s: float
+        self,
+        model: ModelConfig,
+        policy: PolicyConfig,
+        engine: EngineConfig,
+        stall_s: float,
+        log: LogConfig,
     ) -> None:
-        name = serve.get_replica_context().replica_id.unique_id
+        name = log_as_replica(log)
         super().__init__(model, policy, engine, name=name, stall_s=stall_s)
 
     def __del__(self) -> None:
@@ -66,7 +76,7 @@ def build_application(root: ServeRoot, *, nodes: int, metrics_folder: str) -> Ap
         "health_check_period_s": HEALTH_CHECK_PERIOD_S,
         "health_check_timeout_s": HEALTH_CHECK_TIMEOUT_S,
         "graceful_shutdown_wait_loop_s": 0.1,
-        "logging_config": LOGGING,
+        "logging_config": serves_logging(root.log),
     }
     engines = serve.deployment(
         ray_actor_options={
@@ -101,13 +111,19 @@ def build_application(root: ServeRoot, *, nodes: int, metrics_folder: str) -> Ap
         name="ResponseStore", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000, **both
     )(MemoryStore)
     return ingress.bind(
-        engines.bind(root.model, root.policy, root.engine, root.serve.token_timeout_s),
+        engines.bind(root.model, root.policy, root.engine, root.serve.token_timeout_s, root.log),
         http_settings(root),
         listening(root.serve),
         deadlines,
+        root.log,
         limits.bind() if root.serve.keys_file is not None else None,
         store.bind(root.serve.store_bytes, root.serve.store_s) if root.serve.store_bytes else None,
     )
+
+
+def serves_logging(log: LogConfig) -> LoggingConfig:
+    """Return how Ray Serve itself logs; requests have their lines from the ingress."""
+    return LoggingConfig(encoding=log.format.upper(), enable_access_log=False)
 
 
 def listening(config: ServeConfig) -> Listening:

@@ -19,6 +19,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from serve.http.errors import ApiError, invalid_request, queue_full
 from serve.ray.recovery import PAUSES_S, Deadlines, Loss, Recovery
+from serve.security.call import CALL
 from serve.wire import Accepted, Delta, ReplicaStats, Reply, Request
 
 logger = logging.getLogger(__name__)
@@ -73,9 +74,9 @@ class ServeBackend:
             Loss: when the replica is dead, hangs, refuses because it is full or has crashed.
             ApiError: when the request cannot run.
         """
-        replies = cast(
-            "DeploymentResponseGenerator[Reply]", self._streaming.process_input.remote(request)
-        )
+        call = CALL.get()
+        asked = self._streaming.process_input.remote(request, None if call is None else call.origin)
+        replies = cast("DeploymentResponseGenerator[Reply]", asked)
         started = False
         try:
             while True:

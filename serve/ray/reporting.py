@@ -11,7 +11,7 @@ from serve.ray.prefixes import Published, prefix_of
 from serve.ray.router import HELD
 from serve.ray.scaling import FirstTokens, Load
 from serve.replica import Replica
-from serve.wire import Delta, Reply, Request
+from serve.wire import Delta, Origin, Reply, Request
 
 
 class ReportingReplica(Replica):
@@ -22,10 +22,12 @@ class ReportingReplica(Replica):
         self._first_tokens = FirstTokens()
         self._read = Published()
 
-    async def process_input(self, request: Request) -> AsyncGenerator[Reply, None]:
+    async def process_input(
+        self, request: Request, origin: Origin | None = None
+    ) -> AsyncGenerator[Reply, None]:
         """Answer as `Replica` does."""
         with self._first_tokens.request() as arrived:
-            async with aclosing(super().process_input(request)) as replies:
+            async with aclosing(super().process_input(request, origin)) as replies:
                 async for reply in replies:
                     if isinstance(reply, Delta) and arrived():
                         self._read.add(prefix_of(request))
