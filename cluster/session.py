@@ -21,6 +21,7 @@ from typing import IO, Any
 
 import psutil
 
+from cluster.relay import relayed_output
 from llamahome.config import ClusterConfig, ConfigError, checkout
 from llamahome.config.checks import require
 from llamahome.config.writable import check_writable
@@ -36,7 +37,11 @@ CONNECT_TIMEOUT_S = 5.0
 
 @contextlib.contextmanager
 def ray_session(
-    cluster: ClusterConfig, *, min_cpus: float = 1, env: Mapping[str, str] | None = None
+    cluster: ClusterConfig,
+    *,
+    min_cpus: float = 1,
+    env: Mapping[str, str] | None = None,
+    relay: str | None = None,
 ) -> Iterator[None]:
     """Connect to Ray for the length of a `with` block.
 
@@ -49,6 +54,7 @@ def ray_session(
         min_cpus: logical CPUs that the caller will ask for; a local cluster without `num_cpus` has
             at least these. Ray counts them; it does not check that the machine has them.
         env: environment variables for the workers; for all of Ray if the cluster is local.
+        relay: `text` or `json` shows what workers write to standard error, see `relayed_output`.
 
     Raises:
         ConfigError: when no Ray runs at `cluster.address`, or `cluster.temp_dir` is too long.
@@ -58,11 +64,12 @@ def ray_session(
         raise RuntimeError("this process is connected to Ray already; leave that session first")
     worker_env = {**(env or {}), "PYTHONPATH": _python_path()}
     session = (
-        _own_cluster(cluster, min_cpus, worker_env)
+        _own_cluster(cluster, min_cpus, worker_env, relayed=relay is not None)
         if cluster.address == "local"
-        else _joined_cluster(cluster.address, worker_env)
+        else _joined_cluster(cluster.address, worker_env, relayed=relay is not None)
     )
-    with _sigterm_unwinds(), session:
+    output = contextlib.nullcontext() if relay is None else relayed_output(relay)
+    with _sigterm_unwinds(), session, output:
         yield
 
 
@@ -86,7 +93,9 @@ async def manage_resources(
 
 
 @contextlib.contextmanager
-def _own_cluster(cluster: ClusterConfig, min_cpus: float, env: Mapping[str, str]) -> Iterator[None]:
+def _own_cluster(
+    cluster: ClusterConfig, min_cpus: float, env: Mapping[str, str], *, relayed: bool
+) -> Iterator[None]:
     with _private_dir() as private:
         temp_dir = private / "ray" if cluster.temp_dir is None else _checked(cluster.temp_dir)
         token = private / "auth_token"
@@ -103,7 +112,7 @@ def _own_cluster(cluster: ClusterConfig, min_cpus: float, env: Mapping[str, str]
                     num_cpus=cluster.num_cpus or max(os.cpu_count() or 1, math.ceil(min_cpus)),
                     object_store_memory=OBJECT_STORE_BYTES,
                     include_dashboard=cluster.dashboard,
-                    log_to_driver=False,
+                    log_to_driver=relayed,
                     logging_level=logging.ERROR,
                     _temp_dir=str(temp_dir),
                 )
@@ -119,7 +128,7 @@ def _own_cluster(cluster: ClusterConfig, min_cpus: float, env: Mapping[str, str]
 
 
 @contextlib.contextmanager
-def _joined_cluster(address: str, env: Mapping[str, str]) -> Iterator[None]:
+def _joined_cluster(address: str, env: Mapping[str, str], *, relayed: bool) -> Iterator[None]:
     _check_reachable(address)
     with _environment({"RAY_AUTH_MODE": _auth_mode()}):
         import ray
@@ -131,7 +140,7 @@ def _joined_cluster(address: str, env: Mapping[str, str]) -> Iterator[None]:
                     "env_vars": dict(env),
                     "worker_process_setup_hook": "cluster.session.use_the_nodes_interface",
                 },
-                log_to_driver=False,
+                log_to_driver=relayed,
                 logging_level=logging.ERROR,
             )
         except ConnectionError as error:

@@ -250,6 +250,8 @@ class Usage:
         cached_tokens: prompt tokens that came from a prefix snapshot.
         kv_bytes: bytes of its slot.
         kv_bytes_dense: bytes its keys and values would take without eviction.
+        queued_s, prefill_s, decode_s: seconds until it had a slot, from then to its first token,
+            and from that to its end. Two that differ in these alone are equal.
     """
 
     prompt_tokens: int
@@ -260,6 +262,9 @@ class Usage:
     cached_tokens: int
     kv_bytes: int
     kv_bytes_dense: int
+    queued_s: float = field(default=0.0, compare=False)
+    prefill_s: float = field(default=0.0, compare=False)
+    decode_s: float = field(default=0.0, compare=False)
 
 
 @dataclass(kw_only=True)

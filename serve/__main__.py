@@ -43,6 +43,7 @@ def serve(config: DictConfig) -> None:
 
 
 def _serve(root: ServeRoot) -> None:
+    configure_logging(root.log.level or "INFO", root.log.format)
     # Imported after the config is checked: torch and Ray take seconds, and a typo should not.
     from serve.ray.endpoint import running_endpoint
 

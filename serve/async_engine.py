@@ -10,7 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
 from functools import partial
 
 from llamahome.engine import (
@@ -54,9 +55,12 @@ class _Inbox:
 
 @dataclass(frozen=True)
 class _Submit:
+    """A request to start, and the context of whoever sent it, for log lines."""
+
     request_id: str
     call: Callable[[], None]
     inbox: _Inbox
+    context: Context = field(default_factory=copy_context)
 
 
 class AsyncEngine:
@@ -190,7 +194,7 @@ class AsyncEngine:
 
     def _submit(self, command: _Submit) -> None:
         try:
-            command.call()
+            command.context.run(command.call)
         except EngineError as refusal:
             command.inbox.put(refusal)
         except BaseException as error:

@@ -17,7 +17,7 @@ from llamahome.engine import EngineError, EngineStats, QueueFullError
 from llamahome.models import ModelError, read_adapter_policy
 from serve.catalog import Served
 from serve.replica import STALL_S, Replica
-from serve.wire import Failure, ModelStats, ReplicaStats, Reply, Request
+from serve.wire import Failure, ModelStats, Origin, ReplicaStats, Reply, Request
 
 logger = logging.getLogger(__name__)
 
@@ -77,12 +77,14 @@ class Host:
         loaded.set_result(self._loaded(first))
         self._held = OrderedDict({first.key: _Held(first, loaded)})
 
-    async def process_input(self, request: Request) -> AsyncGenerator[Reply, None]:
+    async def process_input(
+        self, request: Request, origin: Origin | None = None
+    ) -> AsyncGenerator[Reply, None]:
         """Yield the deltas of one input's answer by its model, or the failure that ends it."""
         try:
             async with (
                 self._use(request.model or self._first) as replica,
-                aclosing(replica.process_input(request)) as replies,
+                aclosing(replica.process_input(request, origin)) as replies,
             ):
                 async for reply in replies:
                     yield reply

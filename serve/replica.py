@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
+from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
 from llamahome.engine import EngineError, QueueFullError, RequestError, SamplingParams, TextEngine
 from llamahome.engine.sampling.grammar import GrammarMask
+from llamahome.logs import ABOUT
 from llamahome.requests import CallFormat, EngineStats, Grammar
 from serve.async_engine import AsyncEngine, EngineStoppedError
 from serve.tokens import detokenized, from_token, once, scored_prompt, tokenized
@@ -25,6 +27,7 @@ from serve.wire import (
     EmbedRequest,
     Failure,
     GenerateRequest,
+    Origin,
     ReplicaStats,
     Reply,
     Request,
@@ -76,8 +79,14 @@ class Replica:
         self._compiler = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar")
         logger.info("replica %s serves %s", name, model.name)
 
-    async def process_input(self, request: Request) -> AsyncGenerator[Reply, None]:
+    async def process_input(
+        self, request: Request, origin: Origin | None = None
+    ) -> AsyncGenerator[Reply, None]:
         """Yield the deltas of one input's answer, or the failure that ends it."""
+        if origin is not None:
+            ABOUT.set(origin.about)
+        logger.debug("takes %s", request.request_id)
+        name: str | None = self._name
         started = False
         try:
             self._check_progress()
@@ -87,12 +96,16 @@ class Replica:
                 if started and retried:
                     yield Accepted()
                 async for delta in deltas:
-                    yield delta
+                    yield delta if name is None else replace(delta, replica=name)
+                    name = None
         except EngineError as error:
-            yield _failure(error, request, started)
+            failure = _failure(error, request, started)
+            logger.debug("gives %s up: %s", request.request_id, failure.kind)
+            yield failure
 
     async def _answer(self, request: Request) -> AsyncGenerator[Delta, None]:
-        encoding = partial(asyncio.get_running_loop().run_in_executor, self._encoder)
+        run = asyncio.get_running_loop().run_in_executor
+        encoding = partial(run, self._encoder, copy_context().run)
         match request:
             case EmbedRequest():
                 prompt = await encoding(self._tokens, request.prompt)

@@ -5,7 +5,7 @@ What a request is comes from `llamahome.requests`, so the ingress starts without
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from llamahome.lens import CacheShape, LensFrame
@@ -19,6 +19,25 @@ from llamahome.requests import (
     Usage,
 )
 from serve.catalog import Served
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """The HTTP request that a request for the engine belongs to, for logs and traces. No secrets.
+
+    Attributes:
+        request_id: the client's X-Request-Id, or what the ingress gave it.
+        model: the name of the model that computes.
+        key: the name of its sender's key.
+    """
+
+    request_id: str
+    model: str | None = None
+    key: str | None = None
+
+    def about(self) -> dict[str, object]:
+        """Return the fields of its log lines."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +159,8 @@ class Delta:
     result of an `EmbedRequest`: float32, little-endian. `stop_text` is the stop text that ended the
     answer, where one did. `lens` is a frame that the request asked for. `ids` and `held` are for
     another replica, should this one be lost (see `Progress`).
+    answer, where one did. `ids` and `held` are for another replica, should this one be lost (see
+    `Progress`). `replica`, the name of the one that answers, is set on the first.
 
     A replica writes calls as the model does, into `text`, and sets `call_format` on the first delta
     of a request with tools; `serve.http.calls` makes `calls` of them.
@@ -155,6 +176,7 @@ class Delta:
     call_format: CallFormat | None = None
     finish_reason: Literal["stop", "length", "tool_calls"] | None = None
     usage: Usage | None = None
+    replica: str | None = None
     stop_text: str | None = None
     tokenized: Tokenized | None = None
     lens: LensFrame | None = None

@@ -97,6 +97,7 @@ def train(config: DictConfig) -> None:
 def _run_or_search(config: DictConfig, composed: HydraConf) -> None:
     try:
         root = load_config(config, TrainRoot)
+        configure_logging(root.log.level or "WARNING", root.log.format)
         if root.search.samples:
             _search(root, str(composed.job.config_name), list(composed.overrides.task))
         else:
@@ -129,6 +130,8 @@ def _sweep() -> None:
     from train.sweeps.command import run_sweep
 
     jobs = [_job(overrides, config) for overrides, config in swept]
+    for root in (job.root for job in jobs if job.root is not None):
+        configure_logging(root.log.level or "WARNING", root.log.format)
     if any(job.root is not None and job.root.search.samples for job in jobs):
         raise RunError("search.samples: a search draws its own runs; leave out -m", REFUSED)
     _finish(run_sweep(jobs))

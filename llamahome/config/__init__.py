@@ -7,6 +7,7 @@ from llamahome.config.data import DataConfig
 from llamahome.config.engine import EngineConfig
 from llamahome.config.evaluation import EvalConfig
 from llamahome.config.load import explain_override, load_config
+from llamahome.config.log import LogConfig
 from llamahome.config.model import ModelConfig
 from llamahome.config.policy import PolicyConfig
 from llamahome.config.root import EvalRoot, ServeRoot, TrainRoot
@@ -23,6 +24,7 @@ __all__ = [
     "EngineConfig",
     "EvalConfig",
     "EvalRoot",
+    "LogConfig",
     "LoraConfig",
     "ModelConfig",
     "PolicyConfig",

@@ -10,6 +10,7 @@ from llamahome.config.data import DataConfig
 from llamahome.config.engine import EngineConfig
 from llamahome.config.evaluation import EvalConfig
 from llamahome.config.fixed import FIXED
+from llamahome.config.log import LogConfig
 from llamahome.config.model import ModelConfig
 from llamahome.config.policy import CARRIED, PolicyConfig
 from llamahome.config.search import SearchConfig
@@ -34,6 +35,7 @@ class TrainRoot:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
         require(
@@ -80,6 +82,7 @@ class ServeRoot:
     engine: EngineConfig = field(default_factory=EngineConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    log: LogConfig = field(default_factory=LogConfig)
 
 
 @dataclass(kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -147,6 +148,7 @@ class Engine:
             for request in self._scheduler.admit():
                 self._admission.reset(request)
                 self._prefixes.start(request)
+                request.starts()
         started = time.perf_counter()
         batch = self._scheduler.batch(self._slots.room)
         self._counters.steps += 1
@@ -211,6 +213,7 @@ class Engine:
         if request is None:
             raise KeyError(f"no request {request_id!r} is running")
         usage = request.usage(self._slots)
+        request.log(logging.DEBUG, "ends after %d tokens", usage.completion_tokens)
         self._counters.prompt_tokens += min(request.computed, request.prompt_length)
         self._counters.evicted_tokens += usage.evicted_tokens
         self._prefixes.end(request, keep=keep)

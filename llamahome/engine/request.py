@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -97,6 +99,9 @@ class Request:
         lens: makes the frames that the request asked for; None where it did not.
         lookup: finds draft tokens.
         draft: tokens that the current step verifies.
+        arrived, admitted, answered: the clock's time when it came, got its slot, and had its first
+            token.
+        context: of whoever submitted it, for log lines.
     """
 
     request_id: str
@@ -114,6 +119,10 @@ class Request:
     lens: Lens | None = None
     lookup: PromptLookup | None = None
     draft: list[int] = field(default_factory=list)
+    arrived: float = field(default_factory=time.perf_counter)
+    admitted: float | None = None
+    answered: float | None = None
+    context: Context = field(default_factory=copy_context)
 
     @property
     def max_tokens(self) -> int:
@@ -149,6 +158,17 @@ class Request:
             return self.prompt_length - self.computed
         return min(len(self.tokens) - self.computed, REPLAYED_AT_ONCE)
 
+    def log(self, level: int, message: str, *values: object) -> None:
+        """Write a log line with the fields of whoever submitted the request."""
+        if logger.isEnabledFor(level):
+            self.context.run(logger.log, level, f"request %s {message}", self.request_id, *values)
+
+    def starts(self) -> None:
+        """Note that the request has its slot, set up."""
+        self.admitted = time.perf_counter()
+        slot, cached, length = self.slot, self.restored, self.prompt_length
+        self.log(logging.DEBUG, "has slot %s, %d of %d tokens cached", slot, cached, length)
+
     def row(self, count: int) -> RowInput:
         """Return the row of a step that computes the next `count` tokens and the draft.
 
@@ -181,6 +201,8 @@ class Request:
         Only the last choice can end the answer; it is not appended if it is an error or a stop
         token. The last delta carries a frame of the lens if one is due.
         """
+        if self.answered is None:
+            self.answered = time.perf_counter()
         *accepted, last = choices
         self.tokens += [choice.token for choice in accepted if choice.token is not None]
         deltas = [*map(self._delta, accepted), self._last(last)]
@@ -216,7 +238,7 @@ class Request:
     def _delta(self, choice: Choice, reason: FinishReason | None = None) -> TokenDelta:
         if choice.error is not None:
             level = logging.ERROR if choice.error_field is None else logging.INFO
-            logger.log(level, "request %s failed: %s", self.request_id, choice.error)
+            self.log(level, "failed: %s", choice.error)
         scores, self.scores = self.scores, None
         return TokenDelta(
             request_id=self.request_id,
@@ -232,6 +254,9 @@ class Request:
     def usage(self, slots: Slots) -> Usage:
         """Return what the request, waiting or running, has used so far."""
         held = 0 if self.slot is None else slots.held(self.slot)
+        now = time.perf_counter()
+        admitted = now if self.admitted is None else self.admitted
+        answered = now if self.answered is None else self.answered
         return Usage(
             prompt_tokens=self.prompt_length,
             completion_tokens=self.generated,
@@ -241,6 +266,9 @@ class Request:
             cached_tokens=min(self.restored, self.prompt_length),
             kv_bytes=slots.slot_nbytes,
             kv_bytes_dense=slots.dense_nbytes(len(self.tokens)),
+            queued_s=admitted - self.arrived,
+            prefill_s=answered - admitted,
+            decode_s=now - answered,
         )
 
 

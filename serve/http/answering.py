@@ -19,7 +19,7 @@ from serve.http.bodies import as_json
 from serve.http.calls import with_calls
 from serve.http.changes import CatalogStore, LocalCatalog
 from serve.http.choices import Answers, Indexed, merged
-from serve.http.errors import ApiError, no_model
+from serve.http.errors import ApiError, no_model, note_error
 from serve.http.metrics import AnswerMeter, ServeMetrics
 from serve.http.protocol import ChatRequest, CompletionRequest
 from serve.http.responses import Format, Head, event
@@ -160,7 +160,7 @@ class Answering:
                     yield delta
             except Exception as error:
                 self.metrics.stream_errors.inc()
-                raise _api_error(error) from error
+                raise _cut(error) from error
 
     async def deltas(
         self, requests: Sequence[WireRequest], deadline: float
@@ -205,7 +205,7 @@ class Answering:
                         yield event(form.chunk(index, delta))
             except Exception as error:  # noqa: BLE001 - a cut stream would look like an end
                 self.metrics.stream_errors.inc()
-                yield f"data: {json.dumps(_api_error(error).body())}\n\n"
+                yield f"data: {json.dumps(_cut(error).body())}\n\n"
                 return
         usage = answers.usage()
         if include_usage and usage is not None:
@@ -219,8 +219,11 @@ def _shows(delta: Delta) -> bool:
     return bool(has)
 
 
-def _api_error(error: Exception) -> ApiError:
-    if isinstance(error, ApiError):
-        return error
-    logger.error("a stream failed", exc_info=error)
-    return ApiError(500, "internal error; the server's log has the details")
+def _cut(error: Exception) -> ApiError:
+    """Return the error for a client whose stream is cut, and have the log name it."""
+    if not isinstance(error, ApiError):
+        logger.error("a stream failed", exc_info=error)
+        message = "internal error; the server's log has the details"
+        error = ApiError(500, message, code="internal")
+    note_error(error)
+    return error

@@ -12,7 +12,7 @@ from serve.http.changes import CatalogStore, Changes, LocalCatalog
 from serve.http.checked import CheckedBackend
 from serve.http.docs import doc_routes
 from serve.http.door import behind_door
-from serve.http.errors import ApiError, invalid_request
+from serve.http.errors import ApiError, invalid_request, note_error
 from serve.http.metrics import Meter, ServeMetrics
 from serve.http.page import page_routes
 from serve.http.placed import PlacedBackend
@@ -90,14 +90,20 @@ def build_app(
 
 async def _error(request: Request, error: Exception) -> Response:
     """Answer an error that an endpoint or the router raised; Starlette logs what is unexpected."""
-    path = request.url.path
+    refusal = _refusal(error)
+    note_error(refusal)
+    response = refusal.response(request.url.path)
+    if isinstance(error, HTTPException):
+        response.headers.update(error.headers or {})
+    return response
+
+
+def _refusal(error: Exception) -> ApiError:
     match error:
         case ApiError():
-            return error.response(path)
+            return error
         case RequestError():
-            return invalid_request(error.for_client(error.field), error.field).response(path)
+            return invalid_request(error.for_client(error.field), error.field)
         case HTTPException():  # the router's 404 and 405
-            response = ApiError(error.status_code, error.detail).response(path)
-            response.headers.update(error.headers or {})
-            return response
-    return ApiError(500, "internal error; the server's log has the details").response(path)
+            return ApiError(error.status_code, error.detail)
+    return ApiError(500, "internal error; the server's log has the details", code="internal")

@@ -1,30 +1,35 @@
-"""The outermost layer: request ids, other sites' pages, safe response headers, the audit log."""
+"""The outermost layer: request ids, other sites' pages, safe response headers, log lines."""
 
 from __future__ import annotations
 
 import ipaddress
+import logging
 import re
 import time
 import uuid
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.http.errors import ApiError, refuse
-from serve.http.guard import Guard
+from llamahome.logs import ABOUT
+from serve.http.errors import ACCESS, ApiError, refuse
+from serve.http.guard import OPEN_PATHS, Guard
 from serve.security.audit import AuditLog
 from serve.security.call import CALL, Call
 from serve.security.limits import Limiter
 from serve.security.settings import SecuritySettings, keyring
 
+access = logging.getLogger(ACCESS)
+
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 PATH_LOGGED = 256
 CLIENT_LEFT = 499
+QUIET_PATHS = (*OPEN_PATHS, "/metrics")
 # A page that shows something, such as the documentation, brings a policy of its own.
 SAFE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -79,7 +84,7 @@ def behind_door(
 
 @dataclass(frozen=True)
 class Door:
-    """Gives each request its id and each answer its headers, and writes the audit log."""
+    """Gives each request its id and each answer its headers, and writes log and audit log."""
 
     app: ASGIApp
     headers: dict[str, str]
@@ -92,6 +97,8 @@ class Door:
         given = Headers(scope=scope).get("x-request-id")
         plain = given is not None and REQUEST_ID.fullmatch(given) is not None
         call = Call(request_id=given if given is not None and plain else uuid.uuid4().hex)
+        # Never reset: uvicorn logs what the application raises in the same task.
+        ABOUT.set(lambda: call.origin.about())
         start, status = time.time(), CLIENT_LEFT
 
         async def answer(message: Message) -> None:
@@ -119,6 +126,7 @@ class Door:
                 await self.app(_for_application(scope, call), receive, answer)
         finally:
             CALL.reset(token)
+            _log(scope, call, status)
             if self.audit is not None:
                 self.audit.write(_record(scope, call, status, start))
 
@@ -181,6 +189,47 @@ def _for_application(scope: Scope, call: Call) -> Scope:
     dropped = (*PROXY_HEADERS, b"x-request-id")
     kept = [(name, value) for name, value in scope["headers"] if name.lower() not in dropped]
     return {**scope, "headers": [*kept, (b"x-request-id", call.request_id.encode())]}
+
+
+def _log(scope: Scope, call: Call, status: int) -> None:
+    """Write the one line of a request; probes that are answered are of no interest."""
+    cut = call.error is not None and status < 400
+    level = logging.WARNING if cut or status >= 500 else logging.INFO
+    if status == 200 and scope["path"] in QUIET_PATHS:
+        level = logging.DEBUG
+    if access.isEnabledFor(level):
+        outcome = "client left" if call.left or status == CLIENT_LEFT else _outcome(status, cut)
+        access.log(level, outcome, extra=_line(scope, call, status))
+
+
+def _outcome(status: int, cut: bool) -> str:
+    if cut or status >= 500:
+        return "failed"
+    return "answered" if status < 400 else "refused"
+
+
+def _line(scope: Scope, call: Call, status: int) -> dict[str, object]:
+    """Return what a line says of a request; no prompt and no answer, whatever its path holds."""
+    client = scope["client"][0] if scope.get("client") else None
+    fields: dict[str, object] = {
+        "method": scope.get("method", "WEBSOCKET"),
+        "path": quote(scope["path"][:PATH_LOGGED]),
+        "status": status,
+        "client": client,
+        "seconds": round(call.seconds, 4),
+        "error": call.error,
+        "reason": call.reason,
+    }
+    if call.model is not None:
+        fields |= {
+            "prompt_tokens": call.prompt_tokens or None,  # known at an answer's end
+            "cached_tokens": call.cached_tokens if call.prompt_tokens else None,
+            "completion_tokens": call.completion_tokens,
+            "ttft_s": None if call.ttft_s is None else round(call.ttft_s, 4),
+            "finish": ",".join(sorted(call.finishes)) or None,
+            "engine": ",".join(sorted(call.replicas)) or None,
+        }
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _record(scope: Scope, call: Call, status: int, start: float) -> dict[str, object]:

@@ -9,6 +9,8 @@ from typing import Any
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
+from serve.security.call import CALL
+
 ANTHROPIC_TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -21,6 +23,8 @@ ANTHROPIC_TYPES = {
 POLICY_VIOLATION = 1008
 # A client's name for a model may be of any length.
 NAME_SHOWN = 100
+# The logger that has one line for each request.
+ACCESS = "serve.access"
 
 
 class EndpointError(Exception):
@@ -49,6 +53,7 @@ class ApiError(Exception):
         return self.message
 
     def body(self) -> dict[str, dict[str, str | None]]:
+        """Return the body of an answer, in the shape of OpenAI's API."""
         return {
             "error": {
                 "message": self.message,
@@ -75,8 +80,18 @@ class ApiError(Exception):
         return {"type": "error", "error": {"type": kind, "message": self.message}}
 
 
+def note_error(error: ApiError) -> None:
+    """Have the log say how the current request ended, with a reason where the client has no part
+    in its words."""
+    call = CALL.get()
+    if call is not None:
+        call.error = error.code or _error_type(error.status)
+        call.reason = error.message if error.status >= 500 else None
+
+
 async def refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
     """Send an error as the answer; a websocket whose server knows no answers is closed instead."""
+    note_error(error)
     if scope["type"] == "websocket" and "websocket.http.response" not in scope.get(
         "extensions", {}
     ):

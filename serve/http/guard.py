@@ -129,6 +129,9 @@ class Guard:
         finally:
             gone.cancel()
             if not answer.done():
+                call = CALL.get()
+                if call is not None:
+                    call.left = True
                 answer.cancel()
             await asyncio.wait({gone, answer})
         if not answer.cancelled():

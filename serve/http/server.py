@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import socket
 from collections import Counter
 from collections.abc import Iterator
@@ -20,7 +21,9 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from serve.http.errors import ApiError
+from serve.http.errors import ACCESS, ApiError
+
+access = logging.getLogger(ACCESS)
 
 BACKLOG = 2048
 # How long the rest of a body is read and dropped after an early answer. A connection that is
@@ -84,7 +87,7 @@ class HttpServer:
                 ssl_keyfile=key,
                 lifespan="off",
                 log_config=None,
-                access_log=False,  # it would repeat paths as clients choose them
+                access_log=False,  # serve/http/door.py writes the one line of each request
                 server_header=False,
             )
         )
@@ -194,6 +197,8 @@ class EdgeProtocol(H11Protocol):
 
     def _refuse(self, status: int, message: str) -> None:
         """Answer without the application, and close the connection."""
+        client = self.client[0] if self.client else None
+        access.info("refused", extra={"status": status, "client": client, "reason": message})
         body = json.dumps(ApiError(status, message).body()).encode()
         head = (
             f"HTTP/1.1 {status} \r\ncontent-type: application/json\r\n"

@@ -12,7 +12,7 @@ from fastapi import WebSocket, WebSocketDisconnect
 from llamahome.requests import RequestError
 from serve.http.answering import Answering
 from serve.http.bodies import checked
-from serve.http.errors import ApiError, invalid_request
+from serve.http.errors import ApiError, invalid_request, note_error
 from serve.http.plain import NAMES, PlainBody, parts
 from serve.http.renamed import renamed
 from serve.wire import GenerateRequest
@@ -90,4 +90,6 @@ def _refusal(error: ApiError | RequestError) -> dict[str, Any]:
     """Return an error as a message."""
     if isinstance(error, RequestError):
         error = invalid_request(error.for_client(error.field), error.field)
-    return renamed(error, NAMES).body()
+    refusal = renamed(error, NAMES)
+    note_error(refusal)
+    return refusal.body()

@@ -12,14 +12,14 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 from ray.serve.schema import LoggingConfig
 
-from llamahome.config import ServeConfig, ServeRoot
+from llamahome.config import LogConfig, ServeConfig, ServeRoot
 from serve.catalog import Catalog, first_catalog, served_name
 from serve.http.changes import Sources
 from serve.http.metrics import FOLDER
 from serve.http.server import EdgeLimits
 from serve.http.settings import HttpSettings
 from serve.http.stateful.store import MemoryStore
-from serve.ray.ingress import Api, Listening
+from serve.ray.ingress import Api, Listening, log_as_replica
 from serve.ray.limiter import KeyLimits
 from serve.ray.recovery import Deadlines
 from serve.ray.reporting import ReportingHost
@@ -37,15 +37,13 @@ GRACEFUL_SHUTDOWN_S = 20.0
 METRICS_PERIOD_S = 0.5
 LOOK_BACK_S = 2.0
 ROUTING_PERIOD_S = 2.0
-# An access log would repeat request ids as clients choose them.
-LOGGING = LoggingConfig(enable_access_log=False)
 
 
 class EngineReplica(ReportingHost):
     """A replica that Ray Serve runs and names. It begins with the default model as it is by now."""
 
-    def __init__(self, catalog: Catalog, max_models: int, stall_s: float) -> None:
-        name = serve.get_replica_context().replica_id.unique_id
+    def __init__(self, catalog: Catalog, max_models: int, stall_s: float, log: LogConfig) -> None:
+        name = log_as_replica(log)
         first = latest(catalog).default
         super().__init__(first, name=name, max_models=max_models, stall_s=stall_s)
 
@@ -67,7 +65,7 @@ def build_application(root: ServeRoot, *, nodes: int, metrics_folder: str) -> Ap
         "health_check_period_s": HEALTH_CHECK_PERIOD_S,
         "health_check_timeout_s": HEALTH_CHECK_TIMEOUT_S,
         "graceful_shutdown_wait_loop_s": 0.1,
-        "logging_config": LOGGING,
+        "logging_config": serves_logging(root.log),
     }
     engines = serve.deployment(
         ray_actor_options={
@@ -103,14 +101,20 @@ def build_application(root: ServeRoot, *, nodes: int, metrics_folder: str) -> Ap
         name="ResponseStore", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000, **both
     )(MemoryStore)
     return ingress.bind(
-        engines.bind(catalog, root.serve.max_models, root.serve.token_timeout_s),
+        engines.bind(catalog, root.serve.max_models, root.serve.token_timeout_s, root.log),
         http_settings(root),
         (catalog, Sources.of(root, catalog)),
         listening(root.serve),
         deadlines,
+        root.log,
         limits.bind() if root.serve.keys_file is not None else None,
         store.bind(root.serve.store_bytes, root.serve.store_s) if root.serve.store_bytes else None,
     )
+
+
+def serves_logging(log: LogConfig) -> LoggingConfig:
+    """Return how Ray Serve itself logs; requests have their lines from the ingress."""
+    return LoggingConfig(encoding=log.format.upper(), enable_access_log=False)
 
 
 def listening(config: ServeConfig) -> Listening:

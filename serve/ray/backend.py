@@ -20,6 +20,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 from serve.catalog import Served
 from serve.http.errors import ApiError, invalid_request, no_replica, queue_full
 from serve.ray.recovery import PAUSES_S, Deadlines, Loss, Recovery
+from serve.security.call import CALL
 from serve.wire import Accepted, Delta, ReplicaStats, Reply, Request
 
 logger = logging.getLogger(__name__)
@@ -80,10 +81,10 @@ class ServeBackend:
             Loss: when the replica is dead, hangs, refuses because it is full or has crashed.
             ApiError: when the request cannot run.
         """
-        replies = cast(
-            "DeploymentResponseGenerator[Reply]",
-            self._streaming.process_input.remote(request, *self._caller),
-        )
+        call = CALL.get()
+        origin = None if call is None else call.origin
+        asked = self._streaming.process_input.remote(request, origin, *self._caller)
+        replies = cast("DeploymentResponseGenerator[Reply]", asked)
         started = False
         try:
             while True:

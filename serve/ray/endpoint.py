@@ -15,11 +15,11 @@ import ray
 from ray import serve
 
 from cluster.session import ray_session
-from llamahome.config import ConfigError, ServeConfig, ServeRoot
+from llamahome.config import ConfigError, LogConfig, ServeConfig, ServeRoot
 from llamahome.models import ModelError, ModelManager
 from serve.catalog import first_catalog, served_name
 from serve.http.errors import EndpointError
-from serve.ray.application import GRACEFUL_SHUTDOWN_S, LOGGING, build_application
+from serve.ray.application import GRACEFUL_SHUTDOWN_S, build_application, serves_logging
 from serve.ray.cores import cores_text, with_cores
 from serve.ray.shared_catalog import forget_catalogs
 from serve.security.files import check_files
@@ -62,8 +62,8 @@ def running_endpoint(root: ServeRoot) -> Iterator[Endpoint]:
         _check_port(root.serve)
         root = _with_model_at_hand(root)
     cpus = root.serve.max_replicas * (root.serve.cpus_per_replica or 0)
-    with ray_session(root.cluster, min_cpus=cpus, env=SERVE_ENV):
-        _start_serve()
+    with ray_session(root.cluster, min_cpus=cpus, env=SERVE_ENV, relay=root.log.format):
+        _start_serve(root.log)
         try:
             _deploy(root)
             yield Endpoint(base_url(root.serve), served_name(root), cores_text(root))
@@ -77,10 +77,10 @@ def base_url(config: ServeConfig) -> str:
     return f"{scheme}://{host}:{config.port}"
 
 
-def _start_serve() -> None:
+def _start_serve(log: LogConfig) -> None:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     # The ingress listens itself (serve/ray/ingress.py), so no proxy of Serve's is needed.
-    serve.start(proxy_location="Disabled", logging_config=LOGGING)
+    serve.start(proxy_location="Disabled", logging_config=serves_logging(log))
 
 
 def _deploy(root: ServeRoot) -> None:

@@ -11,8 +11,11 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from llamahome.config import LogConfig
+from llamahome.logs import configure_logging
 from serve.catalog import Catalog
 from serve.http.api import build_app
 from serve.http.changes import Changes, Sources
@@ -38,6 +41,14 @@ class Listening:
     tls: tuple[str, str] | None = None
 
 
+def log_as_replica(log: LogConfig) -> str:
+    """Have this process's lines name it as Ray Serve does; return the name of its replica."""
+    own = serve.get_replica_context().replica_id
+    fields = {"deployment": own.deployment_id.name, "replica": own.unique_id}
+    configure_logging(log.level or "INFO", log.format, **fields)
+    return own.unique_id
+
+
 class Api:
     """One HTTP server over the handle of the engine replicas."""
 
@@ -48,9 +59,11 @@ class Api:
         models: tuple[Catalog, Sources],
         listening: Listening,
         deadlines: Deadlines,
+        log: LogConfig,
         limits: DeploymentHandle[Any] | None = None,
         store: DeploymentHandle[Any] | None = None,
     ) -> None:
+        log_as_replica(log)
         share_metrics(os.environ[FOLDER])
         limiter = None if limits is None else RemoteLimiter(limits)
         kept = None if store is None else RemoteStore(store)

@@ -12,7 +12,7 @@ from serve.ray.callers import Callers
 from serve.ray.prefixes import Published, prefix_of
 from serve.ray.router import HELD, MODELS
 from serve.ray.scaling import FirstTokens, Load
-from serve.wire import Delta, Reply, Request
+from serve.wire import Delta, Origin, Reply, Request
 
 
 class ReportingHost(Host):
@@ -25,11 +25,11 @@ class ReportingHost(Host):
         self._callers = Callers()
 
     async def process_input(
-        self, request: Request, caller: str | None = None
+        self, request: Request, origin: Origin | None = None, caller: str | None = None
     ) -> AsyncGenerator[Reply, None]:
         """Answer as `Host` does, as long as the actor `caller` lives."""
         with self._callers.answering(caller), self._first_tokens.request() as arrived:
-            async with aclosing(super().process_input(request)) as replies:
+            async with aclosing(super().process_input(request, origin)) as replies:
                 async for reply in replies:
                     if isinstance(reply, Delta) and arrived():
                         self._read.add(prefix_of(request))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from llamahome.keys import Key
-from serve.wire import Delta
+from serve.wire import Delta, Origin
 
 
 @dataclass(kw_only=True)
@@ -17,7 +18,11 @@ class Call:
         request_id: the client's, where it is plain, or our own.
         key: its sender's; None where no key is asked for, or none was right.
         model: the model that computed.
+        ttft_s: seconds to the first token; None before it.
         finishes: how its answers ended.
+        replicas: names of the engine replicas that answered.
+        left: whether the client left before the end.
+        error: the code of the error that the client was given, and its text where it is ours.
         rates: the values of OpenAI's x-ratelimit headers, without that prefix.
     """
 
@@ -26,13 +31,36 @@ class Call:
     model: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
+    ttft_s: float | None = None
     finishes: set[str] = field(default_factory=set)
+    replicas: set[str] = field(default_factory=set)
+    left: bool = False
+    error: str | None = None
+    reason: str | None = None
+    _start: float = field(default_factory=time.perf_counter)
     rates: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def seconds(self) -> float:
+        """Return for how long the request has been here."""
+        return time.perf_counter() - self._start
+
+    @property
+    def origin(self) -> Origin:
+        """Return the facts that go to replicas with it."""
+        key = None if self.key is None else self.key.name
+        return Origin(request_id=self.request_id, model=self.model, key=key)
+
     def note(self, delta: Delta) -> None:
+        if self.ttft_s is None and delta.token_count:
+            self.ttft_s = self.seconds
         self.completion_tokens += delta.token_count
+        if delta.replica is not None:
+            self.replicas.add(delta.replica)
         if delta.usage is not None:
             self.prompt_tokens += delta.usage.prompt_tokens
+            self.cached_tokens += delta.usage.cached_tokens
         if delta.finish_reason is not None:
             self.finishes.add(delta.finish_reason)
 

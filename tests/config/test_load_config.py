@@ -72,7 +72,7 @@ def test_a_share_needs_room_too():
         (
             {"engine": {}},
             "engine is not a config key: choose one of model, policy, data, trainer, deepspeed, "
-            "tracking, search, cluster",
+            "tracking, search, cluster, log",
         ),
     ],
 )

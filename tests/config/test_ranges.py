@@ -146,6 +146,8 @@ RULES: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
     "serve.cors_origins": ([["*"]], [["https://chat.example.org", "http://[::1]:3000"]], {}),
     "serve.tls_cert": (["c.pem"], [], {}),
     "serve.tls_key": (["k.pem"], [], {}),
+    "log.format": (["xml", "JSON"], ["text", "json"], {}),
+    "log.level": (["TRACE", "info"], ["DEBUG", "ERROR", None], {}),
     "serve.port": ([0, 65536], [1, 65535], {}),
     "serve.min_replicas": ([-1], [0, 1], {}),
     "serve.max_replicas": ([0, 1], [2, 3], {"serve.min_replicas": 2}),

@@ -78,7 +78,10 @@ def until(condition: Callable[[], bool], seconds: float) -> None:
 @pytest.fixture(scope="module")
 def endpoint(tiny_model: Path) -> Iterator[Endpoint]:
     (port,) = free_ports(1)
-    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as temp_dir:
+    with (
+        tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as temp_dir,
+        Path(temp_dir, "log").open("w") as log,
+    ):
         keys = KeyFile(Path(temp_dir) / "keys.json")
         limits = {"requests_per_minute": 2, "tokens_per_minute": 1000}
         _, limited = keys.create("limited", models=("tiny",), **limits)
@@ -89,10 +92,12 @@ def endpoint(tiny_model: Path) -> Iterator[Endpoint]:
                 *("engine.slots=2", "engine.max_queued=2", "engine.max_length=2048"),
                 *("policy=h2o", "policy.budget=32", "policy.recent=16", "policy.interval=8"),
                 *(f"serve.keys_file={keys.path}", f"serve.audit_log={temp_dir}/audit.log"),
+                *("log.format=json", "log.level=DEBUG"),
             ],
             cwd=ROOT,
             env={**os.environ, "TMPDIR": temp_dir, "LLAMAHOME_API_KEY": KEY, **PATIENT},
             stdout=subprocess.PIPE,
+            stderr=log,
             text=True,
         )
         assert process.stdout is not None
@@ -102,7 +107,7 @@ def endpoint(tiny_model: Path) -> Iterator[Endpoint]:
                 output.append(line)
                 if "ready:" in line:
                     break
-            assert output, "the endpoint ended before it was ready"
+            assert output, Path(log.name).read_text()
             url = f"http://127.0.0.1:{port}"
             with openai.OpenAI(
                 base_url=f"{url}/v1", api_key=KEY, max_retries=0, timeout=120
@@ -139,6 +144,35 @@ def test_a_limited_key_is_counted_refused_logged_and_revoked(endpoint):
     assert [record["status"] for record in records] == [200, 200, 429]
     assert records[0]["request_id"] == "first"
     assert records[1]["prompt_tokens"] + records[1]["completion_tokens"] == used
+
+
+def test_one_id_leads_through_the_log_of_ingress_replica_and_engine(endpoint):
+    headers = {"x-request-id": "found-again"}
+    chat = endpoint.client.chat.completions
+    answer = chat.create(model="tiny", messages=MESSAGES, max_tokens=3, extra_headers=headers)
+    log = endpoint.temp_dir / "log"
+    until(lambda: len(of_request(log, "found-again")) == 4, 60)
+    lines = of_request(log, "found-again")
+    named = {(line["deployment"], line["logger"]) for line in lines}
+    assert {
+        ("Api", "serve.access"),
+        ("EngineReplica", "serve.replica"),
+        ("EngineReplica", "llamahome.engine.request"),
+    } == named
+    (access,) = (line for line in lines if line["logger"] == "serve.access")
+    assert access["completion_tokens"] == answer.usage.completion_tokens
+    assert {line["key"] for line in lines} == {"serve.api_key"}
+    engines = {line["replica"] for line in lines if line["deployment"] == "EngineReplica"}
+    assert engines == {access["engine"]}
+    text = log.read_text()
+    assert "story" not in text
+    assert KEY not in text
+
+
+def of_request(log: Path, request_id: str) -> list[dict[str, Any]]:
+    """Return the lines of a request so far; every line is JSON."""
+    lines = [json.loads(line) for line in log.read_text().rpartition("\n")[0].splitlines()]
+    return [line for line in lines if line.get("request_id") == request_id]
 
 
 def test_what_listens_beyond_loopback_asks_for_rays_token(endpoint):

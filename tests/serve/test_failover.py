@@ -21,7 +21,7 @@ from serve.http.settings import HttpSettings
 from serve.ray.backend import ServeBackend
 from serve.ray.recovery import Deadlines
 from serve.replica import Replica
-from serve.wire import Delta, GenerateRequest, Reply
+from serve.wire import Delta, GenerateRequest, Origin, Reply
 
 PATIENT = Deadlines(first_token_s=600.0, token_s=600.0)
 CHAT: dict[str, Any] = {
@@ -63,12 +63,14 @@ class MortalReplicas:
         assert stream
         return self
 
-    def remote(self, request: GenerateRequest) -> Replies:
+    def remote(self, request: GenerateRequest, origin: Origin | None) -> Replies:
         before = self.tried.get(request.request_id, 0)
         self.tried[request.request_id] = before + 1
         if request.progress is not None:
             self.resumed.append(len(request.progress.tokens))
-        return Replies(self.replicas[before % 2].process_input(request), self.life, before > 0)
+        return Replies(
+            self.replicas[before % 2].process_input(request, origin), self.life, before > 0
+        )
 
 
 @dataclass

@@ -16,7 +16,7 @@ from llamahome.requests import Progress, SamplingParams
 from serve.http.errors import ApiError
 from serve.ray.backend import ServeBackend
 from serve.ray.recovery import Deadlines
-from serve.wire import Accepted, Delta, EmbedRequest, Failure, GenerateRequest
+from serve.wire import Accepted, Delta, EmbedRequest, Failure, GenerateRequest, Origin
 
 FIRST = Delta(text="a", token_count=1, ids=(7,))
 SECOND = Delta(text="", token_count=2, ids=(8, 9), held=((-0.5, ((9, -0.5),)),))
@@ -41,6 +41,7 @@ class FakeHandle:
 
     attempts: list[list[Any]] = field(default_factory=list)
     requests: list[Any] = field(default_factory=list)
+    origins: list[Origin | None] = field(default_factory=list)
     broadcasts: list[Any] = field(default_factory=list)
     cancelled: int = 0
     asked: int = 0
@@ -53,7 +54,8 @@ class FakeHandle:
         assert stream
         return self
 
-    def remote(self, request: GenerateRequest) -> FakeReplies:
+    def remote(self, request: GenerateRequest, origin: Origin | None) -> FakeReplies:
+        self.origins.append(origin)
         self.requests.append(request)
         return FakeReplies(self, self.attempts.pop(0))
 
