@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
+from typing_extensions import TypedDict
 
 from serve.http.answering import Answering
 from serve.http.bodies import parse
@@ -84,6 +85,21 @@ class DetokenizeBody(Strict):
     tokens: list[Annotated[int, Field(ge=0, lt=2**31)]]
 
 
+class TokenizeAnswer(TypedDict):
+    """Tokens of a text or a chat."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class DetokenizeAnswer(TypedDict):
+    """Text of tokens."""
+
+    prompt: str
+
+
 def routes(answering: Answering) -> list[Route]:
     """Return the routes of the tokenizer."""
 
@@ -95,12 +111,12 @@ def routes(answering: Answering) -> list[Route]:
         if result is None:
             raise ApiError(500, "the engine replica failed", code="engine")
         return JSONResponse(
-            {
-                "count": len(result.ids),
-                "max_model_len": result.max_length,
-                "tokens": result.ids,
-                "token_strs": result.pieces if body.return_token_strs else None,
-            }
+            TokenizeAnswer(
+                count=len(result.ids),
+                max_model_len=result.max_length,
+                tokens=list(result.ids),
+                token_strs=list(result.pieces) if body.return_token_strs else None,
+            )
         )
 
     async def detokenize(request: Request) -> Response:
@@ -109,15 +125,15 @@ def routes(answering: Answering) -> list[Route]:
         answer = await answering.whole(
             DetokenizeRequest(request_id=_id("detok"), tokens=body.tokens)
         )
-        return JSONResponse({"prompt": answer.text})
+        return JSONResponse(DetokenizeAnswer(prompt=answer.text))
 
     def _check(model_id: str | None) -> None:
         if model_id is not None:
             answering.check_model(model_id)
 
     return [
-        Route("/tokenize", tokenize, "POST", TokenizeBody),
-        Route("/detokenize", detokenize, "POST", DetokenizeBody),
+        Route("/tokenize", tokenize, "POST", TokenizeBody, TokenizeAnswer),
+        Route("/detokenize", detokenize, "POST", DetokenizeBody, DetokenizeAnswer),
     ]
 
 
