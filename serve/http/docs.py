@@ -6,20 +6,35 @@ import re
 from collections.abc import Sequence
 from html import escape
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import Response
 from fastapi.responses import HTMLResponse, JSONResponse
-from pydantic.json_schema import models_json_schema
+from pydantic import TypeAdapter
 
 from serve.http.routes.route import WEBSOCKET, Route
 
 REF = "#/components/schemas/"
+Refs = dict[Any, dict[str, Any]]
+Mode = Literal["validation", "serialization"]
 PARAMETER = re.compile(r"\{(\w+)(?::path)?\}")
-ANSWERS = {
-    "200": {"description": "the answer"},
-    "4XX": {"description": "the request is refused, and the body says why"},
-    "5XX": {"description": "the answer failed"},
+REFUSED, FAILED = "the request is refused, and the body says why", "the answer failed"
+# Errors in OpenAI's shape, and below /v1/messages in Anthropic's.
+ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
 }
 
 
@@ -39,18 +54,13 @@ def doc_routes(routes: Sequence[Route]) -> list[Route]:
 
 def document(routes: Sequence[Route]) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of HTTP routes."""
-    bodies = {route.body for route in routes if route.body is not None}
-    ordered = sorted(bodies, key=lambda body: body.__name__)
-    refs, schemas = models_json_schema(
-        [(body, "validation") for body in ordered], ref_template=REF + "{model}"
-    )
+    refs, schemas = _schemas(routes)
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         for method in route.methods:
             if method != WEBSOCKET:
-                body = None if route.body is None else refs[(route.body, "validation")]
                 path = paths.setdefault(PARAMETER.sub(r"{\1}", route.path), {})
-                path[method.lower()] = _operation(route, method, body)
+                path[method.lower()] = _operation(route, method, refs)
     keys = {
         "bearer": {"type": "http", "scheme": "bearer"},
         "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
@@ -59,24 +69,53 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "LlamaHome", "version": version("llamahome")},
         "paths": paths,
-        "components": {"schemas": schemas.get("$defs", {}), "securitySchemes": keys},
+        "components": {"schemas": {**schemas, "Error": ERROR}, "securitySchemes": keys},
         "security": [{}, {"bearer": []}, {"header": []}],
     }
 
 
-def _operation(route: Route, method: str, body: dict[str, Any] | None) -> dict[str, Any]:
+def _schemas(routes: Sequence[Route]) -> tuple[Refs, dict[str, Any]]:
+    """Return a reference to the schema of each body and answer, and all schemas by name."""
+    kinds: dict[Any, Mode] = {route.body: "validation" for route in routes}
+    kinds |= {route.answer: "serialization" for route in routes}
+    kinds.pop(None)
+    ordered = sorted(kinds, key=lambda kind: str(kind.__name__))
+    inputs = [(kind, kinds[kind], TypeAdapter(kind)) for kind in ordered]
+    refs, schemas = TypeAdapter.json_schemas(inputs, ref_template=REF + "{model}")
+    return {kind: ref for (kind, _), ref in refs.items()}, schemas.get("$defs", {})
+
+
+def _operation(route: Route, method: str, refs: Refs) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "operationId": f"{method.lower()} {route.path}",
         "parameters": [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
             for name in PARAMETER.findall(route.path)
         ],
-        "responses": ANSWERS,
+        "responses": {
+            "200": {"description": "the answer", **_content(route, refs)},
+            "4XX": {"description": REFUSED, "content": _json({"$ref": f"{REF}Error"})},
+            "5XX": {"description": FAILED, "content": _json({})},
+        },
     }
-    if body is not None:
-        content = {"application/json": {"schema": body}}
-        operation["requestBody"] = {"required": True, "content": content}
+    if method == "HEAD":
+        for answer in operation["responses"].values():
+            answer.pop("content", None)
+    if route.body is not None:
+        operation["requestBody"] = {"required": True, "content": _json(refs[route.body])}
     return operation
+
+
+def _content(route: Route, refs: Refs) -> dict[str, Any]:
+    """Return the media types of an answer; bodies with `stream` may ask for events."""
+    content = {} if route.answer is None else _json(refs[route.answer])
+    if route.body is not None and (content == {} or "stream" in route.body.model_fields):
+        content["text/event-stream"] = {}
+    return {"content": content} if content else {}
+
+
+def _json(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"application/json": {"schema": schema}}
 
 
 def _page(content: dict[str, Any]) -> str:

@@ -46,7 +46,7 @@ PROXY_HEADERS = (
     b"serve_multiplexed_model_id",
     b"serve-multiplexed-model-id",
 )
-# `openai` sends its own headers from a browser, too.
+# `openai` and `anthropic` send their own headers from a browser, too.
 OPENAI_HEADERS = tuple(
     f"x-stainless-{name}"
     for name in (
@@ -54,7 +54,15 @@ OPENAI_HEADERS = tuple(
         *("timeout", "async", "helper-method", "poll-helper"),
     )
 )
-ALLOWED_HEADERS = ("authorization", "content-type", "x-request-id", *OPENAI_HEADERS)
+ANTHROPIC_HEADERS = (
+    *("x-api-key", "anthropic-version", "anthropic-beta"),
+    "anthropic-dangerous-direct-browser-access",
+)
+ALLOWED_HEADERS = (
+    *("authorization", "content-type", "x-request-id"),
+    *OPENAI_HEADERS,
+    *ANTHROPIC_HEADERS,
+)
 RATES = tuple(
     f"x-ratelimit-{what}-{kind}"
     for what in ("limit", "remaining", "reset")
@@ -73,7 +81,7 @@ def behind_door(
         guarded = CORSMiddleware(
             guarded,
             allow_origins=settings.cors_origins,
-            allow_methods=("GET", "POST"),
+            allow_methods=("GET", "POST", "DELETE"),
             allow_headers=ALLOWED_HEADERS,
             expose_headers=("x-request-id", "retry-after", *RATES),
         )

@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import Annotated, Any
 
 from pydantic import Field
+from typing_extensions import TypedDict
 
 from serve.http.bodies import checked_fields
 from serve.http.errors import ApiError
@@ -45,13 +46,27 @@ class PlainBody(Strict):
             raise renamed(error, NAMES) from None
 
 
-def parts(delta: Delta) -> list[dict[str, Any]]:
+class Ending(TypedDict):
+    """The end of an answer."""
+
+    finish_reason: str | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+
+
+class PlainAnswer(Ending):
+    """A whole answer."""
+
+    text: str
+
+
+def parts(delta: Delta) -> list[Any]:
     """Return the messages of one delta: its text, and on the last how the answer ended."""
     text = [{"text": delta.text}] if delta.text else []
     return [*text, *([ending(delta)] if delta.finish_reason is not None else [])]
 
 
-def ending(answer: Delta) -> dict[str, Any]:
+def ending(answer: Delta) -> Ending:
     """Say how an answer ended, and what it used."""
     usage = answer.usage
     return {

@@ -6,7 +6,7 @@ import base64
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Literal
 
 from openai import BaseModel
 from openai.types import Completion, CompletionChoice, CompletionUsage
@@ -28,6 +28,7 @@ from openai.types.chat.chat_completion_chunk import ChoiceLogprobs as ChunkLogpr
 from openai.types.chat.chat_completion_message_function_tool_call import (
     Function as CalledFunction,
 )
+from typing_extensions import TypedDict
 
 from llamahome.lens import LensFrame
 from llamahome.requests import Usage
@@ -207,8 +208,25 @@ def event(data: BaseModel) -> str:
     return f"data: {data.to_json(indent=None)}\n\n"
 
 
-def embeddings_of(deltas: Sequence[Delta], model: str, encoding: str) -> dict[str, Any]:
-    """Return the body of an answer of /v1/embeddings; OpenAI's own type has no base64."""
+class Embedding(TypedDict):
+    """One text's vector; OpenAI's own type has no base64."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: str | list[float]
+
+
+class EmbeddingList(TypedDict):
+    """The vectors of texts."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: dict[str, int]
+
+
+def embeddings_of(deltas: Sequence[Delta], model: str, encoding: str) -> EmbeddingList:
+    """Return the body of an answer of /v1/embeddings."""
     tokens = sum(delta.usage.prompt_tokens for delta in deltas if delta.usage is not None)
     return {
         "object": "list",

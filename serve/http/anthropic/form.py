@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Literal
 
 from pydantic_core import from_json
+from typing_extensions import TypedDict
 
 from llamahome.requests import Usage
 from serve.http.anthropic.body import NAMES
@@ -20,14 +21,32 @@ from serve.wire import CallDelta, Delta
 Event = tuple[str, dict[str, Any]]
 
 
-def message(request_id: str, model: str, answer: Delta) -> dict[str, Any]:
+class Ending(TypedDict):
+    """The reason why an answer ended; nulls while it grows."""
+
+    stop_reason: str | None
+    stop_sequence: str | None
+
+
+class MessageAnswer(Ending):
+    """A whole answer; the `anthropic` package, which describes it, is no part of a server."""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    model: str
+    content: list[dict[str, Any]]
+    usage: dict[str, int]
+
+
+def message(request_id: str, model: str, answer: Delta) -> MessageAnswer:
     """Return a whole answer."""
     calls = whole_calls(answer.calls)
     content = [_tool_use(call, _arguments(call)) for call in calls]
     if answer.text or not calls:
         content.insert(0, _text(answer.text))
     usage = _input_usage(answer.usage) | {"output_tokens": _output_tokens(answer.usage)}
-    return _begun(request_id, model, content, usage) | _ending(answer)
+    return _message(request_id, model, content, usage, _ending(answer))
 
 
 async def events(
@@ -38,8 +57,9 @@ async def events(
     The engine counts the prompt's tokens when an answer ends, so `message_start` says 0 of them,
     and `message_delta` has all counts.
     """
-    begun = _begun(request_id, model, [], {"input_tokens": 0, "output_tokens": 0})
-    yield _event("message_start", message=begun | {"stop_reason": None, "stop_sequence": None})
+    begun = {"input_tokens": 0, "output_tokens": 0}
+    ending = Ending(stop_reason=None, stop_sequence=None)
+    yield _event("message_start", message=_message(request_id, model, [], begun, ending))
     blocks = _Blocks()
     async with aclosing(deltas):
         try:
@@ -95,17 +115,22 @@ class _Blocks:
             yield "content_block_stop", {"index": self._index}
 
 
-def _begun(
-    request_id: str, model: str, content: list[dict[str, Any]], usage: dict[str, int]
-) -> dict[str, Any]:
-    return {
-        "id": request_id,
-        "type": "message",
-        "role": "assistant",
-        "model": model,
-        "content": content,
-        "usage": usage,
-    }
+def _message(
+    request_id: str,
+    model: str,
+    content: list[dict[str, Any]],
+    usage: dict[str, int],
+    ending: Ending,
+) -> MessageAnswer:
+    return MessageAnswer(
+        id=request_id,
+        type="message",
+        role="assistant",
+        model=model,
+        content=content,
+        usage=usage,
+        **ending,
+    )
 
 
 def _text(text: str) -> dict[str, Any]:
@@ -122,7 +147,7 @@ def _arguments(call: CallDelta) -> dict[str, Any]:
     return given if isinstance(given, dict) else {}
 
 
-def _ending(answer: Delta) -> dict[str, str | None]:
+def _ending(answer: Delta) -> Ending:
     """Say why an answer ended."""
     if answer.stop_text is not None:
         return {"stop_reason": "stop_sequence", "stop_sequence": answer.stop_text}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import Request, Response
+from openai.types.chat import ChatCompletion
 
 from serve.http.answering import Answering
 from serve.http.bodies import parse
@@ -26,4 +27,4 @@ def routes(answering: Answering) -> list[Route]:
             )
         return await answering.respond(body, ChatFormat(answering.head("chatcmpl", body.model)))
 
-    return [Route("/v1/chat/completions", chat_completions, "POST", ChatRequest)]
+    return [Route("/v1/chat/completions", chat_completions, "POST", ChatRequest, ChatCompletion)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import Request, Response
+from openai.types import Completion
 
 from serve.http.answering import Answering
 from serve.http.bodies import parse
@@ -18,4 +19,4 @@ def routes(answering: Answering) -> list[Route]:
         body = await parse(request, CompletionRequest)
         return await answering.respond(body, CompletionFormat(answering.head("cmpl", body.model)))
 
-    return [Route("/v1/completions", completions, "POST", CompletionRequest)]
+    return [Route("/v1/completions", completions, "POST", CompletionRequest, Completion)]

@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 from serve.http.answering import Answering
 from serve.http.bodies import parse
 from serve.http.protocol import EmbeddingRequest
-from serve.http.responses import embeddings_of
+from serve.http.responses import EmbeddingList, embeddings_of
 from serve.http.routes.route import Route
 
 
@@ -22,4 +22,4 @@ def routes(answering: Answering) -> list[Route]:
         answers = await answering.each(requests)
         return JSONResponse(embeddings_of(answers, body.model, body.encoding_format or "float"))
 
-    return [Route("/v1/embeddings", embeddings, "POST", EmbeddingRequest)]
+    return [Route("/v1/embeddings", embeddings, "POST", EmbeddingRequest, EmbeddingList)]

@@ -8,14 +8,21 @@ from functools import partial
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
+from typing_extensions import TypedDict
 
 from serve.http.answering import Answering
 from serve.http.anthropic.body import NAMES, CountBody, MessagesBody
-from serve.http.anthropic.form import events, message
+from serve.http.anthropic.form import MessageAnswer, events, message
 from serve.http.bodies import parse
 from serve.http.errors import ApiError
 from serve.http.renamed import fields_renamed
 from serve.http.routes.route import Route
+
+
+class Count(TypedDict):
+    """The number of a prompt's tokens."""
+
+    input_tokens: int
 
 
 def routes(answering: Answering) -> list[Route]:
@@ -38,9 +45,9 @@ def routes(answering: Answering) -> list[Route]:
         answer = await answering.whole(replace(asked, adapter=answering.adapter(body.model)))
         if answer.tokenized is None:
             raise ApiError(500, "the engine replica failed", code="engine")
-        return JSONResponse({"input_tokens": len(answer.tokenized.ids)})
+        return JSONResponse(Count(input_tokens=len(answer.tokenized.ids)))
 
     return [
-        Route("/v1/messages", messages, "POST", MessagesBody),
-        Route("/v1/messages/count_tokens", count_tokens, "POST", CountBody),
+        Route("/v1/messages", messages, "POST", MessagesBody, MessageAnswer),
+        Route("/v1/messages/count_tokens", count_tokens, "POST", CountBody, Count),
     ]

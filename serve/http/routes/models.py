@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import Response
 from fastapi.responses import JSONResponse
 from openai.types import Model
+from typing_extensions import TypedDict
 
 from serve.http.answering import Answering
 from serve.http.bodies import as_json
 from serve.http.errors import no_model
 from serve.http.routes.route import Route
+
+
+class ModelList(TypedDict):
+    """The models."""
+
+    object: Literal["list"]
+    data: list[dict[str, Any]]
 
 
 def routes(answering: Answering) -> list[Route]:
@@ -20,13 +28,16 @@ def routes(answering: Answering) -> list[Route]:
     async def models() -> Response:
         lengths = await _max_lengths(answering)
         data = [_described(answering, name, lengths).to_dict() for name in answering.visible()]
-        return JSONResponse({"object": "list", "data": data})
+        return JSONResponse(ModelList(object="list", data=data))
 
     async def model(model_id: str) -> Response:
         answering.check_model(model_id)
         return as_json(_described(answering, model_id, await _max_lengths(answering)))
 
-    return [Route("/v1/models", models), Route("/v1/models/{model_id:path}", model)]
+    return [
+        Route("/v1/models", models, answer=ModelList),
+        Route("/v1/models/{model_id:path}", model, answer=Model),
+    ]
 
 
 def _described(answering: Answering, name: str, lengths: dict[str, int | None]) -> Model:

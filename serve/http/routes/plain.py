@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 
 from serve.http.answering import Answering
 from serve.http.bodies import parse
-from serve.http.plain import NAMES, PlainBody, ending, events
+from serve.http.plain import NAMES, PlainAnswer, PlainBody, ending, events
 from serve.http.renamed import fields_renamed
 from serve.http.routes.route import WEBSOCKET, Route
 from serve.http.talk import Talk
@@ -30,7 +30,7 @@ def routes(answering: Answering) -> list[Route]:
         body = await parse(request, PlainBody)
         with fields_renamed(NAMES):
             answer = await answering.whole(asked(body))
-        return JSONResponse({"text": answer.text, **ending(answer)})
+        return JSONResponse(PlainAnswer(text=answer.text, **ending(answer)))
 
     async def stream(request: Request) -> Response:
         body = await parse(request, PlainBody)
@@ -41,7 +41,7 @@ def routes(answering: Answering) -> list[Route]:
         await Talk(answering, asked, socket).run()
 
     return [
-        Route("/api/v1/process", process, "POST", PlainBody),
+        Route("/api/v1/process", process, "POST", PlainBody, PlainAnswer),
         Route("/api/v1/stream", stream, "POST", PlainBody),
         Route("/api/v1/ws", talk, WEBSOCKET),
     ]

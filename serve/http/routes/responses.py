@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from functools import partial
+from typing import Literal
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from openai.types import responses as types
+from typing_extensions import TypedDict
 
 from serve.http.answering import Answering
 from serve.http.bodies import as_json, parse
@@ -21,6 +23,14 @@ from serve.http.stateful.form import ResponseForm
 from serve.http.stateful.items import Turns, conversation, said
 from serve.http.stateful.store import Store, Stored
 from serve.wire import Delta
+
+
+class Deleted(TypedDict):
+    """The answer to a deletion."""
+
+    id: str
+    object: Literal["response"]
+    deleted: bool
 
 
 def routes(answering: Answering) -> list[Route]:
@@ -58,12 +68,12 @@ def routes(answering: Answering) -> list[Route]:
     async def delete(request: Request, response_id: str) -> Response:
         if store is None or not await store.delete(response_id, owner_of(request)):
             raise _not_found()
-        return JSONResponse({"id": response_id, "object": "response", "deleted": True})
+        return JSONResponse(Deleted(id=response_id, object="response", deleted=True))
 
     return [
-        Route("/v1/responses", create, "POST", ResponsesBody),
-        Route("/v1/responses/{response_id}", read),
-        Route("/v1/responses/{response_id}", delete, "DELETE"),
+        Route("/v1/responses", create, "POST", ResponsesBody, types.Response),
+        Route("/v1/responses/{response_id}", read, answer=types.Response),
+        Route("/v1/responses/{response_id}", delete, "DELETE", answer=Deleted),
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fastapi import Response
 
@@ -14,12 +14,16 @@ WEBSOCKET = "WEBSOCKET"
 
 
 class Route(NamedTuple):
-    """A path, the coroutine function that answers it, its HTTP method, and the request's body."""
+    """A path, the coroutine function that answers it, its HTTP method, and types of both bodies.
+
+    `answer` is the type of a JSON answer; it describes, and checks nothing.
+    """
 
     path: str
     endpoint: Callable[..., Awaitable[Response | None]]
     method: str = "GET"
     body: type[Strict] | None = None
+    answer: Any = None
 
     @property
     def methods(self) -> list[str]:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BeforeValidator, Field
+from typing_extensions import TypedDict
 
 from serve.http.answering import Answering
 from serve.http.bodies import parse
@@ -70,6 +71,38 @@ class RerankBody(Strict):
     return_documents: bool = True
 
 
+class TokensRead(TypedDict):
+    """The tokens that were read."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Score(TypedDict):
+    """The score of one text."""
+
+    index: int
+    object: Literal["score"]
+    score: float
+
+
+class ScoreAnswer(Head):
+    """The scores of texts."""
+
+    object: Literal["list"]
+    data: list[Score]
+    usage: TokensRead
+
+
+class RerankAnswer(TypedDict):
+    """Documents, the most relevant first."""
+
+    id: str
+    model: str
+    usage: TokensRead
+    results: list[dict[str, Any]]
+
+
 def routes(answering: Answering) -> list[Route]:
     """Return the routes of scores."""
 
@@ -97,12 +130,9 @@ def routes(answering: Answering) -> list[Route]:
         body = await parse(request, ScoreBody)
         head = answering.head("score", body.model)
         scores, tokens = await likelihoods(head, body.pairs(), "text_2")
-        data = [
-            {"index": index, "object": "score", "score": score}
-            for index, score in enumerate(scores)
-        ]
-        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return JSONResponse({**head, "object": "list", "data": data, "usage": usage})
+        data = [Score(index=i, object="score", score=score) for i, score in enumerate(scores)]
+        usage = TokensRead(prompt_tokens=tokens, total_tokens=tokens)
+        return JSONResponse(ScoreAnswer(**head, object="list", data=data, usage=usage))
 
     async def rerank(request: Request) -> Response:
         body = await parse(request, RerankBody)
@@ -111,17 +141,17 @@ def routes(answering: Answering) -> list[Route]:
         scores, tokens = await likelihoods(head, pairs, "query")
         ranked = sorted(range(len(scores)), key=lambda index: -scores[index])[: body.top_n]
         results = [_result(body, index, scores[index]) for index in ranked]
-        usage = {"total_tokens": tokens, "prompt_tokens": tokens}
+        usage = TokensRead(prompt_tokens=tokens, total_tokens=tokens)
         return JSONResponse(
-            {"id": head["id"], "model": body.model, "usage": usage, "results": results}
+            RerankAnswer(id=head["id"], model=body.model, usage=usage, results=results)
         )
 
     return [
-        Route("/v1/score", score, "POST", ScoreBody),
-        Route("/score", score, "POST", ScoreBody),
-        Route("/v1/rerank", rerank, "POST", RerankBody),
-        Route("/rerank", rerank, "POST", RerankBody),
-        Route("/v2/rerank", rerank, "POST", RerankBody),
+        Route("/v1/score", score, "POST", ScoreBody, ScoreAnswer),
+        Route("/score", score, "POST", ScoreBody, ScoreAnswer),
+        Route("/v1/rerank", rerank, "POST", RerankBody, RerankAnswer),
+        Route("/rerank", rerank, "POST", RerankBody, RerankAnswer),
+        Route("/v2/rerank", rerank, "POST", RerankBody, RerankAnswer),
     ]
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
+from typing_extensions import TypedDict
 
 from serve.http.answering import Answering
 from serve.http.bodies import parse
@@ -85,6 +86,21 @@ class DetokenizeBody(Strict):
     tokens: list[Annotated[int, Field(ge=0, lt=2**31)]]
 
 
+class TokenizeAnswer(TypedDict):
+    """Tokens of a text or a chat."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class DetokenizeAnswer(TypedDict):
+    """Text of tokens."""
+
+    prompt: str
+
+
 def routes(answering: Answering) -> list[Route]:
     """Return the routes of the tokenizer."""
 
@@ -97,12 +113,12 @@ def routes(answering: Answering) -> list[Route]:
         if result is None:
             raise ApiError(500, "the engine replica failed", code="engine")
         return JSONResponse(
-            {
-                "count": len(result.ids),
-                "max_model_len": result.max_length,
-                "tokens": result.ids,
-                "token_strs": result.pieces if body.return_token_strs else None,
-            }
+            TokenizeAnswer(
+                count=len(result.ids),
+                max_model_len=result.max_length,
+                tokens=list(result.ids),
+                token_strs=list(result.pieces) if body.return_token_strs else None,
+            )
         )
 
     async def detokenize(request: Request) -> Response:
@@ -113,7 +129,7 @@ def routes(answering: Answering) -> list[Route]:
                 request_id=_id("detok"), tokens=body.tokens, adapter=_adapter(body.model)
             )
         )
-        return JSONResponse({"prompt": answer.text})
+        return JSONResponse(DetokenizeAnswer(prompt=answer.text))
 
     def _check(model_id: str | None) -> None:
         if model_id is not None:
@@ -123,8 +139,8 @@ def routes(answering: Answering) -> list[Route]:
         return None if model_id is None else answering.adapter(model_id)
 
     return [
-        Route("/tokenize", tokenize, "POST", TokenizeBody),
-        Route("/detokenize", detokenize, "POST", DetokenizeBody),
+        Route("/tokenize", tokenize, "POST", TokenizeBody, TokenizeAnswer),
+        Route("/detokenize", detokenize, "POST", DetokenizeBody, DetokenizeAnswer),
     ]
 
 

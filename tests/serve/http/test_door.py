@@ -200,7 +200,7 @@ async def test_a_page_needs_a_key_but_its_preflight_does_not(connect, keys):
             headers={
                 "origin": origin,
                 "access-control-request-method": "POST",
-                "access-control-request-headers": "authorization,content-type,x-stainless-os",
+                "access-control-request-headers": "x-api-key,anthropic-version,x-stainless-os",
             },
         )
         assert preflight.status_code == 200
