@@ -9,6 +9,7 @@ from typing import Protocol
 
 from llamahome.keys import Key
 from serve.http.errors import ApiError, no_model
+from serve.http.placed import model_name
 from serve.security.call import CALL, Call
 from serve.security.limits import Kind, Limiter, Taken
 from serve.wire import (
@@ -52,7 +53,7 @@ class CheckedBackend:
                 429 for a limit that is reached, and what the backend raises.
         """
         call = CALL.get() or Call(request_id=request.request_id)
-        call.model = self._model(request)
+        call.model = model_of(request, self._model_id)
         if call.key is not None:
             _check(request, call.key, call.model)
         reserved = await self._reserve(request, call)
@@ -68,12 +69,6 @@ class CheckedBackend:
                     yield delta
         finally:
             self._settle(call.key, reserved - spent)
-
-    def _model(self, request: Request) -> str:
-        match request:
-            case GenerateRequest():
-                return request.params.adapter or self._model_id
-        return request.adapter or self._model_id
 
     async def _reserve(self, request: Request, call: Call) -> int:
         """Take the tokens that a request may use, as far as it says."""
@@ -98,6 +93,11 @@ class CheckedBackend:
     def _settle(self, key: Key | None, unused: int) -> None:
         if key is not None and key.tokens_per_minute is not None and unused:
             self._limiter.give(key.id, "tokens", key.tokens_per_minute, unused)
+
+
+def model_of(request: Request, model_id: str) -> str:
+    """Return the name of the model that answers; `model_id` is the default one's."""
+    return model_name(request) or model_id
 
 
 def estimate(request: Request) -> int:

@@ -91,9 +91,10 @@ class _ReplicaGauges:
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         for name, text in REPLICA_GAUGES:
-            family = GaugeMetricFamily(f"llamahome_{name}", text, labels=["replica"])
+            family = GaugeMetricFamily(f"llamahome_{name}", text, labels=["replica", "model"])
             for replica in self.replicas:
-                family.add_metric([replica.replica], getattr(replica.engine, name))
+                for model in replica.models:
+                    family.add_metric([replica.replica, model.name], getattr(model.engine, name))
             yield family
 
 

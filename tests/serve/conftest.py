@@ -38,7 +38,7 @@ from llamahome.requests import (
 )
 from serve.http.api import build_app
 from serve.http.settings import HttpSettings
-from serve.wire import Delta, GenerateRequest, ReplicaStats
+from serve.wire import Delta, GenerateRequest, ModelStats, ReplicaStats
 
 CRASH, GIVE_UP = 13, 14  # prompt tokens that make FakeEngine do so
 CHAT_TEMPLATE = (
@@ -214,21 +214,20 @@ def usage(prompt: int, completion: int) -> Usage:
 def replica_stats(
     name: str = "r1", *, running: bool = True, max_length: int | None = None
 ) -> ReplicaStats:
+    engine = EngineStats(
+        slots=2,
+        slots_used=1,
+        kv_bytes=1024,
+        drafted_tokens=8,
+        accepted_tokens=5,
+        prefix_hits=3,
+        prefix_misses=1,
+        prefix_hit_tokens=96,
+        prefix_bytes=512,
+    )
+    model = ModelStats(name="tiny", engine=engine, max_length=max_length)
     return ReplicaStats(
-        replica=name,
-        running=running,
-        max_length=max_length,
-        engine=EngineStats(
-            slots=2,
-            slots_used=1,
-            kv_bytes=1024,
-            drafted_tokens=8,
-            accepted_tokens=5,
-            prefix_hits=3,
-            prefix_misses=1,
-            prefix_hit_tokens=96,
-            prefix_bytes=512,
-        ),
+        replica=name, running=running, max_length=max_length, engine=engine, models=(model,)
     )
 
 

@@ -407,9 +407,9 @@ async def test_metrics_count_what_happened(connect, backend, make_stats):
         "llamahome_prompt_tokens_total 5.0",
         "llamahome_generated_tokens_total 3.0",
         "llamahome_evicted_tokens_total 2.0",
-        'llamahome_slots_used{replica="r1"} 1.0',
-        'llamahome_kv_bytes{replica="r2"} 1024.0',
-        'llamahome_prefix_hit_tokens{replica="r2"} 96.0',
+        'llamahome_slots_used{model="tiny",replica="r1"} 1.0',
+        'llamahome_kv_bytes{model="tiny",replica="r2"} 1024.0',
+        'llamahome_prefix_hit_tokens{model="tiny",replica="r2"} 96.0',
     ):
         assert line in first
     assert 'replica="r1"' not in second

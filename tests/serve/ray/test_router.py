@@ -12,8 +12,9 @@ from ray.serve._private.test_utils import FakeRunningReplica
 from ray.serve.request_router import PendingRequest
 
 from llamahome.requests import SamplingParams
+from serve.catalog import Served
 from serve.ray.prefixes import Published, prefix_of
-from serve.ray.router import HELD, PrefixRouter
+from serve.ray.router import HELD, MODELS, PrefixRouter
 from serve.wire import EmbedRequest, GenerateRequest
 
 SYSTEM = {"role": "system", "content": "Be brief. " * 300}  # 3 KB: worth 1.5 requests
@@ -23,14 +24,17 @@ SLOTS = 4
 class FakeReplica(FakeRunningReplica):
     """Ray's own stand-in, which has no routing stats."""
 
-    def __init__(self, name: str, *, load: int = 0, held: bytes = b"") -> None:
+    def __init__(
+        self, name: str, *, load: int = 0, held: bytes = b"", models: Sequence[Served] = ()
+    ) -> None:
         super().__init__(name, max_ongoing_requests=8)
         self._held = held
+        self._models = " ".join(model.key for model in models).encode()
         self.set_queue_len_response(load)
 
     @property
     def routing_stats(self) -> dict[str, Any]:
-        return {HELD: self._held}
+        return {HELD: self._held, MODELS: self._models}
 
 
 def chat(name: str, *, turns: int = 1) -> GenerateRequest:
@@ -163,3 +167,36 @@ async def test_a_request_waits_while_all_are_full() -> None:
 async def test_calls_of_another_kind_are_routed_by_load(request_: Any) -> None:
     routed = await settled([FakeReplica("r1", load=1), FakeReplica("r2")])
     assert await routed.send(request_) == "r2"
+
+
+SMALL, LARGE = (Served(name=name, root=name) for name in ("small", "large"))
+
+
+def of_model(name: str, model: Served) -> GenerateRequest:
+    params = SamplingParams()
+    return GenerateRequest(request_id=name, params=params, prompt=name * 40, model=model)
+
+
+async def test_a_request_goes_to_the_replica_that_holds_its_model() -> None:
+    held = [(SMALL,), (SMALL, LARGE), (SMALL,)]
+    replicas = [FakeReplica(f"r{n}", models=models) for n, models in enumerate(held)]
+    routed = await settled(replicas)
+    homes = {await routed.send(of_model(f"prompt {n}", LARGE)) for n in range(8)}
+    assert homes == {"r1"}
+
+
+async def test_a_model_spreads_once_its_holder_has_a_full_batch() -> None:
+    replicas = [FakeReplica("r0", models=(SMALL, LARGE)), FakeReplica("r1", models=(SMALL,))]
+    routed = await settled(replicas)
+    first = [await routed.send(of_model(f"{n}", LARGE), done=False) for n in range(SLOTS)]
+    assert set(first) == {"r0"}
+    later = [await routed.send(of_model(f"later {n}", LARGE), done=False) for n in range(4)]
+    assert later.count("r1") >= 3
+    assert await routed.send(of_model("small", SMALL)) in ("r0", "r1")
+
+
+async def test_two_models_with_the_same_prompt_have_nothing_in_common() -> None:
+    small, large = (prefix_of(of_model("once", model)) for model in (SMALL, LARGE))
+    assert small is not None
+    assert large is not None
+    assert not set(small.digests) & set(large.digests)
