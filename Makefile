@@ -82,8 +82,12 @@ soak: install  ## 10,000 small requests through the engine, which must not leak
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak
 
 .PHONY: chaos
-chaos: install  ## kill each part of an endpoint under load, and count what is lost: 3 minutes
+chaos: install  ## kill each part of an endpoint under load, and count what is lost: 6 minutes
 	$(BIN)/python -m benchmarks.chaos
+
+.PHONY: test-chaos
+test-chaos: install  ## kill, drain and stop parts of real endpoints, and check what clients see: 10 minutes
+	$(BIN)/python -m pytest -m chaos tests/serve/test_chaos.py
 
 .PHONY: clean
 clean:  ## remove the environment and what the tools left

@@ -71,12 +71,12 @@ class Replica:
         self._probe_after_s = probe_after_s
         self._probe: asyncio.Task[None] | None = None
         self._engine = engine_factory(model, policy, engine)
-        self._engine.prepare()
         self._async_engine = AsyncEngine(self._engine)
         # One thread, since a tokenizer may not be set up by two at a time.
         self._encoder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoder")
         # Compiling a grammar takes up to a second; neither steps nor other prompts wait for it.
         self._compiler = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar")
+        self._grammars_ready = False
         logger.info("replica %s serves %s", name, model.name)
 
     async def process_input(
@@ -189,6 +189,9 @@ class Replica:
     async def check_health(self) -> None:
         """Check that the engine computes; if it does not, Serve replaces the replica.
 
+        The first call that finds the engine idle also prepares grammars: that takes half a second,
+        which the first answers of a new replica need not wait for.
+
         An engine that has work must end its steps. One that is idle is given one token to generate
         now and then; this call does not wait for it, but later ones fail if it does not come.
 
@@ -199,6 +202,9 @@ class Replica:
         probe = self._probe
         if probe is not None and probe.done() and (error := probe.exception()) is not None:
             raise error
+        if not self._grammars_ready and self._async_engine.idle_s > 0:
+            self._grammars_ready = True
+            self._compiler.submit(self._engine.prepare)
         if self._async_engine.idle_s > self._probe_after_s:
             self._probe = asyncio.create_task(self._generate_one())
 

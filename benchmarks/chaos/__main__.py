@@ -9,7 +9,8 @@ the last refusal, loss or pause of more than a second.
 
 Then come parts that leave: an ingress that dies with streams in flight, whose slots must be freed
 (`orphans`), a replica that is given up with answers in flight (`drain`), and an application that
-goes to zero and is asked (`to_zero`).
+goes to zero and is asked (`to_zero`). At last the endpoint itself is stopped, by SIGTERM (`stop`)
+and by two Ctrl-C (`stop_twice`).
 """
 
 from __future__ import annotations
@@ -27,14 +28,15 @@ from rich.console import Console
 from benchmarks.chaos.endpoint import endpoint
 from benchmarks.chaos.faults import Report, under_faults
 from benchmarks.chaos.leaving import SLEEPY, Leaving, drain, orphans, to_zero
+from benchmarks.chaos.stopping import stop, stop_twice
 from benchmarks.draw import table
 from benchmarks.record import write_result
 
-PARTS = ("faults", "orphans", "drain", "to_zero")
+PARTS = ("faults", "orphans", "drain", "to_zero", "stop", "stop_twice")
 
 
 def show(reports: list[Report], console: Console) -> None:
-    columns = ("accepted", "completed", "lost", "refused", "recovery, s", "replaced, s")
+    columns = ("accepted", "completed", "lost", "silent", "refused", "recovery, s", "replaced, s")
     shown = table("Faults under load", ["fault"], columns)
     for report in reports:
         shown.add_row(*(str(value) for value in asdict(report).values()))
@@ -108,6 +110,10 @@ def measure(
                 leaving += map(_told, asyncio.run(to_zero(*running)))
             if "drain" in only:
                 leaving.append(_told(asyncio.run(drain(*running))))
+    for name, part in (("stop", stop), ("stop_twice", stop_twice)):
+        if name in only:
+            with endpoint(overrides) as running:
+                leaving.append(_told(asyncio.run(part(*running, streams))))
     return reports, leaving
 
 

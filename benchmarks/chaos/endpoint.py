@@ -28,6 +28,7 @@ def endpoint(overrides: list[str]) -> Iterator[tuple[psutil.Process, str, str]]:
             cwd=ROOT,
             env={**os.environ, "TMPDIR": folder},
             stdout=subprocess.PIPE,
+            start_new_session=True,  # so that a signal can reach the group, as from a terminal
             text=True,
         )
         assert process.stdout is not None
@@ -38,8 +39,10 @@ def endpoint(overrides: list[str]) -> Iterator[tuple[psutil.Process, str, str]]:
             _, model, _, url, *_ = ready.split()
             yield psutil.Process(process.pid), url.rstrip(","), model
         finally:
-            process.send_signal(signal.SIGTERM)
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
             process.wait(PATIENCE_S)
+            process.stdout.close()
 
 
 def parts(owner: psutil.Process, title: str) -> list[psutil.Process]:

@@ -27,12 +27,18 @@ FAULTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Result of one fault; times are seconds after it."""
+    """Result of one fault; times are seconds after it.
+
+    Attributes:
+        lost: accepted answers that did not end, or ended otherwise than without a fault.
+        silent: those of them that looked complete to the client.
+    """
 
     fault: str
     accepted: int
     completed: int
     lost: int
+    silent: int
     refused: int
     recovery_s: float
     replaced_s: float
@@ -82,6 +88,7 @@ async def inflict(
         accepted=accepted,
         completed=counts["completed"],
         lost=accepted - counts["completed"],
+        silent=counts["differs"],
         refused=counts["refused"],
         recovery_s=round(over - struck, 1),
         replaced_s=round(replaced_s, 1),

@@ -14,7 +14,7 @@ from benchmarks.chaos.endpoint import parts, replicas, slots_used
 
 ENGINE = "EngineReplica"
 # Long enough that nothing ends by itself while it is watched.
-LONG = 2000
+LONG = 1500
 CROWD = 6
 # An endpoint that grows and shrinks within seconds.
 SLEEPY = (
@@ -39,9 +39,9 @@ class Leaving:
 
 async def orphans(owner: psutil.Process, url: str, model: str, streams: int) -> Leaving:
     """Kill the ingress that holds most streams; time until their slots are free."""
-    asked = _ask_long(url, model, streams)
+    asked = ask_long(url, model, streams)
     try:
-        await _until(lambda: _are_used(url, streams), "the streams have no slots")
+        await until(lambda: _are_used(url, streams), "the streams have no slots")
         crowded = max(parts(owner, ":Api"), key=lambda process: _connections(process, url))
         crowded.kill()
         killed = time.monotonic()
@@ -50,11 +50,11 @@ async def orphans(owner: psutil.Process, url: str, model: str, streams: int) -> 
             cut = sum(task.done() for task in asked)
             return cut > 0 and await slots_used(url) == streams - cut
 
-        await _until(freed, "the slots of an ingress that died were not freed")
+        await until(freed, "the slots of an ingress that died were not freed")
         seconds = time.monotonic() - killed
         ended = [task.result() for task in asked if task.done()]
     finally:
-        await _cancel(asked)
+        await cancel(asked)
     if any(outcome.result == "completed" for outcome in ended):
         raise SystemExit("orphans: an answer ended by itself")
     return Leaving(
@@ -70,23 +70,27 @@ async def to_zero(owner: psutil.Process, url: str, model: str) -> list[Leaving]:
     """Leave an application idle, then ask it."""
     client = Client(url, model, {})
     expected = await client.ask(PROMPTS[0])
+    if expected.result != "completed":
+        raise SystemExit(f"to_zero: the first request was {expected.result}")
     idle = time.monotonic()
 
     async def asleep() -> bool:
         return not parts(owner, ENGINE)
 
-    await _until(asleep, "an idle application did not go to zero")
+    await until(asleep, "an idle application did not go to zero")
     slept = time.monotonic() - idle
     first = await Client(url, model, {PROMPTS[0]: expected.text}).ask(PROMPTS[0])
+    if not first.bytes_at:
+        raise SystemExit(f"to_zero: the request that found no replica was {first.result}")
     return [
         Leaving(
             part="to_zero",
             answers=1,
             completed=int(first.result == "completed"),
             seconds=round(seconds, 1),
-            until=until,
+            until=what,
         )
-        for seconds, until in (
+        for seconds, what in (
             (slept, "no replica is left, after the last answer"),
             (first.bytes_at[0] - first.sent, "the first token of the next request"),
         )
@@ -101,18 +105,18 @@ async def drain(owner: psutil.Process, url: str, model: str) -> Leaving:
     await _crowd(url, model)
     asked = [asyncio.create_task(Client(url, model, expected, LONG).ask(p)) for p in prompts]
     try:
-        await _until(lambda: _are_replicas(url, 1), "no replica was given up")
+        await until(lambda: _are_replicas(url, 1), "no replica was given up")
         if all(task.done() for task in asked):
             raise SystemExit("drain: the answers ended before a replica was given up")
         outcomes = await asyncio.gather(*asked)
     finally:
-        await _cancel(asked)
+        await cancel(asked)
     ended = max(outcome.ended for outcome in outcomes)
 
     async def left() -> bool:
         return len(parts(owner, ENGINE)) < 2
 
-    await _until(left, "a drained replica did not end")
+    await until(left, "a drained replica did not end")
     return Leaving(
         part="drain",
         answers=len(outcomes),
@@ -128,15 +132,18 @@ async def _crowd(url: str, model: str) -> None:
     clients = [Client(url, model, {}) for _ in range(CROWD)]
     running = [asyncio.create_task(client.run(i, stop)) for i, client in enumerate(clients)]
     try:
-        await _until(lambda: _are_replicas(url, 2), "load brought no second replica")
+        await until(lambda: _are_replicas(url, 2), "load brought no second replica")
     finally:
         stop.set()
         await asyncio.gather(*running)
 
 
-def _ask_long(url: str, model: str, streams: int) -> list[asyncio.Task[Outcome]]:
+def ask_long(
+    url: str, model: str, streams: int, max_tokens: int = LONG
+) -> list[asyncio.Task[Outcome]]:
+    """Begin streams of `max_tokens` tokens."""
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(streams)]
-    return [asyncio.create_task(Client(url, model, {}, LONG).ask(prompt)) for prompt in prompts]
+    return [asyncio.create_task(Client(url, model, {}, max_tokens).ask(p)) for p in prompts]
 
 
 def _connections(process: psutil.Process, url: str) -> int:
@@ -153,7 +160,8 @@ async def _are_replicas(url: str, count: int) -> bool:
     return await replicas(url) == count
 
 
-async def _until(condition: Callable[[], Awaitable[bool]], otherwise: str) -> None:
+async def until(condition: Callable[[], Awaitable[bool]], otherwise: str) -> None:
+    """Wait for a condition; end the run with the reason if it does not come."""
     end = time.monotonic() + PATIENCE_S
     while not await condition():
         if time.monotonic() > end:
@@ -161,7 +169,7 @@ async def _until(condition: Callable[[], Awaitable[bool]], otherwise: str) -> No
         await asyncio.sleep(0.1)
 
 
-async def _cancel(tasks: list[asyncio.Task[Outcome]]) -> None:
+async def cancel(tasks: list[asyncio.Task[Outcome]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)

@@ -42,6 +42,7 @@ class ServeConfig:
         first_token_timeout_s, token_timeout_s: seconds in which a replica has to give the first
             token of an answer, its queue included, and each one after it; then another replica goes
             on.
+        drain_s: seconds that open answers have when the endpoint is stopped.
         max_body_bytes: size of a request body above which it is refused with 413.
         store_bytes: memory for the responses that /v1/responses keeps, as JSON; 0 keeps none.
         store_s: seconds that a response is kept.
@@ -79,6 +80,7 @@ class ServeConfig:
     request_timeout_s: float = 600.0
     first_token_timeout_s: float = 300.0
     token_timeout_s: float = 60.0
+    drain_s: float = 20.0
     max_body_bytes: int = 4_194_304
     store_bytes: int = 2**26
     store_s: float = 3600.0
@@ -92,7 +94,13 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         require(0 < self.port < 65536, "serve.port", self.port, "it must lie in 1..65535")
-        for name in ("min_replicas", "upscale_delay_s", "downscale_delay_s", "gpus_per_replica"):
+        for name in (
+            "min_replicas",
+            "upscale_delay_s",
+            "downscale_delay_s",
+            "gpus_per_replica",
+            "drain_s",
+        ):
             at_least(f"serve.{name}", getattr(self, name), 0)
         at_least("serve.max_replicas", self.max_replicas, max(1, self.min_replicas))
         for name in (

@@ -6,7 +6,7 @@ import base64
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from openai import BaseModel
 from openai.types import Completion, CompletionChoice, CompletionUsage

@@ -13,44 +13,28 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 from ray.serve.schema import LoggingConfig
 
 from llamahome.config import LogConfig, ServeConfig, ServeRoot
-from serve.catalog import Catalog, first_catalog, served_name
+from serve.catalog import first_catalog, served_name
 from serve.http.changes import Sources
 from serve.http.metrics import FOLDER
 from serve.http.server import EdgeLimits
 from serve.http.settings import HttpSettings
 from serve.http.stateful.store import MemoryStore
-from serve.ray.ingress import Api, Listening, log_as_replica
+from serve.ray.drain import drain_limits
+from serve.ray.engine_replica import EngineReplica
+from serve.ray.ingress import Api, Listening
 from serve.ray.limiter import KeyLimits
 from serve.ray.recovery import Deadlines
-from serve.ray.reporting import ReportingHost
 from serve.ray.router import PrefixRouter
 from serve.ray.scaling import ScarcityPolicy, Targets
-from serve.ray.shared_catalog import latest
 from serve.security.settings import SecuritySettings
 
 # A replica that is dead is replaced after one check, one that does not answer after three.
-HEALTH_CHECK_PERIOD_S = 1.0
+HEALTH_CHECK_PERIOD_S = 0.5
 HEALTH_CHECK_TIMEOUT_S = 5.0
-# Time for unfinished answers when the application or an ingress stops.
-GRACEFUL_SHUTDOWN_S = 20.0
 # Replicas and ingresses report their load so often; decisions look back over a few reports.
 METRICS_PERIOD_S = 0.5
 LOOK_BACK_S = 2.0
 ROUTING_PERIOD_S = 2.0
-
-
-class EngineReplica(ReportingHost):
-    """A replica that Ray Serve runs and names. It begins with the default model as it is by now."""
-
-    def __init__(self, catalog: Catalog, max_models: int, stall_s: float, log: LogConfig) -> None:
-        name = log_as_replica(log)
-        first = latest(catalog).default
-        super().__init__(first, name=name, max_models=max_models, stall_s=stall_s)
-
-    def __del__(self) -> None:
-        """Close the engines; Serve calls this once the replica has answered its last request."""
-        if hasattr(self, "_held"):  # a load that failed leaves nothing to close
-            self.close()
 
 
 def build_application(root: ServeRoot, *, nodes: int, metrics_folder: str) -> Application:
@@ -61,6 +45,7 @@ def build_application(root: ServeRoot, *, nodes: int, metrics_folder: str) -> Ap
         nodes: number of nodes whose port answers; each has `serve.ingresses` processes.
         metrics_folder: folder on each node into which its ingress processes count.
     """
+    drain = drain_limits(root.serve)
     both: dict[str, Any] = {
         "health_check_period_s": HEALTH_CHECK_PERIOD_S,
         "health_check_timeout_s": HEALTH_CHECK_TIMEOUT_S,
@@ -75,8 +60,7 @@ def build_application(root: ServeRoot, *, nodes: int, metrics_folder: str) -> Ap
         # Twice what an engine takes, so that the engine refuses, with a reason, and not the router.
         max_ongoing_requests=2 * (root.engine.slots + root.engine.max_queued),
         max_queued_requests=root.engine.max_queued,
-        # A replica that is scaled down takes nothing new and has the time that any answer has.
-        graceful_shutdown_timeout_s=root.serve.request_timeout_s,
+        graceful_shutdown_timeout_s=drain.replica_s,
         autoscaling_config=autoscaling(root),
         request_router_config=routing(root),
         **both,
@@ -85,7 +69,7 @@ def build_application(root: ServeRoot, *, nodes: int, metrics_folder: str) -> Ap
         num_replicas=root.serve.ingresses * nodes,
         max_replicas_per_node=root.serve.ingresses,
         ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": {FOLDER: metrics_folder}}},
-        graceful_shutdown_timeout_s=GRACEFUL_SHUTDOWN_S,
+        graceful_shutdown_timeout_s=drain.ingress_s,
         **both,
     )(Api)
     catalog = first_catalog(root)
@@ -129,7 +113,7 @@ def listening(config: ServeConfig) -> Listening:
             header_timeout_s=config.header_timeout_s,
             connections_per_client=config.max_connections_per_client,
         ),
-        grace_s=GRACEFUL_SHUTDOWN_S,
+        grace_s=config.drain_s,
         tls=tls,
     )
 

@@ -19,16 +19,15 @@ from llamahome.config import ConfigError, LogConfig, ServeConfig, ServeRoot
 from llamahome.models import ModelError, ModelManager
 from serve.catalog import first_catalog, served_name
 from serve.http.errors import EndpointError
-from serve.ray.application import GRACEFUL_SHUTDOWN_S, build_application, serves_logging
+from serve.ray.application import build_application, serves_logging
 from serve.ray.cores import cores_text, with_cores
+from serve.ray.drain import drain_limits
 from serve.ray.shared_catalog import forget_catalogs
 from serve.security.files import check_files
 
 APPLICATION = "llamahome"
 # An engine that hangs never drains. Its answers go on at another replica, so none is lost.
 SERVE_ENV = {"RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1"}
-# An engine may still answer somebody whose ingress has ended. Nobody waits for that.
-STOP_S = GRACEFUL_SHUTDOWN_S + 5.0
 # The last line of a replica's traceback, if it ends in an error of ours that names its cure.
 OURS = re.compile(
     r"^llamahome\.(?:config\.checks|models\.errors|requests)\.\w+: (.+)\Z", re.MULTILINE
@@ -68,7 +67,7 @@ def running_endpoint(root: ServeRoot) -> Iterator[Endpoint]:
             _deploy(root)
             yield Endpoint(base_url(root.serve), served_name(root), cores_text(root))
         finally:
-            _stop(alone=root.cluster.address == "local")
+            _stop(root.serve, alone=root.cluster.address == "local")
 
 
 def base_url(config: ServeConfig) -> str:
@@ -109,10 +108,10 @@ def replica_fault(report: str) -> str:
     return report if cured is None else cured[1]
 
 
-def _stop(*, alone: bool) -> None:
+def _stop(config: ServeConfig, *, alone: bool) -> None:
     """End the application, and a shared Serve only if no other application uses it."""
     serve.delete(APPLICATION, _blocking=False)
-    end = time.monotonic() + STOP_S
+    end = time.monotonic() + drain_limits(config).endpoint_s
     while APPLICATION in serve.status().applications and time.monotonic() < end:
         time.sleep(0.1)
     if not alone and serve.status().applications.keys() <= {APPLICATION}:

@@ -11,11 +11,9 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from llamahome.config import LogConfig
-from llamahome.logs import configure_logging
 from serve.catalog import Catalog
 from serve.http.api import build_app
 from serve.http.changes import Changes, Sources
@@ -25,6 +23,7 @@ from serve.http.settings import HttpSettings
 from serve.ray.backend import ServeBackend
 from serve.ray.callers import own_name
 from serve.ray.limiter import RemoteLimiter
+from serve.ray.logs import log_as_replica
 from serve.ray.recovery import Deadlines
 from serve.ray.shared_catalog import SharedCatalog
 from serve.ray.store import RemoteStore
@@ -39,14 +38,6 @@ class Listening:
     limits: EdgeLimits
     grace_s: float
     tls: tuple[str, str] | None = None
-
-
-def log_as_replica(log: LogConfig) -> str:
-    """Have this process's lines name it as Ray Serve does; return the name of its replica."""
-    own = serve.get_replica_context().replica_id
-    fields = {"deployment": own.deployment_id.name, "replica": own.unique_id}
-    configure_logging(log.level or "INFO", log.format, **fields)
-    return own.unique_id
 
 
 class Api:

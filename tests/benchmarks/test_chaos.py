@@ -27,6 +27,7 @@ def test_the_summary_counts_what_engines_lost():
             accepted=9,
             completed=9 - lost,
             lost=lost,
+            silent=0,
             refused=0,
             recovery_s=1.5,
             replaced_s=2.0,

@@ -162,6 +162,7 @@ RULES: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
     "serve.request_timeout_s": ([0.0], [0.1], {}),
     "serve.first_token_timeout_s": ([0.0], [0.1], {}),
     "serve.token_timeout_s": ([0.0], [0.1], {}),
+    "serve.drain_s": ([-1.0], [0.0], {}),
     "serve.max_body_bytes": ([1023], [1024], {}),
 }
 REFUSED = [(key, value) for key, (bad, _, _) in RULES.items() for value in bad]

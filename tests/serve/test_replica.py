@@ -112,7 +112,6 @@ async def test_every_sampling_field_reaches_the_engine(make_engine):
     assert {name: getattr(params, name) for name in fields} == fields
     assert params.grammar == Grammar("regex", "a+", "guided_regex")
     assert (params.echo, params.prompt_logprobs) == (None, None)
-    assert engine.prepared
 
 
 @pytest.mark.parametrize("prompt", ["ab", [97, 98]], ids=["text", "token ids"])
@@ -242,6 +241,17 @@ async def test_a_step_that_does_not_end_fails_the_health_check_and_later_request
     assert failure.kind == "unavailable"
     hangs.set()
     assert (await running)[-1].finish_reason == "length"
+    replica.close()
+
+
+async def test_grammars_are_prepared_once_the_engine_is_idle(make_engine):
+    engine = make_engine()
+    replica = of_engine(engine)
+    assert not engine.prepared
+    async with asyncio.timeout(120):
+        while not engine.prepared:
+            await replica.check_health()
+            await asyncio.sleep(0.005)
     replica.close()
 
 

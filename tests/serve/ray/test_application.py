@@ -10,8 +10,10 @@ from serve.ray.application import (
     autoscaling,
     build_application,
     http_settings,
+    listening,
     routing,
 )
+from serve.ray.drain import drain_limits
 
 
 def test_the_served_name_never_shows_a_path(tmp_path):
@@ -34,9 +36,17 @@ def test_the_ingress_starts_without_torch():
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
+def test_a_new_engine_replica_does_not_wait_for_the_ingress_to_be_imported():
+    check = "import sys, serve.ray.engine_replica; sys.exit('openai' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
 def test_the_application_scales_drains_and_routes_as_configured():
+    served = ServeConfig(
+        max_replicas=3, request_timeout_s=99, drain_s=7, target_slots=0.5, routing="load"
+    )
     root = ServeRoot(
-        serve=ServeConfig(max_replicas=3, request_timeout_s=99, target_slots=0.5, routing="load"),
+        serve=served,
         engine=EngineConfig(slots=6),
     )
     config = autoscaling(root)
@@ -47,4 +57,8 @@ def test_the_application_scales_drains_and_routes_as_configured():
     assert routing(ServeRoot()).request_router_kwargs == {"slots": 8}
     ingress = build_application(root, nodes=1, metrics_folder="")._bound_deployment
     engines = ingress.init_args[0]._bound_deployment
-    assert engines._deployment_config.graceful_shutdown_timeout_s == 99
+    drain = drain_limits(served)
+    assert engines._deployment_config.graceful_shutdown_timeout_s == drain.replica_s > 99
+    assert ingress._deployment_config.graceful_shutdown_timeout_s == drain.ingress_s > 7
+    assert listening(served).grace_s == 7
+    assert drain.endpoint_s > drain.ingress_s
