@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.distributed as dist
 
 from llamahome.models import ModelError
@@ -107,7 +108,16 @@ def load(engine: DeepSpeedEngine, path: Path, frozen: bool) -> Progress:
         whole = resharded(engine, path / TAG, path.with_suffix(WHOLE))
     with whole as folder:
         _, state = engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=not frozen)
+    _place_counts(engine)
     return Progress(**{field.name: state[field.name] for field in fields(Progress)})
+
+
+def _place_counts(engine: DeepSpeedEngine) -> None:
+    """Put AdamW's counts of steps where its fused kernel reads them: on the weights' device."""
+    base = getattr(engine.optimizer, "optimizer", engine.optimizer)  # ZeRO's own wraps it
+    for parameter, state in base.state.items():
+        if torch.is_tensor(state.get("step")):
+            state["step"] = state["step"].to(parameter.device)
 
 
 def path_of(run_dir: Path, step: int) -> Path:

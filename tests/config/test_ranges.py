@@ -97,7 +97,7 @@ RULES: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
     "trainer.lora.dropout": ([-0.1, 1.0], [0.0, 0.9], {}),
     "trainer.lora.base_bits": ([0, 3, 8], [None, 4], {"trainer.method": "lora"}),
     "trainer.lora.target_modules": ([[], [""], [["q_proj"]], [{"a": 1}]], [["q_proj"]], {}),
-    "deepspeed.zero_stage": ([-1, 4], [0, 1, 2, 3], {}),
+    "deepspeed.zero_stage": ([-1, 4], [None, 0, 1, 2, 3], {}),
     "deepspeed.nvme_path": (["/nvme"], [None], {}),
     "deepspeed.buffer_size": ([0], [1], {}),
     "deepspeed.bucket_size": ([0], [1], {}),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from llamahome.config import DeepSpeedConfig, TrainerConfig
@@ -63,3 +65,23 @@ def test_without_zero_deepspeed_does_not_clip() -> None:
     assert (
         deepspeed_config(DeepSpeedConfig(zero_stage=0), TrainerConfig())["gradient_clipping"] == 0
     )
+
+
+@pytest.mark.parametrize(
+    ("trainer", "deepspeed", "stage"),
+    [
+        ({}, {}, 0),
+        ({"num_workers": 2}, {}, 2),
+        ({"precision": "bf16"}, {}, 2),
+        ({}, {"offload_optimizer": True}, 2),
+        ({}, {"zero_stage": 1}, 1),
+    ],
+)
+def test_a_worker_alone_shards_nothing_unless_something_needs_it(
+    trainer: dict[str, Any], deepspeed: dict[str, Any], stage: int
+) -> None:
+    config = deepspeed_config(
+        DeepSpeedConfig(**deepspeed), TrainerConfig(**{"num_workers": 1, **trainer})
+    )
+    assert config["zero_optimization"]["stage"] == stage
+    assert config["gradient_clipping"] == (1.0 if stage else 0.0)

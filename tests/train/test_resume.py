@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -75,7 +75,8 @@ def resume_after(root: TrainRoot, manager: ModelManager, key: str) -> None:
 @pytest.fixture
 def lora(root: TrainRoot) -> TrainRoot:
     """A run that reads every key of its config."""
-    return replace(root, trainer=replace(root.trainer, method="lora"))
+    root = changed(root, "deepspeed", zero_stage=2)  # a stage that is not set is the run's own
+    return changed(root, "trainer", method="lora")
 
 
 def test_every_key_is_decided() -> None:
@@ -111,6 +112,26 @@ def test_a_key_that_is_newer_than_the_run_is_not_compared(
     )
     file.write_text(json.dumps(started))
     prepare_run(root, manager)
+
+
+@pytest.mark.parametrize(("workers", "stage"), [(1, 0), (2, 2)])
+def test_a_stage_follows_from_the_workers_and_stays(
+    root: TrainRoot, manager: ModelManager, workers: int, stage: int
+) -> None:
+    """A resumed run keeps its stage, with other workers and from before stages were chosen."""
+    root = changed(root, "trainer", num_workers=workers)
+    run = prepare_run(root, manager)
+    assert run.root.deepspeed.zero_stage == stage
+    shared = {"accumulation": workers, "eval_batches": 8 * workers, "num_workers": 1}
+    again = prepare_run(changed(root, "trainer", **shared), manager)
+    assert again.root.deepspeed.zero_stage == stage
+
+    started = json.loads((run.directory / RUN_FILE).read_text())
+    started["deepspeed"]["zero_stage"] = 1
+    (run.directory / RUN_FILE).write_text(json.dumps(started))
+    assert prepare_run(root, manager).root.deepspeed.zero_stage == 1
+    with pytest.raises(ConfigError, match=r"zero_stage=3 \(was 1\)"):
+        prepare_run(changed(root, "deepspeed", zero_stage=3), manager)
 
 
 def test_the_global_batch_may_be_shared_otherwise(root: TrainRoot, manager: ModelManager) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.profiler import ProfilerActivity, profile
 
 from llamahome.config import DeepSpeedConfig, TrainRoot
 from tests.train.engine import QUIET, one_worker
@@ -128,3 +129,41 @@ def test_the_learning_rate_follows_its_schedule(
     assert training.until_done()
     rates = values(tmp_path / "run", "learning_rate")
     assert list(rates.values()) == pytest.approx([1e-3 * share for share in expected])
+
+
+def test_a_worker_alone_sums_no_gradients_and_updates_weights_in_one_pass(
+    alone: TrainRoot, tmp_path: Path
+) -> None:
+    training = start(alone, tmp_path / "run")
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
+        training.step()
+    events = seen.events()
+    summed = [event for event in events if event.name.startswith("c10d::allreduce")]
+    numbers = [shape[0] for event in summed for shape in event.input_shapes if shape]
+    assert summed
+    assert max(numbers, default=0) <= 2  # counts and losses
+    updates = [event.name for event in events if event.name == "aten::_fused_adamw_"]
+    assert len(updates) == len(training.engine.optimizer.param_groups)
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_checkpoint_of_an_unfused_run_goes_on(
+    alone: TrainRoot, tmp_path: Path, stage: int
+) -> None:
+    """Runs from before AdamW was fused."""
+    root = replace(alone, deepspeed=DeepSpeedConfig(zero_stage=stage))
+    whole, old = (start(root, tmp_path / name) for name in ("whole", "old"))
+    inner = getattr(old.engine.optimizer, "optimizer", old.engine.optimizer)
+    for group in inner.param_groups:
+        group["fused"] = None
+    for training in (whole, old):
+        training.step()
+        training.step()
+        training.save()
+    again = start(root, tmp_path / "old")
+    assert again.progress.step == 2
+    again.step()
+    whole.step()
+    for name in ("loss", "grad_norm"):
+        own = list(values(tmp_path / "whole", name).values())
+        assert list(values(tmp_path / "old", name).values()) == pytest.approx(own, rel=1e-5)
