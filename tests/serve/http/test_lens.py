@@ -54,7 +54,9 @@ async def test_frames_are_chunks_of_a_stream(connect, backend):
     chunks = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
     first, last = (chunk["lens"] for chunk in chunks if "lens" in chunk)
     assert first == last
-    assert LensFrame(**{**first, "kept": base64.b64decode(first["kept"]), **_tuples(first)}) == FRAME
+    assert (
+        LensFrame(**{**first, "kept": base64.b64decode(first["kept"]), **_tuples(first)}) == FRAME
+    )
     assert backend.requests[0].params.lens
 
 
@@ -112,7 +114,8 @@ async def test_files_of_the_page_need_no_key_and_nothing_else_is_open(connect):
         assert script.headers["content-type"] == "text/javascript; charset=utf-8"
         assert (await client.get("/page/none.js")).status_code == 404
         assert (await client.get("/page/../api.py")).status_code != 200
-        assert (await client.post("/", json={})).status_code == 405
+        assert (await client.post("/", json={})).status_code == 401
+        assert (await client.head("/")).status_code == 200
         assert (await client.get("/v1/lens")).status_code == 401
         answer = await client.post("/v1/chat/completions", json={**CHAT, "lens": True})
         assert answer.status_code == 401
