@@ -3,8 +3,8 @@
     python -m benchmarks.lens [--streams 4] [--rounds 9] [--tokens 256]
 
 The embedded model serves under the policy that it carries. In each round the same requests are
-answered in turns: with frames (`on`), without them (`off`), and by requests that do not know of the
-lens (`plain`). Time is CPU time of one thread, so that other programs do not count. The last line is
+answered in turns: with frames (`on`), without them (`off`), and without the code that asks for them
+(`plain`). Time is CPU time of one thread, so that other programs do not count. The last line is
 JSON: medians over rounds of the speed with frames over `off`, and of `off` over `plain`.
 """
 
