@@ -36,9 +36,17 @@ $(INSTALLED): pyproject.toml constraints.txt
 quickstart: install  ## fine-tune the embedded model under a KV budget, serve it, talk to it
 	$(BIN)/python quickstart.py
 
+# Debian's own where apt can install it, else Playwright's; nothing where there is one.
+.PHONY: browser
+browser: install  ## a headless Chromium, in which the page is tested
+	@command -v chromium-headless-shell || command -v chromium || command -v google-chrome \
+	|| { test "$$(id -u)" = 0 && apt-get update -qq \
+	&& apt-get install -y -qq --no-install-recommends chromium-headless-shell; } \
+	|| $(BIN)/playwright install --only-shell chromium
+
 # One OpenMP thread: two programs that spin for each other's cores slow down ten times and more.
 .PHONY: test
-test: check  ## every check, the whole suite, and the coverage floors
+test: check browser  ## every check, the whole suite, and the coverage floors
 	rm -f .coverage .coverage.*
 	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 	@$(BIN)/coverage report --include='llamahome/*' --fail-under=90

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, kw_only=True)
 class LensFrame:
-    """What each KV head of a request holds at one moment.
+    """The tokens that each KV head of a request holds at one moment.
 
     Attributes:
         length: tokens that went through the cache.

@@ -51,6 +51,8 @@ def _serve(root: ServeRoot) -> None:
         ready = ready_text(
             endpoint.url, endpoint.model_id, endpoint.cores, with_key=_with_key(root.serve)
         )
+        if root.serve.shows(root.serve.page):
+            ready += f"\nor open {endpoint.url}/ in a browser"
         typer.echo(ready)
         stop.wait()
         typer.echo("stopping")

@@ -20,8 +20,8 @@ from serve.security.call import CALL
 from serve.security.limits import Limiter, LocalLimiter
 
 BODY_TIMEOUT_S = 30.0
-OPEN_PATHS = ("/health", "/ping", "/")
-OPEN_ROOTS = ("/page",)  # files of the page, which asks for a key
+OPEN_PATHS = ("/health", "/ping")
+PAGE = ("/", "/page")  # files, of which the page asks for a key
 # And what is below them.
 ADMIN_PATHS = ("/metrics", "/admin", "/v1/load_lora_adapter", "/v1/unload_lora_adapter")
 
@@ -63,8 +63,7 @@ class Guard:
 
     async def _admit(self, scope: Scope) -> None:
         """Find the sender's key, and count the request against its limit."""
-        path = scope["path"]
-        if self.keys is None or path in OPEN_PATHS or _is_below(path, OPEN_ROOTS):
+        if self.keys is None or scope["path"] in OPEN_PATHS or _is_page(scope):
             return
         secret = given_key(Headers(scope=scope))
         key = None if secret is None else self.keys.find(secret, time.time())
@@ -159,6 +158,12 @@ async def _disconnect(receive: Receive) -> Message:
         message = await receive()
         if message["type"] == "http.disconnect":
             return message
+
+
+def _is_page(scope: Scope) -> bool:
+    root, files = PAGE
+    reads = scope.get("method") in ("GET", "HEAD")
+    return reads and (scope["path"] == root or _is_below(scope["path"], (files,)))
 
 
 def _is_below(path: str, roots: tuple[str, ...]) -> bool:

@@ -49,6 +49,8 @@ async function start() {
 function restart() {
   if (!state.info) return;
   state.running?.abort();
+  state.running = null;
+  busy(false);
   const samples = [
     { name: "Read a diary, find the key", use: () => sendGreedily(STORY) },
     { name: "Why is the sky blue?", use: () => sendGreedily(SHORT) },

@@ -67,8 +67,9 @@ export class Pane {
 
   showBudget() {
     const { budgets } = this.info.cache;
-    const range = budgets.length ? [...new Set([budgets[0], budgets.at(-1)])].join("–") : "every";
-    const text = this.budget === null ? `${range} tokens, as served` : `${this.budget} tokens`;
+    const range = [...new Set([budgets[0], budgets.at(-1)])].join("–");
+    const served = budgets.length ? `${range} tokens, as served` : "every token, as served";
+    const text = this.budget === null ? served : `${this.budget} tokens`;
     this.find(".size").textContent = text;
     this.find(".budget").setAttribute("aria-valuetext", text);
   }
