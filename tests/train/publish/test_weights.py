@@ -9,10 +9,11 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from llamahome.config import ModelConfig
 from llamahome.models import ModelManager, load_model, read_policy
+from llamahome.models.four_bits import MARK, write_mark
 from tests.train.engine import QUIET
 from tests.train.publish.conftest import POLICY, logits, save_run
 from train.errors import ExportError
@@ -42,6 +43,48 @@ def test_merged_weights_compute_what_the_adapter_does(
     plain = AutoModelForCausalLM.from_pretrained(folder)
     torch.testing.assert_close(logits(plain), adapted(base, run), rtol=1e-4, atol=1e-4)
     assert read_policy(folder) == POLICY
+
+
+@pytest.fixture
+def four_bits(run: Path, manager: ModelManager) -> Source:
+    """A run whose adapter was trained on a base of 4 bits."""
+    write_mark(run / ADAPTER)
+    return find_source(run.name, run.parent, manager)
+
+
+def adapted_in_four_bits(base: Path, run: Path) -> torch.Tensor:
+    """Return the logits that bitsandbytes and PEFT compute with the adapter on."""
+    bits = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        base, quantization_config=bits, device_map={"": "cpu"}, dtype=torch.float32
+    )
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # in bf16, and of some shapes alone
+            module.support_avx512bf16_for_cpu = False
+    return logits(PeftModel.from_pretrained(model, run / ADAPTER))
+
+
+def test_an_adapter_of_four_bits_is_merged_into_what_they_hold(
+    base: Path, run: Path, four_bits: Source, tmp_path: Path
+) -> None:
+    assert write_merged(four_bits, "float32", tmp_path) < 1e-5
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
+    expected = adapted_in_four_bits(base, run)
+    torch.testing.assert_close(logits(plain), expected, rtol=1e-4, atol=1e-3)
+    assert (adapted(base, run) - expected).abs().max() > 0.1  # the original weights are others
+    assert not (tmp_path / MARK).exists()  # merged weights are plain
+
+
+def test_an_adapter_of_four_bits_says_which_base_it_needs(
+    base: Path, run: Path, four_bits: Source, tmp_path: Path
+) -> None:
+    write_adapter(four_bits, str(base), tmp_path)
+    assert (tmp_path / MARK).read_text() == (run / ADAPTER / MARK).read_text()
+    ours = load_model(ModelConfig(name=str(tmp_path))).model
+    expected = adapted_in_four_bits(base, run)
+    torch.testing.assert_close(logits(ours), expected, rtol=1e-4, atol=1e-3)
 
 
 def test_merging_comes_before_rounding(base: Path, source: Source, tmp_path: Path) -> None:
