@@ -9,13 +9,13 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM
 
 from llamahome.config import ModelConfig
 from llamahome.models import ModelManager, load_model, read_policy
-from llamahome.models.four_bits import MARK, write_mark
+from llamahome.models.four_bits import MARK
 from tests.train.engine import QUIET
-from tests.train.publish.conftest import POLICY, logits, save_run
+from tests.train.publish.conftest import POLICY, adapted_in_four_bits, logits, save_run
 from train.errors import ExportError
 from train.publish.source import Source, find_source
 from train.publish.weights import check_gap, write_adapter, write_merged
@@ -43,27 +43,6 @@ def test_merged_weights_compute_what_the_adapter_does(
     plain = AutoModelForCausalLM.from_pretrained(folder)
     torch.testing.assert_close(logits(plain), adapted(base, run), rtol=1e-4, atol=1e-4)
     assert read_policy(folder) == POLICY
-
-
-@pytest.fixture
-def four_bits(run: Path, manager: ModelManager) -> Source:
-    """A run whose adapter was trained on a base of 4 bits."""
-    write_mark(run / ADAPTER)
-    return find_source(run.name, run.parent, manager)
-
-
-def adapted_in_four_bits(base: Path, run: Path) -> torch.Tensor:
-    """Return the logits that bitsandbytes and PEFT compute with the adapter on."""
-    bits = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
-    )
-    model = AutoModelForCausalLM.from_pretrained(
-        base, quantization_config=bits, device_map={"": "cpu"}, dtype=torch.float32
-    )
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):  # in bf16, and of some shapes alone
-            module.support_avx512bf16_for_cpu = False
-    return logits(PeftModel.from_pretrained(model, run / ADAPTER))
 
 
 def test_an_adapter_of_four_bits_is_merged_into_what_they_hold(
