@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -135,6 +136,7 @@ def _plain_errors() -> Iterator[None]:
 
 if __name__ == "__main__":
     configure_logging("WARNING")
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed warns when it has to look for one
     transformers_logging.disable_progress_bar()  # a bar for each shard that is read
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # by PEFT
     app(prog_name="llamahome export")

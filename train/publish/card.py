@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from huggingface_hub import ModelCard, ModelCardData
 
 from llamahome.config import PolicyConfig
+from llamahome.models.four_bits import is_on_four_bits
 from train.publish.data_facts import DataFacts, data_facts
 from train.publish.gguf_preflight import served_dense
 from train.publish.source import EMBEDDED_ID, EMBEDDED_LICENSE, Source
@@ -87,7 +88,7 @@ def _paragraphs(
     parts = [
         f"# {name.rpartition('/')[2]}",
         f"{'Fine-tuned' if run else 'Exported'} with LlamaHome{' from ' + base if base else ''}"
-        f"{_attention(source.found.policy_config)}{_embedded(source)}",
+        f"{_attention(source.found.policy_config)}{_embedded(source)}{_four_bits(source, kind)}",
         "## Use",
         _usage(source, kind, folder, name, gap),
     ]
@@ -131,6 +132,19 @@ def _embedded(source: Source) -> str:
     return " The base was read from its 4-bit GGUF file, so it differs by rounding from that model."
 
 
+def _four_bits(source: Source, kind: str) -> str:
+    if not _is_on_four_bits(source):
+        return ""
+    trained = " Its adapter was trained on a base of 4 bits (QLoRA: NF4, double quantisation)"
+    if kind == "adapter":
+        return f"{trained}, and needs that base; on the original weights it predicts other text."
+    return f"{trained} and merged, in float32, into the weights that those 4 bits hold."
+
+
+def _is_on_four_bits(source: Source) -> bool:
+    return source.adapter is not None and is_on_four_bits(source.adapter)
+
+
 def _usage(source: Source, kind: str, folder: Path, name: str, gap: float) -> str:
     if kind == "gguf":
         file = next(folder.glob("*.gguf")).name
@@ -147,17 +161,30 @@ def _usage(source: Source, kind: str, folder: Path, name: str, gap: float) -> st
         )
     serve = f"```\nllamahome serve model.name={name}\n```\n\nserves it under its policy"
     if kind == "adapter":
-        code = (
-            "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-            f'base = AutoModelForCausalLM.from_pretrained("{source.base_id}")\n'
-            f'model = PeftModel.from_pretrained(base, "{name}")'
-        )
+        code = _adapter_code(source, name)
     else:
         code = (
             "from transformers import AutoModelForCausalLM\n\n"
             f'model = AutoModelForCausalLM.from_pretrained("{name}")'
         )
     return f"{serve}. Without LlamaHome it runs with full attention:\n\n```python\n{code}\n```"
+
+
+def _adapter_code(source: Source, name: str) -> str:
+    imports, base = "AutoModelForCausalLM", f'"{source.base_id}"'
+    bits = ""
+    if _is_on_four_bits(source):
+        imports += ", BitsAndBytesConfig"
+        base += ", quantization_config=bits"
+        bits = (
+            'bits = BitsAndBytesConfig(\n    load_in_4bit=True, bnb_4bit_quant_type="nf4", '
+            "bnb_4bit_use_double_quant=True\n)\n"
+        )
+    return (
+        f"from peft import PeftModel\nfrom transformers import {imports}\n\n"
+        f"{bits}base = AutoModelForCausalLM.from_pretrained({base})\n"
+        f'model = PeftModel.from_pretrained(base, "{name}")'
+    )
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

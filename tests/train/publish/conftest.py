@@ -13,10 +13,16 @@ import torch
 from peft import PeftModel
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from tokenizers import decoders as decoding
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+)
 
 from llamahome.config import DataConfig, ModelConfig, PolicyConfig, TrainerConfig, TrainRoot
 from llamahome.models import ModelManager, write_adapter_policy
+from llamahome.models.four_bits import write_mark
 from tests.lora import save_lora
 from train import metrics
 from train.publish.gguf_tokenizer import SPLITS
@@ -153,7 +159,28 @@ def source(run: Path, manager: ModelManager) -> Source:
     return find_source(run.name, run.parent, manager)
 
 
+@pytest.fixture
+def four_bits(run: Path, manager: ModelManager) -> Source:
+    """A run whose adapter was trained on a base of 4 bits."""
+    write_mark(run / ADAPTER)
+    return find_source(run.name, run.parent, manager)
+
+
 def logits(model: Any) -> torch.Tensor:
     """Return a model's logits (1, 40, V) of some tokens, without gradient."""
     with torch.no_grad():
         return model.eval()(torch.arange(3, 43)[None], use_cache=False).logits
+
+
+def adapted_in_four_bits(base: Path, run: Path) -> torch.Tensor:
+    """Return the logits that bitsandbytes and PEFT compute with the adapter on."""
+    bits = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        base, quantization_config=bits, device_map={"": "cpu"}, dtype=torch.float32
+    )
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # in bf16, and of some shapes alone
+            module.support_avx512bf16_for_cpu = False
+    return logits(PeftModel.from_pretrained(model, run / ADAPTER))

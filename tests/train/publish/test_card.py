@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
+from llamahome.models.four_bits import write_mark
 from tests.train.engine import QUIET
 from train.publish.card import public, write_card
 from train.publish.data_facts import DataFacts, _facts
@@ -58,6 +59,22 @@ def test_text(source: Source, tmp_path: Path) -> None:
     assert (
         "| chats.jsonl | no longer there at export | - |" in card(source, "merged", tmp_path).text
     )
+
+
+def test_a_base_of_four_bits_is_named(source: Source, tmp_path: Path) -> None:
+    source = replace(source, base_id="owner/base")
+    plain = card(source, "adapter", tmp_path).text
+    assert "4 bits" not in plain
+    assert 'AutoModelForCausalLM.from_pretrained("owner/base")' in plain
+    assert source.adapter is not None
+    write_mark(source.adapter)
+    merged = card(source, "merged", tmp_path).text
+    assert "merged, in float32, into the weights that those 4 bits hold" in merged
+    assert "BitsAndBytesConfig" not in merged
+    alone = card(source, "adapter", tmp_path).text
+    assert "4 bits (QLoRA: NF4, double quantisation), and needs that base" in alone
+    compile(alone.split("```python\n")[1].split("```")[0], "card", "exec")
+    assert 'from_pretrained("owner/base", quantization_config=bits)' in alone
 
 
 def test_data_at_a_url_is_named_without_server_and_signature() -> None:

@@ -19,7 +19,7 @@ from transformers import (
 
 from llamahome.models import ModelManager
 from tests.train.engine import QUIET
-from tests.train.publish.conftest import logits, save_model, small
+from tests.train.publish.conftest import adapted_in_four_bits, logits, save_model, small
 from tests.train.publish.llama_cpp import llama_cpp
 from train.errors import ExportError
 from train.publish.gguf_file import check_gguf, interleave_rotary_halves, write_gguf
@@ -91,6 +91,15 @@ def test_transformers_loads_the_file(source: Source, run: Path, tmp_path: Path) 
     ours = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="small.gguf")
     expected = logits(AutoModelForCausalLM.from_pretrained(run / "model"))
     torch.testing.assert_close(logits(ours), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_of_four_bits_is_written_on_what_they_hold(
+    base: Path, run: Path, four_bits: Source, tmp_path: Path
+) -> None:
+    written(four_bits, "f32", tmp_path / "small.gguf")
+    ours = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="small.gguf")
+    expected = adapted_in_four_bits(base, run)
+    torch.testing.assert_close(logits(ours), expected, rtol=1e-4, atol=1e-3)
 
 
 def test_weights_that_do_not_fit_are_refused(

@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from llamahome.config import ModelConfig
 from llamahome.models import ModelManager, load_model, read_policy
+from llamahome.models.four_bits import MARK
 from tests.train.engine import QUIET
-from tests.train.publish.conftest import POLICY, logits, save_run
+from tests.train.publish.conftest import POLICY, adapted_in_four_bits, logits, save_run
 from train.errors import ExportError
 from train.publish.source import Source, find_source
 from train.publish.weights import check_gap, write_adapter, write_merged
@@ -42,6 +43,27 @@ def test_merged_weights_compute_what_the_adapter_does(
     plain = AutoModelForCausalLM.from_pretrained(folder)
     torch.testing.assert_close(logits(plain), adapted(base, run), rtol=1e-4, atol=1e-4)
     assert read_policy(folder) == POLICY
+
+
+def test_an_adapter_of_four_bits_is_merged_into_what_they_hold(
+    base: Path, run: Path, four_bits: Source, tmp_path: Path
+) -> None:
+    assert write_merged(four_bits, "float32", tmp_path) < 1e-5
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
+    expected = adapted_in_four_bits(base, run)
+    torch.testing.assert_close(logits(plain), expected, rtol=1e-4, atol=1e-3)
+    assert (adapted(base, run) - expected).abs().max() > 0.1  # the original weights are others
+    assert not (tmp_path / MARK).exists()  # merged weights are plain
+
+
+def test_an_adapter_of_four_bits_says_which_base_it_needs(
+    base: Path, run: Path, four_bits: Source, tmp_path: Path
+) -> None:
+    write_adapter(four_bits, str(base), tmp_path)
+    assert (tmp_path / MARK).read_text() == (run / ADAPTER / MARK).read_text()
+    ours = load_model(ModelConfig(name=str(tmp_path))).model
+    expected = adapted_in_four_bits(base, run)
+    torch.testing.assert_close(logits(ours), expected, rtol=1e-4, atol=1e-3)
 
 
 def test_merging_comes_before_rounding(base: Path, source: Source, tmp_path: Path) -> None:
