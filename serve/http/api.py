@@ -55,7 +55,7 @@ def build_app(
     Without a `limiter`, limits hold for this process alone; without a `store`, no responses are
     kept.
     """
-    metrics = ServeMetrics()
+    metrics = ServeMetrics((settings.model_id, *settings.adapters))
     limiter = limiter or LocalLimiter()
     checked = CheckedBackend(backend, limiter, settings.model_id)
     answering = Answering(checked, settings, metrics, store)

@@ -52,7 +52,7 @@ class CheckedBackend:
                 429 for a limit that is reached, and what the backend raises.
         """
         call = CALL.get() or Call(request_id=request.request_id)
-        call.model = self._model(request)
+        call.model = model_of(request, self._model_id)
         if call.key is not None:
             _check(request, call.key, call.model)
         reserved = await self._reserve(request, call)
@@ -68,14 +68,6 @@ class CheckedBackend:
                     yield delta
         finally:
             self._settle(call.key, reserved - spent)
-
-    def _model(self, request: Request) -> str:
-        match request:
-            case GenerateRequest():
-                return request.params.adapter or self._model_id
-            case EmbedRequest() | ScoreRequest():
-                return request.adapter or self._model_id
-        return self._model_id  # the tokenizer is everyone's
 
     async def _reserve(self, request: Request, call: Call) -> int:
         """Take the tokens that a request may use, as far as it says."""
@@ -100,6 +92,16 @@ class CheckedBackend:
     def _settle(self, key: Key | None, unused: int) -> None:
         if key is not None and key.tokens_per_minute is not None and unused:
             self._limiter.give(key.id, "tokens", key.tokens_per_minute, unused)
+
+
+def model_of(request: Request, model_id: str) -> str:
+    """Return the name of the model that answers: of an adapter, or of the model itself."""
+    match request:
+        case GenerateRequest():
+            return request.params.adapter or model_id
+        case EmbedRequest() | ScoreRequest():
+            return request.adapter or model_id
+    return model_id  # the tokenizer is everyone's
 
 
 def estimate(request: Request) -> int:
