@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
@@ -30,6 +32,9 @@ from serve.http.settings import HttpSettings
 from serve.http.stateful.store import Store
 from serve.security.limits import Limiter, LocalLimiter
 
+if TYPE_CHECKING:
+    from serve.tracing import Tracing
+
 FAMILIES = (
     state,
     models,
@@ -49,11 +54,12 @@ def build_app(
     settings: HttpSettings,
     limiter: Limiter | None = None,
     store: Store | None = None,
+    tracing: Tracing | None = None,
 ) -> ASGIApp:
     """Build the whole HTTP application.
 
     Without a `limiter`, limits hold for this process alone; without a `store`, no responses are
-    kept.
+    kept; without `tracing`, no spans are made.
     """
     metrics = ServeMetrics((settings.model_id, *settings.adapters))
     limiter = limiter or LocalLimiter()
@@ -71,7 +77,8 @@ def build_app(
             app.add_api_route(route.path, route.endpoint, methods=methods, response_model=None)
     for kind in (ApiError, RequestError, HTTPException, Exception):
         app.add_exception_handler(kind, _error)
-    door = behind_door(app, settings.security, limiter, max_body_bytes=settings.max_body_bytes)
+    limit = settings.max_body_bytes
+    door = behind_door(app, settings.security, limiter, max_body_bytes=limit, tracing=tracing)
     return Meter(door, metrics, [route.path for route in routes])
 
 

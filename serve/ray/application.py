@@ -25,12 +25,13 @@ from serve.http.metrics import FOLDER
 from serve.http.server import EdgeLimits
 from serve.http.settings import HttpSettings
 from serve.http.stateful.store import MemoryStore
-from serve.ray.ingress import Api, Listening, log_as_replica
+from serve.ray.ingress import Api, Listening
 from serve.ray.limiter import KeyLimits
 from serve.ray.recovery import Deadlines
 from serve.ray.reporting import ReportingReplica
 from serve.ray.router import PrefixRouter
 from serve.ray.scaling import ScarcityPolicy, Targets
+from serve.ray.watching import Watching
 from serve.security.settings import SecuritySettings
 
 # A replica that is dead is replaced after one check, one that does not answer after three.
@@ -53,15 +54,17 @@ class EngineReplica(ReportingReplica):
         policy: PolicyConfig,
         engine: EngineConfig,
         stall_s: float,
-        log: LogConfig,
+        watching: Watching,
     ) -> None:
-        name = log_as_replica(log)
-        super().__init__(model, policy, engine, name=name, stall_s=stall_s)
+        name, tracing = watching.begin()
+        super().__init__(model, policy, engine, tracing=tracing, name=name, stall_s=stall_s)
 
     def __del__(self) -> None:
         """Close the engine; Serve calls this once the replica has answered its last request."""
         if hasattr(self, "_async_engine"):  # a load that failed leaves nothing to close
             self.close()
+            if self._tracing is not None:
+                self._tracing.close()
 
 
 def build_application(root: ServeRoot, *, nodes: int, metrics_folder: str) -> Application:
@@ -102,6 +105,11 @@ def build_application(root: ServeRoot, *, nodes: int, metrics_folder: str) -> Ap
     deadlines = Deadlines(
         first_token_s=root.serve.first_token_timeout_s, token_s=root.serve.token_timeout_s
     )
+    watching = Watching(
+        log=root.log,
+        traces_endpoint=root.serve.otlp_traces_endpoint,
+        traces_share=root.serve.traces_share,
+    )
     # One process keeps the buckets of all keys, so that limits hold over every ingress.
     limits = serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000, **both)(
         KeyLimits
@@ -111,11 +119,11 @@ def build_application(root: ServeRoot, *, nodes: int, metrics_folder: str) -> Ap
         name="ResponseStore", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000, **both
     )(MemoryStore)
     return ingress.bind(
-        engines.bind(root.model, root.policy, root.engine, root.serve.token_timeout_s, root.log),
+        engines.bind(root.model, root.policy, root.engine, root.serve.token_timeout_s, watching),
         http_settings(root),
         listening(root.serve),
         deadlines,
-        root.log,
+        watching,
         limits.bind() if root.serve.keys_file is not None else None,
         store.bind(root.serve.store_bytes, root.serve.store_s) if root.serve.store_bytes else None,
     )

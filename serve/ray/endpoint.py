@@ -25,6 +25,7 @@ from serve.ray.application import (
     serves_logging,
 )
 from serve.ray.cores import cores_text, with_cores
+from serve.ray.watching import check_tracing
 from serve.security.files import check_files
 
 APPLICATION = "llamahome"
@@ -59,6 +60,7 @@ def running_endpoint(root: ServeRoot) -> Iterator[Endpoint]:
         EndpointError: when the application does not come up.
     """
     check_files(root.serve)
+    check_tracing(root.serve)
     root = with_cores(root)
     if root.cluster.address == "local":
         _check_port(root.serve)

@@ -7,15 +7,13 @@ own that ask for no key.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from dataclasses import dataclass
 from typing import Any
 
-from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from llamahome.config import LogConfig
-from llamahome.logs import configure_logging
 from serve.http.api import build_app
 from serve.http.metrics import FOLDER, share_metrics
 from serve.http.server import EdgeLimits, HttpServer
@@ -24,6 +22,7 @@ from serve.ray.backend import ServeBackend
 from serve.ray.limiter import RemoteLimiter
 from serve.ray.recovery import Deadlines
 from serve.ray.store import RemoteStore
+from serve.ray.watching import Watching
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +36,6 @@ class Listening:
     tls: tuple[str, str] | None = None
 
 
-def log_as_replica(log: LogConfig) -> str:
-    """Have this process's lines name it as Ray Serve does; return the name of its replica."""
-    own = serve.get_replica_context().replica_id
-    fields = {"deployment": own.deployment_id.name, "replica": own.unique_id}
-    configure_logging(log.level or "INFO", log.format, **fields)
-    return own.unique_id
-
-
 class Api:
     """One HTTP server over the handle of the engine replicas."""
 
@@ -54,15 +45,16 @@ class Api:
         settings: HttpSettings,
         listening: Listening,
         deadlines: Deadlines,
-        log: LogConfig,
+        watching: Watching,
         limits: DeploymentHandle[Any] | None = None,
         store: DeploymentHandle[Any] | None = None,
     ) -> None:
-        log_as_replica(log)
+        _, self._tracing = watching.begin()
         share_metrics(os.environ[FOLDER])
         limiter = None if limits is None else RemoteLimiter(limits)
         kept = None if store is None else RemoteStore(store)
-        app = build_app(ServeBackend(engines, deadlines), settings, limiter, kept)
+        backend = ServeBackend(engines, deadlines)
+        app = build_app(backend, settings, limiter, kept, self._tracing)
         self._server = HttpServer(app, **vars(listening))
         await self._server.start()
 
@@ -74,3 +66,5 @@ class Api:
         """Answer the open requests and stop; Serve awaits this."""
         if hasattr(self, "_server"):  # an address that cannot be listened on leaves none
             await self._server.stop()
+            if self._tracing is not None:
+                await asyncio.to_thread(self._tracing.close)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from serve.ray.prefixes import Published, prefix_of
 from serve.ray.router import HELD
@@ -13,12 +13,16 @@ from serve.ray.scaling import FirstTokens, Load
 from serve.replica import Replica
 from serve.wire import Delta, Origin, Reply, Request
 
+if TYPE_CHECKING:
+    from serve.tracing import Tracing
+
 
 class ReportingReplica(Replica):
-    """A `Replica` that notes what it has read, and how long requests wait."""
+    """A `Replica` that notes what it has read, how long requests wait, and, by option, traces."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, tracing: Tracing | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._tracing = tracing
         self._first_tokens = FirstTokens()
         self._read = Published()
 
@@ -27,7 +31,10 @@ class ReportingReplica(Replica):
     ) -> AsyncGenerator[Reply, None]:
         """Answer as `Replica` does."""
         with self._first_tokens.request() as arrived:
-            async with aclosing(super().process_input(request, origin)) as replies:
+            replies = super().process_input(request, origin)
+            if self._tracing is not None and origin is not None:
+                replies = self._tracing.answer(replies, request, origin)
+            async with aclosing(replies):
                 async for reply in replies:
                     if isinstance(reply, Delta) and arrived():
                         self._read.add(prefix_of(request))
