@@ -30,13 +30,13 @@ def configure_logging(level: str = "INFO", form: str = "text", **fields: object)
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_json_lines() if form == "json" else _TextLines(_FORMAT, "%H:%M:%S"))
-    handler.addFilter(_Fields(fields))
+    handler.addFilter(Fields(fields))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(level)
 
 
-class _Fields(logging.Filter):
+class Fields(logging.Filter):
     """Adds fields to records that have none of these names."""
 
     def __init__(self, fields: Mapping[str, object]) -> None:

@@ -5,7 +5,7 @@ What a request is comes from `llamahome.requests`, so the ingress starts without
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from llamahome.lens import CacheShape, LensFrame
@@ -29,15 +29,20 @@ class Origin:
         request_id: the client's X-Request-Id, or what the ingress gave it.
         model: the name of the model that computes.
         key: the name of its sender's key.
+        traceparent: its span in W3C's form, where requests are traced.
     """
 
     request_id: str
     model: str | None = None
     key: str | None = None
+    traceparent: str | None = None
 
     def about(self) -> dict[str, object]:
         """Return the fields of its log lines."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        fields = {"request_id": self.request_id, "model": self.model, "key": self.key}
+        if self.traceparent is not None:
+            fields["trace_id"] = self.traceparent.split("-")[1]
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)

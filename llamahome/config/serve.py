@@ -49,6 +49,9 @@ class ServeConfig:
         docs: answer /docs and /openapi.json, which describe the endpoints.
         page: answer / with a page to chat on; None does so on loopback only.
         lens: let a chat ask which tokens the KV cache holds; None does so on loopback only.
+        otlp_traces_endpoint: URL of a collector that gets traces by OTLP over HTTP, such as
+            http://localhost:4318/v1/traces; None makes none. It needs the extra `tracing`.
+        traces_share: share of the requests that are traced; a client's traceparent has precedence.
         ingresses: HTTP processes of a node; all listen on `port`, and if one dies, others answer.
         max_header_bytes: size of a request's line and headers above which it is refused.
         header_timeout_s: seconds in which they must arrive, and an idle connection is kept.
@@ -87,6 +90,8 @@ class ServeConfig:
     docs: bool = False
     page: bool | None = None
     lens: bool | None = None
+    otlp_traces_endpoint: str | None = None
+    traces_share: float = 1.0
     ingresses: int = 2
     max_header_bytes: int = 32_768
     header_timeout_s: float = 30.0
@@ -128,6 +133,16 @@ class ServeConfig:
             "target_queued_tokens",
         ):
             at_least(f"serve.{name}", getattr(self, name), 1)
+        traces = self.otlp_traces_endpoint
+        require(
+            traces is None or re.fullmatch(r"https?://[^/@\s]+(/\S*)?", traces) is not None,
+            "serve.otlp_traces_endpoint",
+            traces if traces is None or "@" not in traces else "<hidden>",
+            "give a URL such as http://localhost:4318/v1/traces; headers for a login go into the "
+            "environment, as OTEL_EXPORTER_OTLP_HEADERS",
+        )
+        share = self.traces_share
+        require(0 <= share <= 1, "serve.traces_share", share, "it is a share, 0 to 1")
         require(
             all(name.strip() and source.strip() for name, source in self.models.items()),
             "serve.models",

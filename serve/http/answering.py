@@ -18,9 +18,10 @@ from serve.catalog import Catalog
 from serve.http.bodies import as_json
 from serve.http.calls import with_calls
 from serve.http.changes import CatalogStore, LocalCatalog
+from serve.http.checked import model_of
 from serve.http.choices import Answers, Indexed, merged
 from serve.http.errors import ApiError, no_model, note_error
-from serve.http.metrics import AnswerMeter, ServeMetrics
+from serve.http.metrics import ServeMetrics, metered
 from serve.http.protocol import ChatRequest, CompletionRequest
 from serve.http.responses import Format, Head, event
 from serve.http.settings import HttpSettings, catalog_of
@@ -166,25 +167,28 @@ class Answering:
         self, requests: Sequence[WireRequest], deadline: float
     ) -> AsyncGenerator[Indexed, None]:
         """Yield and measure the backend's deltas, until each request's last one or the deadline."""
-        meters = [AnswerMeter(self.metrics) for _ in requests]
+        models = [model_of(request, self.settings.model_id) for request in requests]
         streams = [with_calls(self.backend.stream(request)) for request in requests]
         unfinished = set(range(len(requests)))
-        async with aclosing(merged(streams)) as deltas:
-            while unfinished:
-                try:
-                    async with asyncio.timeout_at(deadline):
-                        index, delta = await anext(deltas)
-                except TimeoutError:
-                    limit = f"{self.settings.request_timeout_s:g} s (serve.request_timeout_s)"
-                    raise ApiError(
-                        504, f"the request took longer than {limit}", code="timeout"
-                    ) from None
-                except StopAsyncIteration:
-                    raise ApiError(500, "the answer ended early", code="engine") from None
-                meters[index].note(delta)
-                yield index, delta
-                if delta.finish_reason is not None:
-                    unfinished.discard(index)
+        with metered(self.metrics, models) as meters:
+            async with aclosing(merged(streams)) as deltas:
+                while unfinished:
+                    index, delta = await self._next(deltas, deadline)
+                    meters[index].note(delta)
+                    yield index, delta
+                    if delta.finish_reason is not None:
+                        unfinished.discard(index)
+
+    async def _next(self, deltas: AsyncGenerator[Indexed, None], deadline: float) -> Indexed:
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await anext(deltas)
+        except TimeoutError:
+            limit = f"{self.settings.request_timeout_s:g} s (serve.request_timeout_s)"
+            message = f"the request took longer than {limit}"
+            raise ApiError(504, message, code="timeout") from None
+        except StopAsyncIteration:
+            raise ApiError(500, "the answer ended early", code="engine") from None
 
     async def _events(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
@@ -35,6 +37,9 @@ from serve.http.settings import HttpSettings, catalog_of
 from serve.http.stateful.store import Store
 from serve.security.limits import Limiter, LocalLimiter
 
+if TYPE_CHECKING:
+    from serve.tracing import Tracing
+
 FAMILIES = (
     state,
     models,
@@ -57,13 +62,15 @@ def build_app(
     store: Store | None = None,
     models: CatalogStore | None = None,
     changes: Changes | None = None,
+    tracing: Tracing | None = None,
 ) -> ASGIApp:
     """Build the whole HTTP application.
 
     Without a `limiter`, limits hold for this process alone; without a `store`, no responses are
-    kept; without `models` and `changes`, the models are those of the settings, for ever.
+    kept; without `models` and `changes`, the models are those of the settings, for ever; without
+    `tracing`, no spans are made.
     """
-    metrics = ServeMetrics()
+    metrics = ServeMetrics((settings.model_id, *settings.adapters))
     limiter = limiter or LocalLimiter()
     models = models or LocalCatalog(catalog_of(settings))
     checked = CheckedBackend(PlacedBackend(backend, models), limiter, settings.model_id)
@@ -84,7 +91,8 @@ def build_app(
             app.add_api_route(route.path, route.endpoint, methods=methods, response_model=None)
     for kind in (ApiError, RequestError, HTTPException, Exception):
         app.add_exception_handler(kind, _error)
-    door = behind_door(app, settings.security, limiter, max_body_bytes=settings.max_body_bytes)
+    limit = settings.max_body_bytes
+    door = behind_door(app, settings.security, limiter, max_body_bytes=limit, tracing=tracing)
     return Meter(door, metrics, [route.path for route in routes])
 
 

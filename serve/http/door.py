@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -23,6 +24,9 @@ from serve.security.audit import AuditLog
 from serve.security.call import CALL, Call
 from serve.security.limits import Limiter
 from serve.security.settings import SecuritySettings, keyring
+
+if TYPE_CHECKING:
+    from serve.tracing import Tracing
 
 access = logging.getLogger(ACCESS)
 
@@ -71,9 +75,14 @@ RATES = tuple(
 
 
 def behind_door(
-    app: ASGIApp, settings: SecuritySettings, limiter: Limiter, *, max_body_bytes: int
+    app: ASGIApp,
+    settings: SecuritySettings,
+    limiter: Limiter,
+    *,
+    max_body_bytes: int,
+    tracing: Tracing | None = None,
 ) -> ASGIApp:
-    """Return `app` behind the guard, the rules for web pages and the audit log."""
+    """Return `app` behind the guard, the rules for web pages, the log lines and the spans."""
     guarded: ASGIApp = Guard(
         app, keys=keyring(settings), max_body_bytes=max_body_bytes, limiter=limiter
     )
@@ -87,7 +96,8 @@ def behind_door(
         )
     audit = None if settings.audit_log is None else AuditLog(settings.audit_log)
     headers = {**SAFE_HEADERS, **(HSTS if settings.tls else {})}
-    return Door(OriginCheck(guarded, settings.cors_origins), headers, audit)
+    checked: ASGIApp = OriginCheck(guarded, settings.cors_origins)
+    return Door(checked if tracing is None else tracing.around(checked), headers, audit)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from serve.ray.limiter import KeyLimits
 from serve.ray.recovery import Deadlines
 from serve.ray.router import PrefixRouter
 from serve.ray.scaling import ScarcityPolicy, Targets
+from serve.ray.watching import Watching
 from serve.security.settings import SecuritySettings
 
 # A replica that is dead is replaced after one check, one that does not answer after three.
@@ -76,6 +77,11 @@ def build_application(root: ServeRoot, *, nodes: int, metrics_folder: str) -> Ap
     deadlines = Deadlines(
         first_token_s=root.serve.first_token_timeout_s, token_s=root.serve.token_timeout_s
     )
+    watching = Watching(
+        log=root.log,
+        traces_endpoint=root.serve.otlp_traces_endpoint,
+        traces_share=root.serve.traces_share,
+    )
     # One process keeps the buckets of all keys, so that limits hold over every ingress.
     limits = serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000, **both)(
         KeyLimits
@@ -85,12 +91,12 @@ def build_application(root: ServeRoot, *, nodes: int, metrics_folder: str) -> Ap
         name="ResponseStore", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000, **both
     )(MemoryStore)
     return ingress.bind(
-        engines.bind(catalog, root.serve.max_models, root.serve.token_timeout_s, root.log),
+        engines.bind(catalog, root.serve.max_models, root.serve.token_timeout_s, watching),
         http_settings(root),
         (catalog, Sources.of(root, catalog)),
         listening(root.serve),
         deadlines,
-        root.log,
+        watching,
         limits.bind() if root.serve.keys_file is not None else None,
         store.bind(root.serve.store_bytes, root.serve.store_s) if root.serve.store_bytes else None,
     )

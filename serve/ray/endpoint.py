@@ -23,6 +23,7 @@ from serve.ray.application import build_application, serves_logging
 from serve.ray.cores import cores_text, with_cores
 from serve.ray.drain import drain_limits
 from serve.ray.shared_catalog import forget_catalogs
+from serve.ray.watching import check_tracing
 from serve.security.files import check_files
 
 APPLICATION = "llamahome"
@@ -56,6 +57,7 @@ def running_endpoint(root: ServeRoot) -> Iterator[Endpoint]:
     """
     check_files(root.serve)
     first_catalog(root)  # refuses names that are there twice
+    check_tracing(root.serve)
     root = with_cores(root)
     if root.cluster.address == "local":
         _check_port(root.serve)

@@ -7,13 +7,13 @@ own that ask for no key.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from dataclasses import dataclass
 from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
-from llamahome.config import LogConfig
 from serve.catalog import Catalog
 from serve.http.api import build_app
 from serve.http.changes import Changes, Sources
@@ -23,10 +23,10 @@ from serve.http.settings import HttpSettings
 from serve.ray.backend import ServeBackend
 from serve.ray.callers import own_name
 from serve.ray.limiter import RemoteLimiter
-from serve.ray.logs import log_as_replica
 from serve.ray.recovery import Deadlines
 from serve.ray.shared_catalog import SharedCatalog
 from serve.ray.store import RemoteStore
+from serve.ray.watching import Watching
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +50,11 @@ class Api:
         models: tuple[Catalog, Sources],
         listening: Listening,
         deadlines: Deadlines,
-        log: LogConfig,
+        watching: Watching,
         limits: DeploymentHandle[Any] | None = None,
         store: DeploymentHandle[Any] | None = None,
     ) -> None:
-        log_as_replica(log)
+        _, self._tracing = watching.begin()
         share_metrics(os.environ[FOLDER])
         limiter = None if limits is None else RemoteLimiter(limits)
         kept = None if store is None else RemoteStore(store)
@@ -62,7 +62,7 @@ class Api:
         shared = SharedCatalog(catalog)
         backend = ServeBackend(engines, deadlines, caller=own_name())
         changes = Changes(shared, backend, sources)
-        app = build_app(backend, settings, limiter, kept, shared, changes)
+        app = build_app(backend, settings, limiter, kept, shared, changes, self._tracing)
         self._server = HttpServer(app, **vars(listening))
         await self._server.start()
 
@@ -74,3 +74,5 @@ class Api:
         """Answer the open requests and stop; Serve awaits this."""
         if hasattr(self, "_server"):  # an address that cannot be listened on leaves none
             await self._server.stop()
+            if self._tracing is not None:
+                await asyncio.to_thread(self._tracing.close)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from serve.host import Host
 from serve.ray.callers import Callers
@@ -14,12 +14,16 @@ from serve.ray.router import HELD, MODELS
 from serve.ray.scaling import FirstTokens, Load
 from serve.wire import Delta, Origin, Reply, Request
 
+if TYPE_CHECKING:
+    from serve.tracing import Tracing
+
 
 class ReportingHost(Host):
-    """A `Host` that notes what it has read, how long requests wait, and who waits."""
+    """A `Host` that notes what it has read, how long requests wait, who waits, and traces."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, tracing: Tracing | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._tracing = tracing
         self._first_tokens = FirstTokens()
         self._read = Published()
         self._callers = Callers()
@@ -29,7 +33,10 @@ class ReportingHost(Host):
     ) -> AsyncGenerator[Reply, None]:
         """Answer as `Host` does, as long as the actor `caller` lives."""
         with self._callers.answering(caller), self._first_tokens.request() as arrived:
-            async with aclosing(super().process_input(request, origin)) as replies:
+            replies = super().process_input(request, origin)
+            if self._tracing is not None and origin is not None:
+                replies = self._tracing.answer(replies, request, origin)
+            async with aclosing(replies):
                 async for reply in replies:
                     if isinstance(reply, Delta) and arrived():
                         self._read.add(prefix_of(request))

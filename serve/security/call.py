@@ -23,6 +23,7 @@ class Call:
         replicas: names of the engine replicas that answered.
         left: whether the client left before the end.
         error: the code of the error that the client was given, and its text where it is ours.
+        traceparent: the span of the request, in W3C's form; None without traces.
         rates: the values of OpenAI's x-ratelimit headers, without that prefix.
     """
 
@@ -38,6 +39,7 @@ class Call:
     left: bool = False
     error: str | None = None
     reason: str | None = None
+    traceparent: str | None = None
     _start: float = field(default_factory=time.perf_counter)
     rates: dict[str, str] = field(default_factory=dict)
 
@@ -50,7 +52,9 @@ class Call:
     def origin(self) -> Origin:
         """Return the facts that go to replicas with it."""
         key = None if self.key is None else self.key.name
-        return Origin(request_id=self.request_id, model=self.model, key=key)
+        return Origin(
+            request_id=self.request_id, model=self.model, key=key, traceparent=self.traceparent
+        )
 
     def note(self, delta: Delta) -> None:
         if self.ttft_s is None and delta.token_count:

@@ -148,6 +148,12 @@ RULES: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
     "serve.tls_key": (["k.pem"], [], {}),
     "log.format": (["xml", "JSON"], ["text", "json"], {}),
     "log.level": (["TRACE", "info"], ["DEBUG", "ERROR", None], {}),
+    "serve.otlp_traces_endpoint": (
+        ["localhost:4318", "grpc://host:4317", "http://ann:secret@host/v1/traces"],
+        ["http://localhost:4318/v1/traces", "https://host"],
+        {},
+    ),
+    "serve.traces_share": ([-0.1, 1.1], [0, 0.5, 1], {}),
     "serve.port": ([0, 65536], [1, 65535], {}),
     "serve.min_replicas": ([-1], [0, 1], {}),
     "serve.max_replicas": ([0, 1], [2, 3], {"serve.min_replicas": 2}),

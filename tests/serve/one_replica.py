@@ -14,7 +14,10 @@ from serve.http.api import build_app
 from serve.http.errors import ApiError
 from serve.http.settings import HttpSettings
 from serve.http.stateful.store import Store
+from serve.ray.reporting import ReportingReplica
 from serve.replica import Replica
+from serve.security.call import CALL
+from serve.tracing import Tracing
 from serve.wire import Delta, Failure, ReplicaStats, Request
 
 
@@ -25,7 +28,9 @@ class OneReplica:
         self._replica = replica
 
     async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
-        async for reply in self._replica.process_input(request):
+        call = CALL.get()
+        origin = None if call is None else call.origin
+        async for reply in self._replica.process_input(request, origin):
             if isinstance(reply, Failure):
                 status = 400 if reply.kind == "invalid" else 500
                 raise ApiError(status, reply.message, param=reply.field)
@@ -49,13 +54,15 @@ def serving(
     *,
     settings: dict[str, Any] | None = None,
     store: Store | None = None,
+    tracing: Tracing | None = None,
     **engine: Any,
 ) -> Iterator[ASGIApp]:
     """Yield a new application; `settings` are those of HTTP."""
-    replica = Replica(
+    replica = ReportingReplica(
         ModelConfig(name=str(model)),
         PolicyConfig(budget=64, recent=16, interval=8),
         EngineConfig(**{"slots": 4, "max_length": 512, "num_threads": 1, **engine}),
+        tracing=tracing,
     )
     http_settings = HttpSettings(
         **{
@@ -67,6 +74,6 @@ def serving(
         }
     )
     try:
-        yield build_app(OneReplica(replica), http_settings, store=store)
+        yield build_app(OneReplica(replica), http_settings, store=store, tracing=tracing)
     finally:
         replica.close()

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from llamahome.keys import KeyFile
-from llamahome.logs import _Fields
+from llamahome.logs import Fields
 from serve.security.settings import SecuritySettings
 from serve.wire import Delta
 from tests.serve.one_replica import served
@@ -31,7 +31,7 @@ PATH = "/v1/chat/completions"
 def lines(caplog) -> pytest.LogCaptureFixture:
     """Capture records as the program's own handler would write them."""
     caplog.set_level(logging.DEBUG)
-    fields = _Fields({})
+    fields = Fields({})
     caplog.handler.addFilter(fields)
     yield caplog
     caplog.handler.removeFilter(fields)
