@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any, cast
+from typing import Any
 
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import (
@@ -15,9 +15,10 @@ from ray.serve.exceptions import (
     DeploymentUnavailableError,
     RayServeException,
 )
-from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+from ray.serve.handle import DeploymentHandle
 
 from serve.http.errors import ApiError, invalid_request, queue_full
+from serve.ray.mailbox import Calls
 from serve.ray.recovery import PAUSES_S, Deadlines, Loss, Recovery
 from serve.wire import Accepted, Delta, ReplicaStats, Reply, Request
 
@@ -28,16 +29,21 @@ STATS_FRESH_S = 1.0
 
 
 class ServeBackend:
-    """Engine replicas behind a Ray Serve handle."""
+    """Engine replicas behind a Ray Serve handle.
+
+    Args:
+        calls: start the calls that are answered in parts.
+    """
 
     def __init__(
         self,
         handle: DeploymentHandle[Any],
+        calls: Calls,
         deadlines: Deadlines,
         pauses_s: Sequence[float] = PAUSES_S,
     ) -> None:
         self._handle = handle
-        self._streaming = handle.options(stream=True)
+        self._calls = calls
         self._deadlines = deadlines
         self._pauses_s = pauses_s
         self._stats: Sequence[ReplicaStats] = ()
@@ -73,9 +79,7 @@ class ServeBackend:
             Loss: when the replica is dead, hangs, refuses because it is full or has crashed.
             ApiError: when the request cannot run.
         """
-        replies = cast(
-            "DeploymentResponseGenerator[Reply]", self._streaming.process_input.remote(request)
-        )
+        replies = self._calls.remote(request)
         started = False
         try:
             while True:
@@ -95,13 +99,13 @@ class ServeBackend:
         except RayTaskError as error:
             logger.error("request %s failed in its replica", request.request_id, exc_info=error)
             raise ApiError(500, "the engine replica failed", code="engine") from error
-        except (RayError, DeploymentUnavailableError) as error:
+        except (RayError, DeploymentUnavailableError, ConnectionError) as error:
             raise Loss(str(error)) from error
         finally:
             # Needed where a client's header turned Serve's own watch for disconnects off. A
             # call that found no replica raises its error once more here.
             with contextlib.suppress(RayError, RayServeException):
-                replies.cancel()  # type: ignore[no-untyped-call]
+                replies.cancel()
 
     async def replicas(self) -> Sequence[ReplicaStats]:
         """Return the stats of every replica that answers within 2 s; ask at most once a second."""

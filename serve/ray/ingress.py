@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 from ray.serve.handle import DeploymentHandle
 
 from serve.http.api import build_app
@@ -19,6 +20,7 @@ from serve.http.server import EdgeLimits, HttpServer
 from serve.http.settings import HttpSettings
 from serve.ray.backend import ServeBackend
 from serve.ray.limiter import RemoteLimiter
+from serve.ray.mailbox import DirectCalls, Mailbox
 from serve.ray.recovery import Deadlines
 from serve.ray.store import RemoteStore
 
@@ -49,7 +51,10 @@ class Api:
         share_metrics(os.environ[FOLDER])
         limiter = None if limits is None else RemoteLimiter(limits)
         kept = None if store is None else RemoteStore(store)
-        app = build_app(ServeBackend(engines, deadlines), settings, limiter, kept)
+        self._mailbox = Mailbox()
+        await self._mailbox.start(ray.util.get_node_ip_address())
+        calls = DirectCalls(engines.answer, self._mailbox)
+        app = build_app(ServeBackend(engines, calls, deadlines), settings, limiter, kept)
         self._server = HttpServer(app, **vars(listening))
         await self._server.start()
 
@@ -61,3 +66,4 @@ class Api:
         """Answer the open requests and stop; Serve awaits this."""
         if hasattr(self, "_server"):  # an address that cannot be listened on leaves none
             await self._server.stop()
+            self._mailbox.close()

@@ -7,11 +7,12 @@ from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any
 
+from serve.ray.lines import Lines
 from serve.ray.prefixes import Published, prefix_of
 from serve.ray.router import HELD
 from serve.ray.scaling import FirstTokens, Load
 from serve.replica import Replica
-from serve.wire import Delta, Reply, Request
+from serve.wire import Delta, Reply, ReplyTo, Request
 
 
 class ReportingReplica(Replica):
@@ -21,6 +22,7 @@ class ReportingReplica(Replica):
         super().__init__(*args, **kwargs)
         self._first_tokens = FirstTokens()
         self._read = Published()
+        self._lines = Lines()
 
     async def process_input(self, request: Request) -> AsyncGenerator[Reply, None]:
         """Answer as `Replica` does."""
@@ -30,6 +32,19 @@ class ReportingReplica(Replica):
                     if isinstance(reply, Delta) and arrived():
                         self._read.add(prefix_of(request))
                     yield reply
+
+    async def answer(self, request: Request, to: ReplyTo) -> None:
+        """Send the replies to one input to its ingress; return after the last.
+
+        Raises:
+            OSError: when the ingress cannot be reached.
+        """
+        line = await self._lines.to(to)
+        with line.used():
+            async with aclosing(self.process_input(request)) as replies:
+                async for reply in replies:
+                    line.send(to.number, reply)
+            line.send(to.number, None)
 
     def record_routing_stats(self) -> dict[str, bytes]:
         """Return the beginnings of prompts that were read here; Serve tells all routers."""
