@@ -171,7 +171,7 @@ LENGTH_BYTES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class ReplyTo:
-    """Destination of the replies to one request: an ingress's port, its secret, the answer's number.
+    """Destination of replies to one request: an ingress's port, its secret, the answer's number.
 
     `serve.ray.mailbox` says how.
     """

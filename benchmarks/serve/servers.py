@@ -120,7 +120,7 @@ def _await(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
         if process.poll() is not None:
             raise PeerError(f"it ended as it started: {last_line(log)} ({log})")
         with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 200:
+            if httpx.get(f"http://127.0.0.1:{port}/health", timeout=20).status_code == 200:
                 return
         time.sleep(0.5)
     raise PeerError(f"it did not answer within {START_S:g} s ({log})")

@@ -85,8 +85,7 @@ class ServeBackend:
             while True:
                 limit = self._deadlines.token_s if started else self._deadlines.first_token_s
                 try:
-                    async with asyncio.timeout(limit):
-                        reply = await anext(replies)
+                    reply = await replies.next(limit)
                 except StopAsyncIteration:
                     return
                 except TimeoutError as error:

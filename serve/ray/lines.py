@@ -10,7 +10,6 @@ from typing import cast
 
 from serve.wire import LENGTH_BYTES, Reply, ReplyTo
 
-
 CONNECT_TIMEOUT_S = 5.0
 
 

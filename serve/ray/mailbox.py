@@ -96,30 +96,56 @@ class Answer:
         self._mailbox = mailbox
         self._arrived: deque[Reply | Exception] = deque()
         self._more: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
 
     def put(self, item: Reply | Exception) -> None:
         self._arrived.append(item)
         if self._more is not None and not self._more.done():
             self._more.set_result(None)
 
-    async def next(self) -> Reply:
+    async def next(self, limit_s: float) -> Reply:
         """Return the next reply.
 
+        One timer serves the whole answer: it looks when the latest wait is over.
+
         Raises:
+            TimeoutError: when none comes for `limit_s`.
             StopAsyncIteration: after the last.
             ConnectionResetError: when the line is lost.
             Exception: what was `put`.
         """
         if not self._arrived:
-            self._more = asyncio.get_running_loop().create_future()
+            loop = asyncio.get_running_loop()
+            self._more = loop.create_future()
+            self._due = loop.time() + limit_s
+            if self._timer is None or self._timer.when() > self._due:
+                self._arm(loop)
             await self._more
         item = self._arrived.popleft()
         if isinstance(item, Exception):
             raise item
         return item
 
+    def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = loop.call_at(self._due, self._check, loop)
+
+    def _check(self, loop: asyncio.AbstractEventLoop) -> None:
+        """End the wait if it is over; else look again when it is."""
+        self._timer = None
+        if self._more is None or self._more.done():
+            return
+        if loop.time() >= self._due:
+            self._more.set_exception(TimeoutError())
+        else:
+            self._arm(loop)
+
     def close(self) -> None:
         self._mailbox.forget(self.to.number)
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 class _Line(asyncio.Protocol):
@@ -171,7 +197,7 @@ class _Line(asyncio.Protocol):
 class Replies(Protocol):
     """The replies of one replica to one request."""
 
-    async def __anext__(self) -> Reply: ...
+    async def next(self, limit_s: float) -> Reply: ...
 
     def cancel(self) -> None: ...
 
@@ -208,9 +234,10 @@ class DirectCall:
         self._response = response
         self._ended = False
 
-    async def __anext__(self) -> Reply:
+    async def next(self, limit_s: float) -> Reply:
+        """Return the next reply, as `Answer.next` does."""
         try:
-            reply = await self._answer.next()
+            reply = await self._answer.next(limit_s)
         except (StopAsyncIteration, RayServeException):
             self._ended = True
             raise

@@ -71,10 +71,7 @@ class Replies:
     life: int
     immortal: bool
 
-    def __aiter__(self) -> Replies:
-        return self
-
-    async def __anext__(self) -> Reply:
+    async def next(self, limit_s: float) -> Reply:
         if not self.immortal and self.life == 0:
             await self.own.aclose()  # type: ignore[attr-defined]  # an async generator
             raise ActorDiedError

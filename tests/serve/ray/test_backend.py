@@ -67,10 +67,11 @@ class FakeReplies:
     script: list[Any]
     unassigned: RayServeException | None = None
 
-    def __aiter__(self) -> FakeReplies:
-        return self
+    async def next(self, limit_s: float) -> Any:
+        async with asyncio.timeout(limit_s):
+            return await self._next()
 
-    async def __anext__(self) -> Any:
+    async def _next(self) -> Any:
         if not self.script:
             raise StopAsyncIteration
         item = self.script.pop(0)

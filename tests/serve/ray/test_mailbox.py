@@ -73,7 +73,7 @@ def request(name: str, max_tokens: int) -> GenerateRequest:
 
 async def drained(call: DirectCall) -> None:
     while True:
-        await anext(call)
+        await call.next(600)
 
 
 async def until(condition: Any) -> None:
@@ -126,7 +126,7 @@ async def test_a_lost_ingress_frees_the_slots_of_all_its_requests(
         calls = Calls(replica)
         started = [DirectCalls(calls, mailbox).remote(request(name, 90_000)) for name in "ab"]
         for call in started:
-            assert isinstance(await anext(call), Delta)
+            assert isinstance(await call.next(600), Delta)
         line = started[0]._answer.line
         line.hang_up()  # type: ignore[attr-defined]
         await until(lambda: sorted(engine.cancelled) == ["a", "b"])
@@ -134,7 +134,9 @@ async def test_a_lost_ingress_frees_the_slots_of_all_its_requests(
         for call in started:
             with pytest.raises(ConnectionResetError):
                 await drained(call)
-        assert isinstance(await anext(DirectCalls(calls, mailbox).remote(request("c", 9))), Delta)
+        assert isinstance(
+            await DirectCalls(calls, mailbox).remote(request("c", 9)).next(600), Delta
+        )
 
 
 async def test_a_call_that_fails_without_a_word_fails_the_answer(replica: ReportingReplica) -> None:
@@ -148,7 +150,7 @@ async def test_a_call_that_fails_without_a_word_fails_the_answer(replica: Report
     async with listening() as mailbox:
         call = DirectCalls(Dead(), mailbox).remote(request("a", 1))
         with pytest.raises(ActorDiedError):
-            await anext(call)
+            await call.next(600)
 
 
 @pytest.mark.parametrize("given", ["wrong", "short"])
@@ -174,9 +176,9 @@ async def test_a_message_may_come_in_pieces() -> None:
         for byte in answer.to.secret + len(message).to_bytes(LENGTH_BYTES) + message:
             writer.write(bytes([byte]))
             await writer.drain()
-        assert await answer.next() == delta
+        assert await answer.next(600) == delta
         with pytest.raises(StopAsyncIteration):
-            await answer.next()
+            await answer.next(600)
         writer.close()
 
 
@@ -186,6 +188,21 @@ async def test_an_ingress_that_is_not_there_is_an_error(replica: ReportingReplic
     for _ in range(2):  # and the next request tries again
         with pytest.raises(OSError, match="ports between the nodes"):
             await replica.answer(request("a", 1), replace(to, number=1))
+
+
+async def test_each_wait_has_its_own_limit() -> None:
+    async with listening() as mailbox:
+        answer = mailbox.open()
+        deltas = [Delta(text=text, token_count=1) for text in "ab"]
+        loop = asyncio.get_running_loop()
+        loop.call_later(0.01, answer.put, deltas[0])
+        assert await answer.next(600) == deltas[0]
+        with pytest.raises(TimeoutError):
+            await answer.next(0.01)  # shorter than what is left of the first
+        answer.put(deltas[1])
+        assert await answer.next(0.01) == deltas[1]
+        with pytest.raises(TimeoutError):
+            await answer.next(0.01)
 
 
 def test_the_secret_is_not_shown() -> None:
