@@ -168,13 +168,21 @@ class AsyncEngine:
                 deltas = self._engine.step()
                 self._stats = self._engine.stats()
                 self._progressed = time.monotonic()
-                for delta in deltas:
-                    self._inboxes[delta.request_id].put(delta)
-                    if delta.finish_reason is not None:
-                        del self._inboxes[delta.request_id]
+                self._send(deltas)
             self._engine.close()
         finally:
             self._fail_all(sys.exception())
+
+    def _send(self, deltas: list[TextDelta]) -> None:
+        """Wake each event loop once for all deltas of a step."""
+        found: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Queue[Event], TextDelta]]] = {}
+        for delta in deltas:
+            inbox = self._inboxes[delta.request_id]
+            found.setdefault(inbox.loop, []).append((inbox.queue, delta))
+            if delta.finish_reason is not None:
+                del self._inboxes[delta.request_id]
+        for loop, own in found.items():
+            loop.call_soon_threadsafe(_put_all, own)
 
     def _obey(self) -> bool:
         """Carry out waiting commands, or wait for one while idle; return False to end."""
@@ -214,6 +222,11 @@ class AsyncEngine:
                 waiting.append(command.inbox)
         for inbox in waiting:
             inbox.put(EngineStoppedError(f"the engine stopped: {reason}"))
+
+
+def _put_all(deltas: list[tuple[asyncio.Queue[Event], TextDelta]]) -> None:
+    for inbox, delta in deltas:
+        inbox.put_nowait(delta)
 
 
 async def _arrived(inbox: asyncio.Queue[Event]) -> tuple[list[TextDelta], EngineError | None]:

@@ -5,7 +5,7 @@ What a request is comes from `llamahome.requests`, so the ingress starts without
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from llamahome.lens import CacheShape, LensFrame
@@ -207,6 +207,22 @@ class Accepted:
 
 
 Reply = Delta | Failure | Accepted
+
+# Before each message on a line, its length, big-endian.
+LENGTH_BYTES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplyTo:
+    """Destination of replies to one request: an ingress's port, its secret, the answer's number.
+
+    `serve.ray.mailbox` says how.
+    """
+
+    host: str
+    port: int
+    secret: bytes = field(repr=False)
+    number: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,11 @@ async def merged(streams: Sequence[AsyncGenerator[Delta, None]]) -> AsyncGenerat
 
     The first error ends them all; so does closing this generator.
     """
+    if len(streams) == 1:  # without a task, whose part in a token's cost is a fifth
+        async with aclosing(streams[0]) as deltas:
+            async for delta in deltas:
+                yield 0, delta
+        return
     arrived: asyncio.Queue[Indexed | Exception | None] = asyncio.Queue()
     readers = [asyncio.create_task(_read(i, s, arrived)) for i, s in enumerate(streams)]
     try:

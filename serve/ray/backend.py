@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any, cast
+from typing import Any
 
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import (
@@ -15,10 +15,11 @@ from ray.serve.exceptions import (
     DeploymentUnavailableError,
     RayServeException,
 )
-from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+from ray.serve.handle import DeploymentHandle
 
 from serve.catalog import Served
 from serve.http.errors import ApiError, invalid_request, no_replica, queue_full
+from serve.ray.mailbox import Calls
 from serve.ray.recovery import PAUSES_S, Deadlines, Loss, Recovery
 from serve.security.call import CALL
 from serve.wire import Accepted, Delta, ReplicaStats, Reply, Request
@@ -33,21 +34,20 @@ class ServeBackend:
     """Engine replicas behind a Ray Serve handle.
 
     Args:
-        caller: the actor of this process; a replica frees the slots of one that has died.
+        calls: start the calls that are answered in parts.
     """
 
     def __init__(
         self,
         handle: DeploymentHandle[Any],
+        calls: Calls,
         deadlines: Deadlines,
         pauses_s: Sequence[float] = PAUSES_S,
-        caller: str | None = None,
     ) -> None:
         self._handle = handle
-        self._streaming = handle.options(stream=True)
+        self._calls = calls
         self._deadlines = deadlines
         self._pauses_s = pauses_s
-        self._caller = () if caller is None else (caller,)
         self._stats: Sequence[ReplicaStats] = ()
         self._stats_until = 0.0
         self._stats_lock = asyncio.Lock()
@@ -82,16 +82,13 @@ class ServeBackend:
             ApiError: when the request cannot run.
         """
         call = CALL.get()
-        origin = None if call is None else call.origin
-        asked = self._streaming.process_input.remote(request, origin, *self._caller)
-        replies = cast("DeploymentResponseGenerator[Reply]", asked)
+        replies = self._calls.remote(request, None if call is None else call.origin)
         started = False
         try:
             while True:
                 limit = self._deadlines.token_s if started else self._deadlines.first_token_s
                 try:
-                    async with asyncio.timeout(limit):
-                        reply = await anext(replies)
+                    reply = await replies.next(limit)
                 except StopAsyncIteration:
                     return
                 except TimeoutError as error:
@@ -104,13 +101,13 @@ class ServeBackend:
         except RayTaskError as error:
             logger.error("request %s failed in its replica", request.request_id, exc_info=error)
             raise ApiError(500, "the engine replica failed", code="engine") from error
-        except (RayError, DeploymentUnavailableError) as error:
+        except (RayError, DeploymentUnavailableError, ConnectionError) as error:
             raise Loss(str(error)) from error
         finally:
             # Needed where a client's header turned Serve's own watch for disconnects off. A
             # call that found no replica raises its error once more here.
             with contextlib.suppress(RayError, RayServeException):
-                replies.cancel()  # type: ignore[no-untyped-call]
+                replies.cancel()
 
     async def replicas(self) -> Sequence[ReplicaStats]:
         """Return the stats of every replica that answers within 2 s; ask at most once a second."""

@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 from ray.serve.handle import DeploymentHandle
 
 from serve.catalog import Catalog
@@ -21,8 +22,8 @@ from serve.http.metrics import FOLDER, share_metrics
 from serve.http.server import EdgeLimits, HttpServer
 from serve.http.settings import HttpSettings
 from serve.ray.backend import ServeBackend
-from serve.ray.callers import own_name
 from serve.ray.limiter import RemoteLimiter
+from serve.ray.mailbox import DirectCalls, Mailbox
 from serve.ray.recovery import Deadlines
 from serve.ray.shared_catalog import SharedCatalog
 from serve.ray.store import RemoteStore
@@ -58,9 +59,12 @@ class Api:
         share_metrics(os.environ[FOLDER])
         limiter = None if limits is None else RemoteLimiter(limits)
         kept = None if store is None else RemoteStore(store)
+        self._mailbox = Mailbox()
+        await self._mailbox.start(ray.util.get_node_ip_address())
+        calls = DirectCalls(engines.answer, self._mailbox)
         catalog, sources = models
         shared = SharedCatalog(catalog)
-        backend = ServeBackend(engines, deadlines, caller=own_name())
+        backend = ServeBackend(engines, calls, deadlines)
         changes = Changes(shared, backend, sources)
         app = build_app(backend, settings, limiter, kept, shared, changes, self._tracing)
         self._server = HttpServer(app, **vars(listening))
@@ -74,5 +78,6 @@ class Api:
         """Answer the open requests and stop; Serve awaits this."""
         if hasattr(self, "_server"):  # an address that cannot be listened on leaves none
             await self._server.stop()
+            self._mailbox.close()
             if self._tracing is not None:
                 await asyncio.to_thread(self._tracing.close)

@@ -8,31 +8,31 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from serve.host import Host
-from serve.ray.callers import Callers
+from serve.ray.lines import Lines
 from serve.ray.prefixes import Published, prefix_of
 from serve.ray.router import HELD, MODELS
 from serve.ray.scaling import FirstTokens, Load
-from serve.wire import Delta, Origin, Reply, Request
+from serve.wire import Delta, Origin, Reply, ReplyTo, Request
 
 if TYPE_CHECKING:
     from serve.tracing import Tracing
 
 
 class ReportingHost(Host):
-    """A `Host` that notes what it has read, how long requests wait, who waits, and traces."""
+    """A `Host` that notes what it has read, how long requests wait, and traces."""
 
     def __init__(self, *args: Any, tracing: Tracing | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._tracing = tracing
         self._first_tokens = FirstTokens()
         self._read = Published()
-        self._callers = Callers()
+        self._lines = Lines()
 
     async def process_input(
-        self, request: Request, origin: Origin | None = None, caller: str | None = None
+        self, request: Request, origin: Origin | None = None
     ) -> AsyncGenerator[Reply, None]:
-        """Answer as `Host` does, as long as the actor `caller` lives."""
-        with self._callers.answering(caller), self._first_tokens.request() as arrived:
+        """Answer as `Host` does."""
+        with self._first_tokens.request() as arrived:
             replies = super().process_input(request, origin)
             if self._tracing is not None and origin is not None:
                 replies = self._tracing.answer(replies, request, origin)
@@ -41,6 +41,19 @@ class ReportingHost(Host):
                     if isinstance(reply, Delta) and arrived():
                         self._read.add(prefix_of(request))
                     yield reply
+
+    async def answer(self, request: Request, to: ReplyTo, origin: Origin | None = None) -> None:
+        """Send the replies to one input to its ingress; return after the last.
+
+        Raises:
+            OSError: when the ingress cannot be reached.
+        """
+        line = await self._lines.to(to)
+        with line.used():
+            async with aclosing(self.process_input(request, origin)) as replies:
+                async for reply in replies:
+                    line.send(to.number, reply)
+            line.send(to.number, None)
 
     def record_routing_stats(self) -> dict[str, bytes]:
         """Return what was read here, and the models in memory; Serve tells all routers."""

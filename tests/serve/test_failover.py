@@ -45,7 +45,7 @@ REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass
 class MortalReplicas:
-    """Two real replicas behind the face of a Serve handle.
+    """Two real replicas behind the face of direct calls.
 
     The one that a request comes to first is lost to it after `life` deltas; the other one lives.
     """
@@ -54,14 +54,6 @@ class MortalReplicas:
     life: int = 0
     tried: dict[str, int] = field(default_factory=dict)
     resumed: list[int] = field(default_factory=list)  # tokens that the second replicas began with
-
-    @property
-    def process_input(self) -> MortalReplicas:
-        return self
-
-    def options(self, *, stream: bool) -> MortalReplicas:
-        assert stream
-        return self
 
     def remote(self, request: GenerateRequest, origin: Origin | None) -> Replies:
         before = self.tried.get(request.request_id, 0)
@@ -81,10 +73,7 @@ class Replies:
     life: int
     immortal: bool
 
-    def __aiter__(self) -> Replies:
-        return self
-
-    async def __anext__(self) -> Reply:
+    async def next(self, limit_s: float) -> Reply:
         if not self.immortal and self.life == 0:
             await self.own.aclose()  # type: ignore[attr-defined]  # an async generator
             raise ActorDiedError
@@ -114,7 +103,7 @@ async def ask(handle: MortalReplicas, path: str, body: dict[str, Any]) -> Any:
     settings = HttpSettings(
         model_id="tiny", created=1, request_timeout_s=300, max_body_bytes=100_000
     )
-    app = build_app(ServeBackend(handle, PATIENT, pauses_s=(0.0,)), settings)
+    app = build_app(ServeBackend(handle, handle, PATIENT, pauses_s=(0.0,)), settings)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
         response = await http.post(path, json=body)

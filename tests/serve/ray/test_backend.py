@@ -37,7 +37,7 @@ REQUEST = GenerateRequest(request_id="a", params=SamplingParams(), prompt="x")
 
 @dataclass
 class FakeHandle:
-    """Stands in for a Serve handle: each attempt plays the next script."""
+    """Stands in for a Serve handle and its calls: each attempt plays the next script."""
 
     attempts: list[list[Any]] = field(default_factory=list)
     requests: list[Any] = field(default_factory=list)
@@ -45,14 +45,6 @@ class FakeHandle:
     broadcasts: list[Any] = field(default_factory=list)
     cancelled: int = 0
     asked: int = 0
-
-    @property
-    def process_input(self) -> FakeHandle:
-        return self
-
-    def options(self, *, stream: bool) -> FakeHandle:
-        assert stream
-        return self
 
     def remote(self, request: GenerateRequest, origin: Origin | None) -> FakeReplies:
         self.origins.append(origin)
@@ -77,10 +69,11 @@ class FakeReplies:
     script: list[Any]
     unassigned: RayServeException | None = None
 
-    def __aiter__(self) -> FakeReplies:
-        return self
+    async def next(self, limit_s: float) -> Any:
+        async with asyncio.timeout(limit_s):
+            return await self._next()
 
-    async def __anext__(self) -> Any:
+    async def _next(self) -> Any:
         if not self.script:
             raise StopAsyncIteration
         item = self.script.pop(0)
@@ -110,7 +103,7 @@ class Run:
 
 async def run(*attempts: list[Any], deadlines: Deadlines = PATIENT, request: Any = REQUEST) -> Run:
     result = Run(FakeHandle(attempts=[list(attempt) for attempt in attempts]))
-    backend = ServeBackend(result.handle, deadlines, pauses_s=(0.0, 0.0))
+    backend = ServeBackend(result.handle, result.handle, deadlines, pauses_s=(0.0, 0.0))
     try:
         async for delta in backend.stream(request):
             result.deltas.append(delta)
@@ -215,7 +208,7 @@ async def test_other_failures_are_final(reply, status, param):
 
 async def test_leaving_early_cancels_the_call():
     handle = FakeHandle(attempts=[[FIRST, LAST]])
-    answer = ServeBackend(handle, PATIENT).stream(REQUEST)
+    answer = ServeBackend(handle, handle, PATIENT).stream(REQUEST)
     await anext(answer)
     await answer.aclose()
     assert handle.cancelled == 1
@@ -223,7 +216,7 @@ async def test_leaving_early_cancels_the_call():
 
 async def test_replicas_that_answer_are_listed_and_remembered_for_a_second(make_stats):
     handle = FakeHandle(broadcasts=[[make_stats("r1"), DIED]])
-    backend = ServeBackend(handle, PATIENT)
+    backend = ServeBackend(handle, handle, PATIENT)
     assert [r.replica for r in await backend.replicas()] == ["r1"]
     assert [r.replica for r in await backend.replicas()] == ["r1"]
     assert handle.asked == 1
@@ -231,4 +224,6 @@ async def test_replicas_that_answer_are_listed_and_remembered_for_a_second(make_
 
 @pytest.mark.parametrize("trouble", [TimeoutError(), UNAVAILABLE], ids=["hangs", "none"])
 async def test_no_answering_replica_is_an_empty_list(trouble):
-    assert await ServeBackend(FakeHandle(broadcasts=[trouble]), PATIENT).replicas() == ()
+    assert (
+        await ServeBackend(FakeHandle(broadcasts=[trouble]), FakeHandle(), PATIENT).replicas() == ()
+    )

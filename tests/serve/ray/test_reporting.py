@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from functools import partial
 from typing import Any
@@ -11,7 +10,6 @@ import pytest
 
 from llamahome.requests import SamplingParams
 from serve.catalog import Served
-from serve.ray.callers import Callers
 from serve.ray.prefixes import prefix_of, unpack
 from serve.ray.reporting import ReportingHost
 from serve.ray.router import HELD
@@ -51,22 +49,6 @@ async def test_open_requests_are_load_until_their_clients_leave(replica: Reporti
     assert isinstance(replies[-1], Delta)
     assert replies[-1].finish_reason == "length"
     assert replica.record_autoscaling_stats()["requests"] == 0
-
-
-async def test_the_slot_of_an_ingress_that_died_is_freed(replica: ReportingHost) -> None:
-    replica._callers = Callers(lambda name: name != "dead", period_s=0.001)
-
-    async def ask() -> None:
-        async for _ in replica.process_input(request("one", 4000), "dead"):
-            pass
-
-    orphan = asyncio.create_task(ask())
-    async with asyncio.timeout(60):
-        await asyncio.wait([orphan])
-        while replica.record_autoscaling_stats()["requests"]:
-            await asyncio.sleep(0.001)
-    assert orphan.cancelled()
-    assert (await replica.stats()).engine.requests_finished == 0
 
 
 async def test_what_was_read_is_published(replica: ReportingHost) -> None:
