@@ -10,12 +10,12 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
+from serve.catalog import Served
 from serve.http.api import build_app
 from serve.http.errors import ApiError
 from serve.http.settings import HttpSettings
 from serve.http.stateful.store import Store
-from serve.ray.reporting import ReportingReplica
-from serve.replica import Replica
+from serve.ray.reporting import ReportingHost
 from serve.security.call import CALL
 from serve.tracing import Tracing
 from serve.wire import Delta, Failure, ReplicaStats, Request
@@ -24,7 +24,7 @@ from serve.wire import Delta, Failure, ReplicaStats, Request
 class OneReplica:
     """A backend that calls its replica itself."""
 
-    def __init__(self, replica: Replica) -> None:
+    def __init__(self, replica: ReportingHost) -> None:
         self._replica = replica
 
     async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
@@ -58,12 +58,14 @@ def serving(
     **engine: Any,
 ) -> Iterator[ASGIApp]:
     """Yield a new application; `settings` are those of HTTP."""
-    replica = ReportingReplica(
-        ModelConfig(name=str(model)),
-        PolicyConfig(budget=64, recent=16, interval=8),
-        EngineConfig(**{"slots": 4, "max_length": 512, "num_threads": 1, **engine}),
-        tracing=tracing,
+    tiny = Served(
+        name="tiny",
+        root="tiny",
+        model=ModelConfig(name=str(model)),
+        policy=PolicyConfig(budget=64, recent=16, interval=8),
+        engine=EngineConfig(**{"slots": 4, "max_length": 512, "num_threads": 1, **engine}),
     )
+    replica = ReportingHost(tiny, tracing=tracing)
     http_settings = HttpSettings(
         **{
             "model_id": "tiny",

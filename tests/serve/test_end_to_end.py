@@ -27,6 +27,7 @@ from ray.serve.generated import serve_pb2, serve_pb2_grpc
 
 from llamahome.keys import KeyFile
 from tests.ports import free_ports
+from tests.serve.tuned import save_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -76,7 +77,13 @@ def until(condition: Callable[[], bool], seconds: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def endpoint(tiny_model: Path) -> Iterator[Endpoint]:
+def tuned(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of other weights, to which the endpoint may be promoted."""
+    return save_run(tiny_model, tmp_path_factory.mktemp("tuned") / "better", scale=1.0)
+
+
+@pytest.fixture(scope="module")
+def endpoint(tiny_model: Path, tuned: Path) -> Iterator[Endpoint]:
     (port,) = free_ports(1)
     with (
         tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as temp_dir,
@@ -93,6 +100,7 @@ def endpoint(tiny_model: Path) -> Iterator[Endpoint]:
                 *("policy=h2o", "policy.budget=32", "policy.recent=16", "policy.interval=8"),
                 *(f"serve.keys_file={keys.path}", f"serve.audit_log={temp_dir}/audit.log"),
                 *("log.format=json", "log.level=DEBUG"),
+                f"serve.model_dirs=[{tuned.parent}]",
             ],
             cwd=ROOT,
             env={**os.environ, "TMPDIR": temp_dir, "LLAMAHOME_API_KEY": KEY, **PATIENT},
@@ -338,6 +346,36 @@ def test_an_ingress_that_is_killed_leaves_the_port_to_the_other(endpoint):
     for _ in range(20):  # each on a connection of its own, so with luck none for both
         assert endpoint.metric("llamahome_generated_tokens_total") == counted
     until(lambda: len(endpoint.replicas("Api")) == 2, 300)
+
+
+def promote(endpoint: Endpoint, source: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-m", "serve", "promote", source, "--url", endpoint.url],
+        cwd=ROOT,
+        env={**os.environ, "LLAMAHOME_API_KEY": KEY},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+
+
+def test_a_promotion_loses_no_stream_and_outlives_a_replica(endpoint, tuned):
+    create = partial(endpoint.client.completions.create, model="tiny", prompt="Once")
+    short = partial(create, max_tokens=20, temperature=0.0)
+    whole, before = create(**LONG), short()
+    stream = create(stream=True, **LONG)
+    chunks = [next(stream)]
+    assert promote(endpoint, str(tuned)).startswith("tiny is now better (fp_")
+    after = short()
+    chunks += stream
+    assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text
+    assert before.choices[0].text != after.choices[0].text
+    assert before.system_fingerprint != after.system_fingerprint
+    (engine,) = endpoint.replicas("EngineReplica")
+    engine.kill()
+    assert short().choices[0].text == after.choices[0].text
+    promote(endpoint, "tiny")
+    assert short().choices[0].text == before.choices[0].text
 
 
 def test_sigterm_ends_all_that_was_started(endpoint):

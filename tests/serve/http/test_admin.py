@@ -23,8 +23,8 @@ from serve.http.api import build_app
 from serve.http.changes import Changes, LocalCatalog, Sources
 from serve.http.settings import HttpSettings
 from serve.security.settings import SecuritySettings
-from tests.lora import save_lora
 from tests.serve.one_host import OneHost
+from tests.serve.tuned import save_adapter, save_run
 
 # PEFT reads it of a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -32,26 +32,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:Futu
 POLICY = PolicyConfig(budget=64, recent=16, interval=8)
 OTHER_POLICY = PolicyConfig(budget=32, recent=16, interval=8)
 ASKED = {"prompt": "Once upon a time", "max_tokens": 12, "temperature": 0, "logprobs": 1}
-
-
-def save_adapter(model: Path, folder: Path) -> Path:
-    """Save a LoRA adapter that changes what the model says."""
-    torch.manual_seed(0)
-    return save_lora(LlamaForCausalLM.from_pretrained(model), folder, r=4)
-
-
-def save_run(model: Path, folder: Path, *, scale: float) -> Path:
-    """Save a model of other weights, as a finished run has it."""
-    tuned = LlamaForCausalLM.from_pretrained(model)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for weight in tuned.parameters():
-            weight += scale * weight.std() * torch.randn_like(weight)
-    tuned.save_pretrained(folder)
-    for file in model.glob("*token*"):
-        (folder / file.name).write_bytes(file.read_bytes())
-    (folder / "chat_template.jinja").write_bytes((model / "chat_template.jinja").read_bytes())
-    return folder
 
 
 @pytest.fixture(scope="module")
