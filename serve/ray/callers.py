@@ -14,17 +14,20 @@ from ray.exceptions import RayError
 logger = logging.getLogger(__name__)
 
 PERIOD_S = 1.0
+# Ray Serve names its processes there, whatever the namespace of the driver is.
+NAMESPACE = "serve"
 
 
 def own_name() -> str | None:
-    """Return the name of the actor that this process runs; None outside one."""
-    return ray.get_runtime_context().get_actor_name()
+    """Return the name by which others find this process; None if Ray does not know it."""
+    name: str | None = ray.get_runtime_context().get_actor_name()
+    return name if name is not None and is_alive(name) else None
 
 
 def is_alive(name: str) -> bool:
     """Ask Ray, in a few milliseconds, whether an actor lives; if it cannot say, it may."""
     try:
-        ray.get_actor(name)
+        ray.get_actor(name, namespace=NAMESPACE)
     except ValueError:
         return False
     except RayError:

@@ -58,7 +58,7 @@ async def test_a_caller_that_comes_after_an_idle_time_is_watched_too():
     ids=["unknown to Ray", "Ray does not answer"],
 )
 def test_only_ray_itself_declares_a_caller_dead(monkeypatch, answer, alive):
-    def get_actor(name: str) -> None:
+    def get_actor(name: str, namespace: str) -> None:
         raise answer
 
     monkeypatch.setattr(ray, "get_actor", get_actor)
