@@ -90,5 +90,6 @@ class Client:
             chunk = json.loads(line.removeprefix("data: "))
             if "error" in chunk:
                 outcome.result = "error"
+                outcome.text = chunk["error"]["message"]
                 return
             outcome.text += "".join(c["delta"].get("content") or "" for c in chunk["choices"])

@@ -15,6 +15,8 @@ from benchmarks.chaos.endpoint import parts, replicas, slots_used
 ENGINE = "EngineReplica"
 # Long enough that nothing ends by itself while it is watched.
 LONG = 1500
+# Some looks of a replica at the processes that it answers.
+WATCHED_S = 4.0
 CROWD = 6
 # An endpoint that grows and shrinks within seconds.
 SLEEPY = (
@@ -42,6 +44,9 @@ async def orphans(owner: psutil.Process, url: str, model: str, streams: int) -> 
     asked = ask_long(url, model, streams)
     try:
         await until(lambda: _are_used(url, streams), "the streams have no slots")
+        await asyncio.sleep(WATCHED_S)
+        if any(task.done() for task in asked):
+            raise SystemExit("orphans: a stream ended before the ingress did")
         crowded = max(parts(owner, ":Api"), key=lambda process: _connections(process, url))
         crowded.kill()
         killed = time.monotonic()
@@ -55,8 +60,8 @@ async def orphans(owner: psutil.Process, url: str, model: str, streams: int) -> 
         ended = [task.result() for task in asked if task.done()]
     finally:
         await cancel(asked)
-    if any(outcome.result == "completed" for outcome in ended):
-        raise SystemExit("orphans: an answer ended by itself")
+    if {outcome.result for outcome in ended} != {"cut"}:
+        raise SystemExit("orphans: an answer ended, and was not cut")
     return Leaving(
         part="orphans",
         answers=len(ended),
@@ -71,7 +76,7 @@ async def to_zero(owner: psutil.Process, url: str, model: str) -> list[Leaving]:
     client = Client(url, model, {})
     expected = await client.ask(PROMPTS[0])
     if expected.result != "completed":
-        raise SystemExit(f"to_zero: the first request was {expected.result}")
+        raise SystemExit(f"to_zero: the first request was {expected.result} {expected.text}")
     idle = time.monotonic()
 
     async def asleep() -> bool:

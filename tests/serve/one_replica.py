@@ -10,8 +10,9 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
-from serve.catalog import Served
+from serve.catalog import Catalog, Served
 from serve.http.api import build_app
+from serve.http.changes import LocalCatalog
 from serve.http.errors import ApiError
 from serve.http.settings import HttpSettings
 from serve.http.stateful.store import Store
@@ -76,6 +77,9 @@ def serving(
         }
     )
     try:
-        yield build_app(OneReplica(replica), http_settings, store=store, tracing=tracing)
+        models = LocalCatalog(Catalog((tiny,)))
+        yield build_app(
+            OneReplica(replica), http_settings, store=store, models=models, tracing=tracing
+        )
     finally:
         replica.close()
