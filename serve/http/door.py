@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 access = logging.getLogger(ACCESS)
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+# The `anthropic` client reads the second one.
+REQUEST_ID_HEADERS = ("X-Request-Id", "Request-Id")
 PATH_LOGGED = 256
 CLIENT_LEFT = 499
 QUIET_PATHS = (*OPEN_PATHS, "/metrics")
@@ -92,7 +94,7 @@ def behind_door(
             allow_origins=settings.cors_origins,
             allow_methods=("GET", "POST", "DELETE"),
             allow_headers=ALLOWED_HEADERS,
-            expose_headers=("x-request-id", "retry-after", *RATES),
+            expose_headers=(*REQUEST_ID_HEADERS, "retry-after", *RATES),
         )
     audit = None if settings.audit_log is None else AuditLog(settings.audit_log)
     headers = {**SAFE_HEADERS, **(HSTS if settings.tls else {})}
@@ -151,7 +153,8 @@ class Door:
     def _complete(self, headers: MutableHeaders, call: Call) -> None:
         for name, value in self.headers.items():
             headers.setdefault(name, value)
-        headers["X-Request-Id"] = call.request_id
+        for name in REQUEST_ID_HEADERS:
+            headers[name] = call.request_id
         for name, value in call.rates.items():
             headers[f"x-ratelimit-{name}"] = value
 

@@ -19,7 +19,7 @@ def invalid_body(error: ValidationError, body: object) -> ApiError:
     pydantic's locations also name the branches of unions that it tried, so `body` says which
     parts are fields. Of several branches, the one that came furthest into the body is meant.
     """
-    found = [dict(one) for one in error.errors(include_input=False, include_url=False)]
+    found: list[Any] = list(error.errors(include_input=False, include_url=False))
     paths = [_path(one, body) for one in found]
     tried = [i for i, path in enumerate(paths) if path[: len(paths[0])] == paths[0]]
     best = max(tried, key=lambda i: len(paths[i]))

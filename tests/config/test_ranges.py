@@ -173,6 +173,8 @@ RULES: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
     "serve.token_timeout_s": ([0.0], [0.1], {}),
     "serve.drain_s": ([-1.0], [0.0], {}),
     "serve.max_body_bytes": ([1023], [1024], {}),
+    "serve.store_bytes": ([-1], [0, 1], {}),
+    "serve.store_s": ([0.0], [0.1], {}),
 }
 REFUSED = [(key, value) for key, (bad, _, _) in RULES.items() for value in bad]
 ALLOWED = [(key, value) for key, (_, good, _) in RULES.items() for value in good]

@@ -97,8 +97,10 @@ async def test_an_assistants_last_message_is_continued(client):
 )
 async def test_errors_are_those_of_the_client(client, fields, error, message):
     with pytest.raises(error, match=message) as caught:
-        await client.messages.create(**{**ASKED, **fields})
+        named = {"X-Request-Id": "mine"}
+        await client.messages.create(**{**ASKED, **fields}, extra_headers=named)
     assert caught.value.body["type"] == "error"
+    assert caught.value.request_id == "mine"
 
 
 async def test_a_wrong_key_is_an_authentication_error(client):

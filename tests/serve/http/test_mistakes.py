@@ -15,8 +15,16 @@ from typing import Any
 import httpx
 import pytest
 
+from serve.http.anthropic.body import CountBody, MessagesBody
 from serve.http.api import build_app
+from serve.http.fields import Strict
+from serve.http.plain import PlainBody
+from serve.http.protocol import ChatRequest, CompletionRequest, EmbeddingRequest
+from serve.http.routes.scores import RerankBody, ScoreBody
+from serve.http.routes.tokens import DetokenizeBody, TokenizeBody
 from serve.http.settings import HttpSettings
+from serve.http.stateful.body import ResponsesBody
+from serve.http.stateful.store import MemoryStore
 from tests.serve.http.real import OneReplica
 
 PROMPT = {"model": "tiny", "prompt": "a", "max_tokens": 8}
@@ -24,6 +32,7 @@ PROMPT = {"model": "tiny", "prompt": "a", "max_tokens": 8}
 MANY = {f"property_{i}": {"type": "string"} for i in range(3000)}
 NESTED = r"((\p{L}{1,100}){1,100}){1,100}"
 SEED, REQUESTS, AT_ONCE = 15, 1000, 10
+STORE = MemoryStore(100_000, 600)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +47,9 @@ def client(engine: OneReplica) -> httpx.AsyncClient:
     settings = HttpSettings(
         model_id="tiny", created=1, request_timeout_s=120.0, max_body_bytes=2**20
     )
-    transport = httpx.ASGITransport(build_app(engine, settings), raise_app_exceptions=False)
+    transport = httpx.ASGITransport(
+        build_app(engine, settings, store=STORE), raise_app_exceptions=False
+    )
     return httpx.AsyncClient(transport=transport, base_url="http://test")
 
 
@@ -131,6 +142,12 @@ def nasty(draw: random.Random) -> Any:
             {"allOf": [{"type": "string"}, {"type": "integer"}]},
             {"type": "string", "pattern": NESTED},
             {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "nothing"}}},
+            [{"type": "function", "name": "f", "parameters": {"$ref": "#"}}],
+            [{"name": "f", "input_schema": {"type": "object", "pattern": NESTED}}],
+            [{"type": "function_call", "call_id": "1", "name": "f", "arguments": "[" * 5000}],
+            [{"type": "function_call_output", "call_id": "1", "output": "a"}],
+            [{"role": "assistant", "content": [{"type": "tool_use", "id": "1", "input": {}}]}],
+            [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1"}]}],
         ]
     )
 
@@ -143,14 +160,34 @@ BODIES: dict[str, dict[str, Any]] = {
         "max_tokens": 4,
     },
     "/v1/embeddings": {"model": "tiny", "input": "a"},
+    "/v1/responses": {"model": "tiny", "input": "a", "max_output_tokens": 4},
+    "/v1/messages": {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": "a"}],
+        "max_tokens": 4,
+    },
+    "/v1/messages/count_tokens": {"model": "tiny", "messages": [{"role": "user", "content": "a"}]},
+    "/tokenize": {"prompt": "a"},
+    "/detokenize": {"tokens": [5]},
+    "/v1/score": {"model": "tiny", "text_1": "a", "text_2": ["b", "c"]},
+    "/v1/rerank": {"model": "tiny", "query": "a", "documents": ["b", "c"]},
+    "/api/v1/process": {"text": "a", "max_tokens": 4},
+    "/api/v1/stream": {"text": "a", "max_tokens": 4},
 }
-FIELDS = (
-    *("model", "prompt", "messages", "input", "max_tokens", "temperature", "top_p", "top_k"),
-    *("min_p", "seed", "n", "stop", "stream", "stream_options", "logit_bias", "logprobs", "echo"),
-    *("top_logprobs", "min_tokens", "stop_token_ids", "ignore_eos", "priority", "kv_budget"),
-    *("kv_policy", "repetition_penalty", "presence_penalty", "response_format", "guided_json"),
-    *("guided_regex", "guided_choice", "structured_outputs", "tools", "user", "nonsense"),
-)
+KINDS: dict[str, type[Strict]] = {
+    "/v1/completions": CompletionRequest,
+    "/v1/chat/completions": ChatRequest,
+    "/v1/embeddings": EmbeddingRequest,
+    "/v1/responses": ResponsesBody,
+    "/v1/messages": MessagesBody,
+    "/v1/messages/count_tokens": CountBody,
+    "/tokenize": TokenizeBody,
+    "/detokenize": DetokenizeBody,
+    "/v1/score": ScoreBody,
+    "/v1/rerank": RerankBody,
+    "/api/v1/process": PlainBody,
+    "/api/v1/stream": PlainBody,
+}
 
 
 def hostile(draw: random.Random) -> dict[str, Any]:
@@ -159,9 +196,12 @@ def hostile(draw: random.Random) -> dict[str, Any]:
         [*BODIES, *BODIES, *BODIES, "/v1/models/../x", "/%00", "/metrics", "//", "/"]
     )
     body = dict(BODIES.get(path, PROMPT))
+    fields = [*KINDS.get(path, CompletionRequest).model_fields, "nonsense"]
     for _ in range(draw.choice((1, 1, 1, 2, 3))):
-        plain = draw.choice(list(PLAIN))
-        field, value = draw.choice([(draw.choice(FIELDS), nasty(draw)), (plain, PLAIN[plain])])
+        field = draw.choice(fields)
+        plain = draw.choice([name for name in fields if name in PLAIN] or [field])
+        wrong = (field, nasty(draw))
+        field, value = draw.choice([wrong, (plain, PLAIN.get(plain, 1))])
         body[field] = value
     content = json.dumps(body).encode()
     harm = draw.randrange(10)
@@ -199,6 +239,13 @@ PLAIN: dict[str, Any] = {
     "guided_regex": NESTED,
     "guided_choice": ["", "a", "\0"],
     "structured_outputs": {"json": {"type": "array", "items": {"$ref": "#"}}},
+    "top_n": 2**40,
+    "stop_sequences": ["\0"],
+    "instructions": "</s>" * 20,
+    "system": "\U0001f600",
+    "output_config": {"format": {"type": "json_schema", "schema": {"$ref": "#"}}},
+    "tool_choice": {"type": "none"},
+    "return_token_strs": True,
 }
 ODD_PATHS = ("/v1/models/../x", "/%00", "/metrics", "//", "/")
 METHODS = ("GET", "PUT", "DELETE", "HEAD", "OPTIONS", "TRACE", "BREW")

@@ -109,6 +109,7 @@ async def answer(socket: ClientConnection, body: dict[str, Any]) -> list[dict[st
 async def test_a_websocket_answers_text_after_text(backend):
     ids = {"x-request-id": "mine"}
     async with on_a_port(backend) as url, dial(url, additional_headers=ids) as socket:
+        assert socket.response is not None
         assert socket.response.headers["x-request-id"] == "mine"
         for _ in range(2):
             *texts, ending = await answer(socket, {"text": "Hi"})
