@@ -22,7 +22,7 @@ from serve.http.stateful.store import MemoryStore
 from serve.ray.ingress import Api, Listening
 from serve.ray.limiter import KeyLimits
 from serve.ray.recovery import Deadlines
-from serve.ray.reporting import ReportingHost
+from serve.ray.reporting import ReportingReplica
 from serve.ray.router import PrefixRouter
 from serve.ray.scaling import ScarcityPolicy, Targets
 from serve.ray.shared_catalog import latest
@@ -41,7 +41,7 @@ ROUTING_PERIOD_S = 2.0
 LOGGING = LoggingConfig(enable_access_log=False)
 
 
-class EngineReplica(ReportingHost):
+class EngineReplica(ReportingReplica):
     """A replica that Ray Serve runs and names. It begins with the default model as it is by now."""
 
     def __init__(self, catalog: Catalog, max_models: int, stall_s: float) -> None:

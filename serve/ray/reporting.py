@@ -14,7 +14,7 @@ from serve.ray.scaling import FirstTokens, Load
 from serve.wire import Delta, Reply, Request
 
 
-class ReportingHost(Host):
+class ReportingReplica(Host):
     """A `Host` that notes what it has read, and how long requests wait."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
