@@ -149,10 +149,12 @@ class ServeConfig:
             self.models,
             "give each model a name, and a model's name, a run or a folder",
         )
-        for folder in self.model_dirs:
-            require(
-                Path(folder).expanduser().is_dir(), "serve.model_dirs", folder, "no such folder"
-            )
+        require(
+            all(Path(folder).expanduser().is_dir() for folder in self.model_dirs),
+            "serve.model_dirs",
+            self.model_dirs,
+            "each must be a folder that is there",
+        )
         require(
             is_loopback(self.host) or bool(self.api_key) or bool(self.keys_file),
             "serve.host",

@@ -19,9 +19,14 @@ async def merged(streams: Sequence[AsyncGenerator[Delta, None]]) -> AsyncGenerat
     The first error ends them all; so does closing this generator.
     """
     if len(streams) == 1:  # without a task, whose part in a token's cost is a fifth
-        async with aclosing(streams[0]) as deltas:
-            async for delta in deltas:
-                yield 0, delta
+        try:
+            async with aclosing(streams[0]) as deltas:
+                async for delta in deltas:
+                    yield 0, delta
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise  # not the stream alone, which nobody would hear of
         return
     arrived: asyncio.Queue[Indexed | Exception | None] = asyncio.Queue()
     readers = [asyncio.create_task(_read(i, s, arrived)) for i, s in enumerate(streams)]

@@ -5,12 +5,12 @@ without FastAPI and the rest of the ingress, a lost replica is back half a secon
 from __future__ import annotations
 
 from serve.catalog import Catalog
-from serve.ray.reporting import ReportingHost
+from serve.ray.reporting import ReportingReplica
 from serve.ray.shared_catalog import latest
 from serve.ray.watching import Watching
 
 
-class EngineReplica(ReportingHost):
+class EngineReplica(ReportingReplica):
     """A replica that Ray Serve runs and names. It begins with the default model as it is by now."""
 
     def __init__(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from serve.tracing import Tracing
 
 
-class ReportingHost(Host):
+class ReportingReplica(Host):
     """A `Host` that notes what it has read, how long requests wait, and traces."""
 
     def __init__(self, *args: Any, tracing: Tracing | None = None, **kwargs: Any) -> None:

@@ -16,7 +16,7 @@ from serve.http.changes import LocalCatalog
 from serve.http.errors import ApiError
 from serve.http.settings import HttpSettings
 from serve.http.stateful.store import Store
-from serve.ray.reporting import ReportingHost
+from serve.ray.reporting import ReportingReplica
 from serve.security.call import CALL
 from serve.tracing import Tracing
 from serve.wire import Delta, Failure, ReplicaStats, Request
@@ -25,7 +25,7 @@ from serve.wire import Delta, Failure, ReplicaStats, Request
 class OneReplica:
     """A backend that calls its replica itself."""
 
-    def __init__(self, replica: ReportingHost) -> None:
+    def __init__(self, replica: ReportingReplica) -> None:
         self._replica = replica
 
     async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
@@ -66,7 +66,7 @@ def serving(
         policy=PolicyConfig(budget=64, recent=16, interval=8),
         engine=EngineConfig(**{"slots": 4, "max_length": 512, "num_threads": 1, **engine}),
     )
-    replica = ReportingHost(tiny, tracing=tracing)
+    replica = ReportingReplica(tiny, tracing=tracing)
     http_settings = HttpSettings(
         **{
             "model_id": "tiny",

@@ -18,7 +18,7 @@ from serve.catalog import Served
 from serve.ray.backend import ServeBackend
 from serve.ray.mailbox import SECRET_BYTES, DirectCall, DirectCalls, Mailbox
 from serve.ray.recovery import Deadlines
-from serve.ray.reporting import ReportingHost
+from serve.ray.reporting import ReportingReplica
 from serve.replica import Replica
 from serve.wire import LENGTH_BYTES, Delta, GenerateRequest, Origin, ReplyTo
 
@@ -28,7 +28,7 @@ PATIENT = Deadlines(first_token_s=600.0, token_s=600.0)
 class Calls:
     """Stands in for Serve: starts `answer` in this process, and can lose its result."""
 
-    def __init__(self, replica: ReportingHost) -> None:
+    def __init__(self, replica: ReportingReplica) -> None:
         self.replica = replica
         self.tasks: list[asyncio.Task[None]] = []
         self.to: list[ReplyTo] = []
@@ -47,15 +47,15 @@ def engine(make_engine: Any) -> Any:
 
 
 @pytest.fixture
-def replica(engine: Any) -> Iterator[ReportingHost]:
+def replica(engine: Any) -> Iterator[ReportingReplica]:
     load = partial(Replica, engine_factory=lambda *_: engine)
-    made = ReportingHost(Served(name="tiny", root="tiny"), load=load)
+    made = ReportingReplica(Served(name="tiny", root="tiny"), load=load)
     yield made
     made.close()
 
 
 @asynccontextmanager
-async def listening(*replicas: ReportingHost) -> AsyncIterator[Mailbox]:
+async def listening(*replicas: ReportingReplica) -> AsyncIterator[Mailbox]:
     """Yield a mailbox; afterwards the replicas have seen that it is closed."""
     mailbox = Mailbox()
     await mailbox.start("127.0.0.1")
@@ -86,7 +86,7 @@ async def until(condition: Any) -> None:
 
 
 async def test_answers_share_a_line_and_each_message_has_many(
-    replica: ReportingHost, monkeypatch: pytest.MonkeyPatch
+    replica: ReportingReplica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with listening(replica) as mailbox:
         messages: list[tuple[int, object]] = []
@@ -110,7 +110,7 @@ async def test_answers_share_a_line_and_each_message_has_many(
         await asyncio.gather(*calls.tasks)
 
 
-async def test_a_client_that_leaves_frees_the_slot(replica: ReportingHost, engine: Any) -> None:
+async def test_a_client_that_leaves_frees_the_slot(replica: ReportingReplica, engine: Any) -> None:
     async with listening(replica) as mailbox:
         calls = Calls(replica)
         answer = ServeBackend(None, DirectCalls(calls, mailbox), PATIENT).stream(
@@ -123,7 +123,7 @@ async def test_a_client_that_leaves_frees_the_slot(replica: ReportingHost, engin
 
 
 async def test_a_lost_ingress_frees_the_slots_of_all_its_requests(
-    replica: ReportingHost, engine: Any
+    replica: ReportingReplica, engine: Any
 ) -> None:
     async with listening(replica) as mailbox:
         calls = Calls(replica)
@@ -142,7 +142,7 @@ async def test_a_lost_ingress_frees_the_slots_of_all_its_requests(
         )
 
 
-async def test_a_call_that_fails_without_a_word_fails_the_answer(replica: ReportingHost) -> None:
+async def test_a_call_that_fails_without_a_word_fails_the_answer(replica: ReportingReplica) -> None:
     class Dead:
         async def died(self) -> None:
             raise ActorDiedError
@@ -187,7 +187,7 @@ async def test_a_message_may_come_in_pieces() -> None:
         writer.close()
 
 
-async def test_an_ingress_that_is_not_there_is_an_error(replica: ReportingHost) -> None:
+async def test_an_ingress_that_is_not_there_is_an_error(replica: ReportingReplica) -> None:
     async with listening() as mailbox:
         to = mailbox.open().to
     for _ in range(2):  # and the next request tries again
