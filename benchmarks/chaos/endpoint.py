@@ -69,10 +69,16 @@ async def replicas(url: str) -> int:
 
 async def slots_used(url: str) -> int | None:
     """Return the slots in use, as /metrics counts them; None while no ingress answers."""
+    by_replica = await slots_by_replica(url)
+    return None if by_replica is None else sum(by_replica)
+
+
+async def slots_by_replica(url: str) -> list[int] | None:
+    """Return the slots in use of each replica, as `slots_used`."""
     try:
         async with httpx.AsyncClient(timeout=PATIENCE_S) as http:
             lines = (await http.get(f"{url}/metrics")).text.splitlines()
     except httpx.HTTPError:
         return None
     used = [line for line in lines if line.startswith("llamahome_slots_used")]
-    return int(sum(float(line.split()[-1]) for line in used))
+    return [int(float(line.split()[-1])) for line in used]

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 import psutil
 
-from benchmarks.chaos.clients import PATIENCE_S, PROMPTS, Client, Outcome
-from benchmarks.chaos.endpoint import parts, replicas, slots_used
+from benchmarks.chaos.clients import PROMPTS, Client, Outcome
+from benchmarks.chaos.endpoint import parts, replicas, slots_by_replica, slots_used
 
 ENGINE = "EngineReplica"
 # Long enough that nothing ends by itself while it is watched.
 LONG = 1500
+LONGEST_S = 300.0
 # Some looks of a replica at the processes that it answers.
 WATCHED_S = 4.0
 CROWD = 6
@@ -25,6 +26,7 @@ SLEEPY = (
     "serve.upscale_delay_s=0.5",
     "serve.downscale_delay_s=3",
     "engine.slots=4",
+    "serve.ingresses=1",  # one that knows where it has sent each stream
 )
 
 
@@ -105,11 +107,12 @@ async def to_zero(owner: psutil.Process, url: str, model: str) -> list[Leaving]:
 async def drain(owner: psutil.Process, url: str, model: str) -> Leaving:
     """Let the load fall while each of two replicas is in the midst of a long answer."""
     prompts = PROMPTS[:2]
-    alone = [Client(url, model, {}, LONG).ask(prompt) for prompt in prompts]
-    expected = {prompt: (await one).text for prompt, one in zip(prompts, alone, strict=True)}
+    alone = await asyncio.gather(*(Client(url, model, {}, LONG).ask(prompt) for prompt in prompts))
+    expected = {outcome.prompt: outcome.text for outcome in alone}
     await _crowd(url, model)
     asked = [asyncio.create_task(Client(url, model, expected, LONG).ask(p)) for p in prompts]
     try:
+        await until(lambda: _have_one_each(url), "the two replicas have no stream each")
         await until(lambda: _are_replicas(url, 1), "no replica was given up")
         if all(task.done() for task in asked):
             raise SystemExit("drain: the answers ended before a replica was given up")
@@ -161,16 +164,20 @@ async def _are_used(url: str, slots: int) -> bool:
     return await slots_used(url) == slots
 
 
+async def _have_one_each(url: str) -> bool:
+    return await slots_by_replica(url) == [1, 1]
+
+
 async def _are_replicas(url: str, count: int) -> bool:
     return await replicas(url) == count
 
 
 async def until(condition: Callable[[], Awaitable[bool]], otherwise: str) -> None:
     """Wait for a condition; end the run with the reason if it does not come."""
-    end = time.monotonic() + PATIENCE_S
+    end = time.monotonic() + LONGEST_S
     while not await condition():
         if time.monotonic() > end:
-            raise SystemExit(f"{otherwise} within {PATIENCE_S:g} s")
+            raise SystemExit(f"{otherwise} within {LONGEST_S:g} s")
         await asyncio.sleep(0.1)
 
 
