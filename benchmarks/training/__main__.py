@@ -1,12 +1,14 @@
 """Training compared, side by side: ours, plain PyTorch, transformers' Trainer and TRL.
 
-    python -m benchmarks.training            # some 15 minutes on two quiet cores
-    python -m benchmarks.training --long     # with a step of 8,192 tokens: some 10 minutes more
+    python -m benchmarks.training                                # half an hour on two quiet cores
+    python -m benchmarks.training --parts text --steps 8 --turns 2           # some 7 minutes
+    python -m benchmarks.training --parts text chats long        # with a step of 8,192 tokens
 
 Each program trains all weights of the embedded model in fp32, dense, on the same rows in the same
-order, in a process of its own; they take turns. `ours` is `python -m train`, so Ray and DeepSpeed
-are in its steps. `text` has rows of 256 tokens; `chats` are the shipped ones, padded in random
-order (the default of both trainers), padded by length, or packed.
+order, in a process of its own; they take turns. All have the same AdamW, torch's fused one. `ours`
+is `python -m train`, so Ray and DeepSpeed are in its steps. `text` has rows of 256 tokens; `chats`
+are the shipped ones, padded in random order (the default of both trainers), padded by length, or
+packed. Other programs on the machine change CPU seconds less than the clock, so both are shown.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -38,6 +40,7 @@ CHATS = DataConfig(
 TOGETHER = 12  # chats of a padded step, about as many tokens as a packed row
 WARM_UP = 2  # steps that are not counted
 LONGEST = 8192
+PARTS = ("text", "chats", "long")
 
 
 @dataclass(frozen=True)
@@ -52,18 +55,30 @@ class Arm:
 
 @dataclass(kw_only=True)
 class Speed:
-    """Figures of an arm, of all its turns."""
+    """Figures of an arm, of all its turns.
+
+    Attributes:
+        cpu_per_token, beside_per_token: CPU seconds of the process that trains, and of the
+            program's other processes.
+    """
 
     rows: str
     program: str
     losses: list[float]
     tokens_per_second: list[float] = field(default_factory=list)
+    cpu_per_token: list[float] = field(default_factory=list)
+    beside_per_token: list[float] = field(default_factory=list)
     peak_mib: float = 0.0
 
     @property
     def best(self) -> float:
         """Tokens/s of the fastest turn, which other programs delayed least."""
         return max(self.tokens_per_second)
+
+    @property
+    def cpu(self) -> float:
+        """CPU seconds per token of the turn that took fewest."""
+        return min(self.cpu_per_token)
 
 
 def peer(name: str) -> Callable[[Order], Taken]:
@@ -91,27 +106,34 @@ def ourselves(*overrides: str) -> Callable[[Order], Taken]:
     return run
 
 
-def arms(loaded: LoadedModel, steps: int, threads: int) -> list[Arm]:
-    """Return all arms."""
+def arms(loaded: LoadedModel, steps: int, threads: int, parts: Sequence[str]) -> list[Arm]:
+    """Return the arms of some parts."""
 
     def order(data: DataConfig, batch_size: int, together: int) -> Order:
         rows = rows_of(data, loaded, steps * batch_size // together, together)
         return Order(rows=rows, steps=steps, batch_size=batch_size, threads=threads)
 
-    padded = replace(CHATS, batching="padding")
-    text, packed = order(TEXT, 1, 1), order(replace(CHATS, batching="packing"), 1, 1)
-    by_length = order(padded, TOGETHER, TOGETHER)
-    random = order(padded, TOGETHER, 1)  # rows that come one by one are in random order
-    own_text = ("data=text", f"data.context_length={TEXT.context_length}")
-    return [
-        Arm("text", "plain", text, peer("plain")),
-        Arm("text", "ours", text, ourselves(*own_text)),
-        Arm("text", "trainer", text, peer("trainer")),
-        Arm("text", "trl", text, peer("trl")),
-        Arm("chats, padded", "trainer", random, peer("trainer")),
-        Arm("chats, by length", "ours", by_length, ourselves("data.batching=padding")),
-        Arm("chats, packed", "ours", packed, ourselves("data.batching=packing")),
-    ]
+    found = []
+    if "text" in parts:
+        text = order(TEXT, 1, 1)
+        own_text = ("data=text", f"data.context_length={TEXT.context_length}")
+        found += [
+            Arm("text", "plain", text, peer("plain")),
+            Arm("text", "ours", text, ourselves(*own_text)),
+            Arm("text", "trainer", text, peer("trainer")),
+            Arm("text", "trl", text, peer("trl")),
+        ]
+    if "chats" in parts:
+        padded = replace(CHATS, batching="padding")
+        by_length = order(padded, TOGETHER, TOGETHER)
+        random = order(padded, TOGETHER, 1)  # rows that come one by one are in random order
+        packed = order(replace(CHATS, batching="packing"), 1, 1)
+        found += [
+            Arm("chats, padded", "trainer", random, peer("trainer")),
+            Arm("chats, by length", "ours", by_length, ourselves("data.batching=padding")),
+            Arm("chats, packed", "ours", packed, ourselves("data.batching=packing")),
+        ]
+    return found
 
 
 def turn(arm: Arm, speeds: dict[tuple[str, str], Speed]) -> None:
@@ -122,23 +144,38 @@ def turn(arm: Arm, speeds: dict[tuple[str, str], Speed]) -> None:
     )
     counted = sum(len(row["input_ids"]) for row in arm.order.rows[WARM_UP * arm.order.batch_size :])
     own.tokens_per_second.append(counted / sum(taken.seconds[WARM_UP:]))
+    own.cpu_per_token.append(sum(taken.cpu_seconds[WARM_UP:]) / counted)
+    own.beside_per_token.append(sum(taken.beside[WARM_UP:]) / counted)
     own.peak_mib = max(own.peak_mib, taken.peak_mib)
 
 
+# Name, arm, and the arm that it is compared with; how many times as many tokens/s.
+COMPARED = (
+    ("dense_over_plain", ("text", "ours"), ("text", "plain")),
+    ("dense_over_trainer", ("text", "ours"), ("text", "trainer")),
+    ("dense_over_trl", ("text", "ours"), ("text", "trl")),
+    ("packed_over_padded", ("chats, packed", "ours"), ("chats, padded", "trainer")),
+    ("packed_over_by_length", ("chats, packed", "ours"), ("chats, by length", "ours")),
+)
+
+
 def ratios(speeds: dict[tuple[str, str], Speed]) -> dict[str, float]:
-    """Return tokens/s of ours over those of others, and what a step of ours takes more."""
+    """Return tokens/s of ours over those of others, by the clock and by CPU seconds.
 
-    def over(one: tuple[str, str], other: tuple[str, str]) -> float:
-        return speeds[one].best / speeds[other].best
-
-    text, packed = ("text", "ours"), ("chats, packed", "ours")
-    return {
-        "dense_over_trainer": over(text, ("text", "trainer")),
-        "dense_over_trl": over(text, ("text", "trl")),
-        "added_per_step": over(("text", "plain"), text) - 1,
-        "packed_over_padded": over(packed, ("chats, padded", "trainer")),
-        "packed_over_by_length": over(packed, ("chats, by length", "ours")),
-    }
+    `overhead_per_step` is what a step of ours takes more than plain PyTorch's, of the same
+    operations; `beside_per_step` is the work of Ray's other processes meanwhile, over a step.
+    """
+    found = {}
+    for name, own, other in COMPARED:
+        if own in speeds and other in speeds:
+            found[name] = speeds[own].best / speeds[other].best
+            found[f"{name}_cpu"] = speeds[other].cpu / speeds[own].cpu
+    if "dense_over_plain" in found:
+        ours = speeds["text", "ours"]
+        found["overhead_per_step"] = 1 / found["dense_over_plain"] - 1
+        found["overhead_per_step_cpu"] = 1 / found["dense_over_plain_cpu"] - 1
+        found["beside_per_step"] = min(ours.beside_per_token) / ours.cpu
+    return found
 
 
 def long_step(steps: int) -> dict[str, float]:
@@ -153,7 +190,7 @@ def long_step(steps: int) -> dict[str, float]:
 
 
 def show(speeds: dict[tuple[str, str], Speed], console: Console) -> None:
-    columns = ["tokens/s", "all turns", "peak MiB", "first loss", "last loss"]
+    columns = ["tokens/s", "all turns", "CPU ms/token", "peak MiB", "first loss", "last loss"]
     shown = table("Dense training of all weights, fp32", ["rows", "program"], columns)
     for own in speeds.values():
         shown.add_row(
@@ -161,6 +198,7 @@ def show(speeds: dict[tuple[str, str], Speed], console: Console) -> None:
             own.program,
             f"{own.best:.0f}",
             " ".join(f"{speed:.0f}" for speed in own.tokens_per_second),
+            f"{1000 * own.cpu:.2f}",
             f"{own.peak_mib:.0f}",
             f"{own.losses[0]:.4f}",
             f"{own.losses[-1]:.4f}",
@@ -173,16 +211,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12, help="of each turn")
     parser.add_argument("--turns", type=int, default=3, help="the fastest counts")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--long", action="store_true", help=f"a step of {LONGEST} tokens, too")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS[:2], help="what to run")
     asked = parser.parse_args()
     console = Console()
     loaded = load_model(ModelConfig())
-    all_arms = arms(loaded, asked.steps + WARM_UP, asked.threads)
+    all_arms = arms(loaded, asked.steps + WARM_UP, asked.threads, asked.parts)
     speeds: dict[tuple[str, str], Speed] = {}
     for arm in track(all_arms * asked.turns, "training", console=console):
         turn(arm, speeds)
     show(speeds, console)
-    found = ratios(speeds) | (long_step(asked.turns) if asked.long else {})
+    found = ratios(speeds) | (long_step(asked.turns) if "long" in asked.parts else {})
     result = {
         "threads": asked.threads,
         "steps": asked.steps,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -39,12 +41,22 @@ class Taken:
 
     Attributes:
         seconds, losses: of each step.
+        cpu_seconds: of each step, of the process that trains. Other programs on the machine change
+            them less than `seconds`.
+        beside: CPU seconds of each step in other processes of the program, such as Ray's.
         peak_mib: most memory that its process held.
     """
 
     seconds: list[float]
+    cpu_seconds: list[float]
+    beside: list[float]
     losses: list[float]
     peak_mib: float
+
+
+def differences(ends: Sequence[float]) -> list[float]:
+    """Return what each step took, from the ends of all steps and that of what was before them."""
+    return [end - start for start, end in itertools.pairwise(ends)]
 
 
 def rows_of(data: DataConfig, loaded: LoadedModel, steps: int, batch_size: int) -> Rows:

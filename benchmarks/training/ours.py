@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import subprocess
@@ -10,15 +9,17 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from benchmarks.training.orders import Order, Taken
+from benchmarks.training.orders import Order, Taken, differences
 from train import metrics
 
 RUN = "timed"
-POLL_S = 0.002
+POLL_S = 0.005
+WORKER = "RayTrainWorker"  # in the name that Ray gives to the process
 
 
 def train(overrides: Sequence[str], order: Order, folder: Path) -> Taken:
@@ -63,28 +64,57 @@ def _follow(run: subprocess.Popen[bytes], folder: Path) -> Taken:
 
     The first interval begins with the evaluation before the first step.
     """
+    file, size = folder / metrics.FILE_NAME, 0
     ends: list[float] = []
+    cpu_ends: list[Usage] = []
     losses: list[float] = []
     peak = 0.0
     while run.poll() is None:
         time.sleep(POLL_S)
-        records = metrics.read(folder) if folder.is_dir() else []
-        steps = [record for record in records if "loss" in record]
-        if records and not ends:
-            ends.append(time.perf_counter())
-        if len(steps) > len(losses):
-            ends.append(time.perf_counter())
-            losses = [record["loss"] for record in steps]
-            peak = max(peak, _peak_mib(run))
-    seconds = [end - start for start, end in itertools.pairwise(ends)]
-    return Taken(seconds=seconds, losses=losses, peak_mib=peak)
+        if not file.exists() or file.stat().st_size == size:
+            continue
+        now, size = time.perf_counter(), file.stat().st_size
+        known, losses = len(losses), [r["loss"] for r in metrics.read(folder) if "loss" in r]
+        if len(losses) > known or not ends:
+            ends.append(now)
+            cpu_ends.append(_usage(run))
+            peak = max(peak, cpu_ends[-1].peak_mib)
+    return Taken(
+        seconds=differences(ends),
+        cpu_seconds=differences([usage.worker for usage in cpu_ends]),
+        beside=differences([usage.beside for usage in cpu_ends]),
+        losses=losses,
+        peak_mib=peak,
+    )
 
 
-def _peak_mib(run: subprocess.Popen[bytes]) -> float:
-    """Return the most memory that any process of a run has held."""
-    peaks = [0.0]
-    for process in psutil.Process(run.pid).children(recursive=True):
-        with suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
-            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-            peaks += [int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")]
-    return max(peaks)
+@dataclass(frozen=True)
+class Usage:
+    """What a run's processes have used so far.
+
+    Attributes:
+        worker, beside: CPU seconds of the worker, and of all others.
+        peak_mib: most memory that any of them has held.
+    """
+
+    worker: float
+    beside: float
+    peak_mib: float
+
+
+def _usage(run: subprocess.Popen[bytes]) -> Usage:
+    worker = beside = peak = 0.0
+    for process in [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+            used = process.cpu_times()
+            if any(WORKER in word for word in process.cmdline()):
+                worker += used.user + used.system
+            else:
+                beside += used.user + used.system
+            peak = max(peak, _peak_mib(process))
+    return Usage(worker, beside, peak)
+
+
+def _peak_mib(process: psutil.Process) -> float:
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024

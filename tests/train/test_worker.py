@@ -135,13 +135,11 @@ def test_a_worker_alone_sums_no_gradients_and_updates_weights_in_one_pass(
     alone: TrainRoot, tmp_path: Path
 ) -> None:
     training = start(alone, tmp_path / "run")
-    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
         training.step()
     events = seen.events()
-    summed = [event for event in events if event.name.startswith("c10d::allreduce")]
-    numbers = [shape[0] for event in summed for shape in event.input_shapes if shape]
-    assert summed
-    assert max(numbers, default=0) <= 2  # counts and losses
+    sums = [event.name for event in events if event.name.startswith("c10d::allreduce")]
+    assert len(sums) == 2  # counts and losses
     updates = [event.name for event in events if event.name == "aten::_fused_adamw_"]
     assert len(updates) == len(training.engine.optimizer.param_groups)
 
