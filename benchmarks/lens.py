@@ -40,7 +40,7 @@ def main(
     tokens: Annotated[int, typer.Option(help="Tokens of an answer.", min=16)] = 256,
 ) -> None:
     """Time the arms in turns."""
-    config = EngineConfig(slots=streams, max_length=2048, num_threads=1, snapshot_bytes=0)
+    config = EngineConfig(slots=streams, max_length=2048, num_threads=1)
     engine = TextEngine.load(ModelConfig(), PolicyConfig(name=CARRIED, budget=None), config)
     prompt = engine.encode("one two three four five six seven eight " * 200)[:PROMPT]
     speeds: dict[str, list[float]] = {arm: [] for arm in ARMS}
