@@ -16,7 +16,6 @@ from train import metrics
 from train.errors import FINAL
 from train.failures import reason
 
-
 NO_NEWS = (
     "OVERFLOW! Skipping step",  # train.divergence says so with the step's number
     "MPU is not provided",  # of tensor parallelism, when a universal checkpoint is loaded
