@@ -107,15 +107,16 @@ def _own_cluster(
             import ray
 
             try:
-                context = ray.init(
-                    address="local",
-                    num_cpus=cluster.num_cpus or max(os.cpu_count() or 1, math.ceil(min_cpus)),
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    include_dashboard=cluster.dashboard,
-                    log_to_driver=relayed,
-                    logging_level=logging.ERROR,
-                    _temp_dir=str(temp_dir),
-                )
+                with _failed_start_is_one_line():
+                    context = ray.init(
+                        address="local",
+                        num_cpus=cluster.num_cpus or max(os.cpu_count() or 1, math.ceil(min_cpus)),
+                        object_store_memory=OBJECT_STORE_BYTES,
+                        include_dashboard=cluster.dashboard,
+                        log_to_driver=relayed,
+                        logging_level=logging.ERROR,
+                        _temp_dir=str(temp_dir),
+                    )
                 _on_sigterm(_raise_exit)  # ray.init has put its own handler in place
                 if cluster.dashboard:
                     url = context.dashboard_url
@@ -125,6 +126,18 @@ def _own_cluster(
                 started = _processes(temp_dir)
                 ray.shutdown()
                 _end(started)
+
+
+@contextlib.contextmanager
+def _failed_start_is_one_line() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # Ray raises no narrower one
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0]
+        raise ConfigError(
+            f"cluster.address=local: Ray did not start ({reason}); free CPUs and memory of this "
+            "machine and try again, or join a Ray that runs with cluster.address=auto"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -16,6 +16,11 @@ from train import metrics
 from train.errors import FINAL
 from train.failures import reason
 
+NO_NEWS = (
+    "OVERFLOW! Skipping step",  # train.divergence says so with the step's number
+    "MPU is not provided",  # of tensor parallelism, when a universal checkpoint is loaded
+)
+
 
 class RecordFailures(UserCallback):
     """A callback in Ray's controller, which outlives the workers."""
@@ -44,8 +49,8 @@ class RecordWarnings(logging.Handler):
         self.run_dir = run_dir
 
     def emit(self, record: logging.LogRecord) -> None:
-        if "OVERFLOW! Skipping step" in record.getMessage():
-            return  # train.divergence says so with the step's number
+        if any(part in record.getMessage() for part in NO_NEWS):
+            return
         metrics.append(self.run_dir, {"warning": f"{record.name}: {record.getMessage()}"})
 
 

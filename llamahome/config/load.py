@@ -16,6 +16,7 @@ from omegaconf.errors import (
 )
 
 from llamahome.config.checks import ConfigError, require
+from llamahome.config.other_names import OTHER_NAMES
 from llamahome.config.policy import entries
 
 Root = TypeVar("Root")
@@ -34,7 +35,7 @@ def load_config(composed: DictConfig, root: type[Root]) -> Root:
             or a value that is missing; the message names the key, the value and what is allowed.
     """
     try:
-        _check_keys(composed, root, "")
+        _check_keys(composed, root, "", root)
         structured = OmegaConf.structured(root)
         merged = OmegaConf.merge(structured, _share_in_entries(composed, structured))
         return cast(Root, OmegaConf.to_object(merged))
@@ -83,25 +84,40 @@ def explain_override(error: Exception, root: type[Any]) -> str:
     return f"{said}: {str(cause).splitlines()[0]}" if cause else said
 
 
-def _check_keys(section: DictConfig, schema: type[Any], prefix: str) -> None:
+def _check_keys(section: DictConfig, schema: type[Any], prefix: str, root: type[Any]) -> None:
     types = get_type_hints(schema)
     for key in map(str, section):
         path = prefix + key
         if key not in types:
-            raise ConfigError(_unknown_key(path, key, prefix, list(types)))
+            raise ConfigError(_unknown_key(path, key, prefix, list(types), root))
         if OmegaConf.is_missing(section, key):
             raise ConfigError(f"{path} has no value: set {path}=...")
         if is_dataclass(types[key]):
             below = section[key]
             own = OmegaConf.is_dict(below) and not OmegaConf.is_interpolation(section, key)
             require(own, path, below, f"it is a section; set {path}.<key>")
-            _check_keys(below, cast(type[Any], types[key]), f"{path}.")
+            _check_keys(below, cast(type[Any], types[key]), f"{path}.", root)
 
 
-def _unknown_key(path: str, key: str, prefix: str, known: list[str]) -> str:
+def _unknown_key(path: str, key: str, prefix: str, known: list[str], root: type[Any]) -> str:
     close = difflib.get_close_matches(key, known, n=1)
-    cure = f"did you mean {prefix}{close[0]}?" if close else f"choose one of {', '.join(known)}"
+    if close:
+        cure = f"did you mean {prefix}{close[0]}?"
+    elif elsewhere := _elsewhere(key, root):
+        cure = f"did you mean {elsewhere}?"
+    else:
+        cure = f"choose one of {', '.join(known)}"
     return f"{path} is not a config key: {cure}"
+
+
+def _elsewhere(key: str, root: type[Any]) -> str | None:
+    """Return the key that has this name in another section, or in another program."""
+    sections = get_type_hints(root)
+    for section, schema in sections.items():
+        if is_dataclass(schema) and key in get_type_hints(schema):
+            return f"{section}.{key}"
+    other = OTHER_NAMES.get(key, "")
+    return other if other.partition(".")[0] in sections else None
 
 
 def _wrong_type(path: str, composed: DictConfig, root: type[Any]) -> str:

@@ -169,6 +169,11 @@ def _shared_turns(one: list[Message], other: list[Message]) -> int:
 
 
 def _completion(raw: dict[str, Any], where: str) -> Chat | Completion:
+    if raw.get("label") is False:  # KTO's records, as TRL has them
+        raise BadRecord(
+            f"{where}: label is false, so the completion is a bad answer; remove the record, or "
+            "give it as rejected, with a chosen answer, to trainer=dpo or orpo"
+        )
     prompt, completion = _field(raw, "prompt", where), _field(raw, "completion", where)
     if isinstance(prompt, list) and isinstance(completion, list):
         before = [{**turn, "train": False} for turn in prompt if isinstance(turn, dict)]

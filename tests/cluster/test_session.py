@@ -155,6 +155,19 @@ def test_a_temp_dir_too_long_for_sockets_is_refused(tmp_path):
         pass
 
 
+def test_a_ray_that_does_not_start_ends_in_one_line(monkeypatch):
+    """A machine with too much to do starts Ray's processes later than Ray waits."""
+
+    def init(**_: Any) -> None:
+        raise Exception("The current node timed out during startup. This could happen because")
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(ConfigError) as refused, ray_session(ClusterConfig()):
+        pass
+    assert "did not start (The current node timed out during startup); free" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
 def test_a_cluster_that_is_not_there_is_refused_at_once():
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))

@@ -6,6 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from llamahome.config import ConfigError, ServeConfig, ServeRoot, TrainRoot, load_config
+from llamahome.config.other_names import OTHER_NAMES
 
 
 def refusal(values: dict, root: type = TrainRoot) -> str:
@@ -58,6 +59,15 @@ def test_a_share_needs_room_too():
             "trainer.stepz is not a config key: did you mean trainer.steps?",
         ),
         (
+            {"learning_rate": 1e-4},
+            "learning_rate is not a config key: did you mean trainer.learning_rate?",
+        ),
+        (
+            {"trainer": {"num_train_epochs": 3}},
+            "trainer.num_train_epochs is not a config key: did you mean trainer.steps "
+            "(optimiser steps)?",
+        ),
+        (
             {"trainer": {"lora": {"alhpa": 1}}},
             "trainer.lora.alhpa is not a config key: did you mean trainer.lora.alpha?",
         ),
@@ -78,6 +88,17 @@ def test_a_share_needs_room_too():
 )
 def test_unknown_key_names_its_neighbour(values, message):
     assert refusal(values) == message
+
+
+def test_names_of_other_programs_lead_to_keys():
+    keys = [named.partition(" ")[0].partition("=")[0] for named in OTHER_NAMES.values()]
+    found = OmegaConf.structured(TrainRoot)
+    assert [key for key in keys if not _has(found, key)] == []
+
+
+def _has(found, key):
+    section, _, name = key.rpartition(".")
+    return name in OmegaConf.select(found, section)
 
 
 @pytest.mark.parametrize(

@@ -242,6 +242,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("alpaca", {"instruction": "a", "input": 3, "output": "a"}, "f:2: input is int"),
     ("alpaca", turns(USER), "f:2: the key 'instruction' is missing .* set data.format to what"),
     ("completion", {"prompt": "a", "completion": ""}, "f:2: completion is empty"),
+    ("completion", {"prompt": "a", "completion": "b", "label": False}, "f:2: label is false"),
     ("preference", {"chosen": "a", "rejected": "b"}, "f:2: the key 'prompt' is missing"),
     ("preference", {"prompt": "a", "chosen": "b", "rejected": "b"}, "f:2: chosen and rejected are"),
     (

@@ -1,0 +1,36 @@
+"""Keys by the names that Axolotl, LLaMA-Factory, TRL and transformers' Trainer have for them."""
+
+from __future__ import annotations
+
+OTHER_NAMES = {
+    "epochs": "trainer.steps (optimiser steps)",
+    "num_epochs": "trainer.steps (optimiser steps)",
+    "num_train_epochs": "trainer.steps (optimiser steps)",
+    "max_steps": "trainer.steps",
+    "micro_batch_size": "trainer.batch_size",
+    "per_device_train_batch_size": "trainer.batch_size",
+    "gradient_accumulation_steps": "trainer.accumulation",
+    "lr": "trainer.learning_rate",
+    "lr_scheduler": "trainer.schedule",
+    "lr_scheduler_type": "trainer.schedule",
+    "neftune_noise_alpha": "trainer.neftune_alpha",
+    "bf16": "trainer.precision=bf16 or mixed",
+    "load_in_4bit": "trainer.lora.base_bits=4",
+    "lora_r": "trainer.lora.r",
+    "lora_alpha": "trainer.lora.alpha",
+    "lora_dropout": "trainer.lora.dropout",
+    "lora_target_modules": "trainer.lora.target_modules",
+    "output_dir": "trainer.output_dir",
+    "base_model": "model.name",
+    "model_name_or_path": "model.name",
+    "dataset": "data.train_file",
+    "dataset_name": "data.train_file",
+    "datasets": "data.train_file",
+    "sequence_len": "data.context_length",
+    "max_length": "data.context_length",
+    "max_seq_length": "data.context_length",
+    "cutoff_len": "data.context_length",
+    "packing": "data.batching=packing",
+    "sample_packing": "data.batching=packing",
+    "val_set_size": "data.eval_fraction",
+}
