@@ -74,8 +74,10 @@ class Tracing:
         """Return `app` with a span around each request."""
         return _TracedApp(app, self)
 
-    def start(self, name: str, parent: Context, kind: SpanKind, **when: int) -> Span:
-        return self._tracer.start_span(name, context=parent, kind=kind, **when)
+    def start(
+        self, name: str, parent: Context, kind: SpanKind, start_time: int | None = None
+    ) -> Span:
+        return self._tracer.start_span(name, context=parent, kind=kind, start_time=start_time)
 
     async def answer(
         self, replies: AsyncGenerator[Reply, None], request: Request, origin: Origin

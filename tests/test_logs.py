@@ -4,7 +4,7 @@ import json
 import logging
 import threading
 from collections.abc import Iterator
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from datetime import UTC, datetime
 
 import pytest
@@ -71,10 +71,13 @@ def test_lines_of_a_request_name_it_in_every_thread_that_works_for_it(capsys):
     def work() -> None:
         logger.info("inside")
 
+    def outside_and_inside(context: Context) -> None:
+        work()
+        context.run(work)
+
     def start() -> None:
         ABOUT.set(lambda: {"request_id": "a"})
-        context = copy_context()
-        thread = threading.Thread(target=lambda: (work(), context.run(work)))
+        thread = threading.Thread(target=outside_and_inside, args=(copy_context(),))
         thread.start()
         thread.join()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import typer
 
 from llamahome.cli import (
@@ -34,8 +36,9 @@ app = typer.Typer(
 @app.callback()
 def _start(
     verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what the library does."),
+    log_format: Literal["text", "json"] = typer.Option("text", help="Lines of the log."),
 ) -> None:
-    configure_logging("INFO" if verbose else "WARNING")
+    configure_logging("INFO" if verbose else "WARNING", log_format)
 
 
 data = typer.Typer(help="Look at training data.", no_args_is_help=True)

@@ -216,8 +216,9 @@ def metered(metrics: ServeMetrics, models: Sequence[str]) -> Iterator[list[Answe
         finish = "abort"
         raise
     finally:
-        for meter in meters if finish else ():
-            meter.end(finish)
+        if finish is not None:
+            for meter in meters:
+                meter.end(finish)
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,8 @@ class ServeBackend:
                                 return
                 raise Loss("its answer ended early")
             except Loss as loss:
-                logger.warning("request %s lost its replica: %s", request.request_id, loss)
+                reason = str(loss).partition("\n")[0]  # Ray adds a page
+                logger.warning("request %s lost its replica: %s", request.request_id, reason)
                 pause = recovery.after(loss)
             await asyncio.sleep(pause)
 
