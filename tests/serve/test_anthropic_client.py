@@ -96,8 +96,8 @@ async def test_an_assistants_last_message_is_continued(client):
     ],
 )
 async def test_errors_are_those_of_the_client(client, fields, error, message):
+    named = {"X-Request-Id": "mine"}
     with pytest.raises(error, match=message) as caught:
-        named = {"X-Request-Id": "mine"}
         await client.messages.create(**{**ASKED, **fields}, extra_headers=named)
     assert caught.value.body["type"] == "error"
     assert caught.value.request_id == "mine"
