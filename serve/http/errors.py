@@ -20,6 +20,10 @@ ANTHROPIC_TYPES = {
     503: "overloaded_error",
     504: "timeout_error",
 }
+# Anthropic's client, whose tool runner asks for a thread, goes on without one when it reads this.
+ANTHROPIC_DETAILS = {
+    "thread": {"error_code": "thread_unsupported_request", "unsupported": ["thread"]},
+}
 POLICY_VIOLATION = 1008
 # A client's name for a model may be of any length.
 NAME_SHOWN = 100
@@ -77,7 +81,10 @@ class ApiError(Exception):
         """Return the body in the shape of Anthropic's API."""
         usual = "invalid_request_error" if self.status < 500 else "api_error"
         kind = ANTHROPIC_TYPES.get(self.status, usual)
-        return {"type": "error", "error": {"type": kind, "message": self.message}}
+        error: dict[str, Any] = {"type": kind, "message": self.message}
+        if self.param in ANTHROPIC_DETAILS:
+            error["details"] = ANTHROPIC_DETAILS[self.param]
+        return {"type": "error", "error": error}
 
 
 def note_error(error: ApiError) -> None:

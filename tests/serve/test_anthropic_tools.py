@@ -133,6 +133,25 @@ async def test_the_helper_parses_an_answer_by_its_schema(client):
     assert isinstance(answer.parsed_output, Pet)
 
 
+async def test_the_tool_runner_calls_the_function(client):
+    cities = []
+
+    @anthropic.beta_async_tool
+    async def get_weather(city: Literal["Rome", "Oslo"]) -> str:
+        """Get the weather."""
+        cities.append(city)
+        return "sunny"
+
+    asked = {key: ASKED[key] for key in ("model", "messages", "tool_choice", "extra_body")}
+    runner = client.beta.messages.tool_runner(
+        **asked, tools=[get_weather], max_tokens=100, max_iterations=2
+    )
+    reasons = [message.stop_reason async for message in runner]
+    assert reasons == ["tool_use", "tool_use"]
+    assert set(cities) <= {"Rome", "Oslo"}
+    assert cities
+
+
 def using(block: dict[str, Any], role: str = "assistant") -> dict[str, Any]:
     return {"role": role, "content": [block]}
 

@@ -52,6 +52,7 @@ class _Prompt(Strict):
     tools: Annotated[list[ToolParam], Field(max_length=MAX_TOOLS)] | None = None
     output_config: OutputConfig | None = None
     speed: Annotated[Any, only("standard")] = None
+    thread: Absent = None
 
     @property
     def continues(self) -> bool:
