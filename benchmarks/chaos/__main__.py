@@ -19,6 +19,7 @@ import argparse
 import asyncio
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def main() -> None:
     show(reports, Console())
     show_leaving(leaving, Console())
     result = summary(reports, leaving)
-    rows = {"faults": reports, "leaving": leaving}
+    rows: dict[str, Sequence[Any]] = {"faults": reports, "leaving": leaving}
     write_result(
         "chaos",
         {
