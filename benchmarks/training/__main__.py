@@ -58,7 +58,7 @@ class Speed:
     """Figures of an arm, of all its turns.
 
     Attributes:
-        cpu_per_token, beside_per_token: CPU seconds of the process that trains, and of the
+        cpu_per_token, others_per_token: CPU seconds of the process that trains, and of the
             program's other processes.
     """
 
@@ -67,7 +67,7 @@ class Speed:
     losses: list[float]
     tokens_per_second: list[float] = field(default_factory=list)
     cpu_per_token: list[float] = field(default_factory=list)
-    beside_per_token: list[float] = field(default_factory=list)
+    others_per_token: list[float] = field(default_factory=list)
     peak_mib: float = 0.0
 
     @property
@@ -145,7 +145,7 @@ def turn(arm: Arm, speeds: dict[tuple[str, str], Speed]) -> None:
     counted = sum(len(row["input_ids"]) for row in arm.order.rows[WARM_UP * arm.order.batch_size :])
     own.tokens_per_second.append(counted / sum(taken.seconds[WARM_UP:]))
     own.cpu_per_token.append(sum(taken.cpu_seconds[WARM_UP:]) / counted)
-    own.beside_per_token.append(sum(taken.beside[WARM_UP:]) / counted)
+    own.others_per_token.append(sum(taken.others[WARM_UP:]) / counted)
     own.peak_mib = max(own.peak_mib, taken.peak_mib)
 
 
@@ -163,7 +163,7 @@ def ratios(speeds: dict[tuple[str, str], Speed]) -> dict[str, float]:
     """Return tokens/s of ours over those of others, by the clock and by CPU seconds.
 
     `overhead_per_step` is what a step of ours takes more than plain PyTorch's, of the same
-    operations; `beside_per_step` is the work of Ray's other processes meanwhile, over a step.
+    operations; `others_per_step` is the work of Ray's other processes meanwhile, over a step.
     """
     found = {}
     for name, own, other in COMPARED:
@@ -174,7 +174,7 @@ def ratios(speeds: dict[tuple[str, str], Speed]) -> dict[str, float]:
         ours = speeds["text", "ours"]
         found["overhead_per_step"] = 1 / found["dense_over_plain"] - 1
         found["overhead_per_step_cpu"] = 1 / found["dense_over_plain_cpu"] - 1
-        found["beside_per_step"] = min(ours.beside_per_token) / ours.cpu
+        found["others_per_step"] = min(ours.others_per_token) / ours.cpu
     return found
 
 

@@ -43,13 +43,13 @@ class Taken:
         seconds, losses: of each step.
         cpu_seconds: of each step, of the process that trains. Other programs on the machine change
             them less than `seconds`.
-        beside: CPU seconds of each step in other processes of the program, such as Ray's.
+        others: CPU seconds of each step in other processes of the program, such as Ray's.
         peak_mib: most memory that its process held.
     """
 
     seconds: list[float]
     cpu_seconds: list[float]
-    beside: list[float]
+    others: list[float]
     losses: list[float]
     peak_mib: float
 

@@ -82,7 +82,7 @@ def _follow(run: subprocess.Popen[bytes], folder: Path) -> Taken:
     return Taken(
         seconds=differences(ends),
         cpu_seconds=differences([usage.worker for usage in cpu_ends]),
-        beside=differences([usage.beside for usage in cpu_ends]),
+        others=differences([usage.others for usage in cpu_ends]),
         losses=losses,
         peak_mib=peak,
     )
@@ -90,29 +90,29 @@ def _follow(run: subprocess.Popen[bytes], folder: Path) -> Taken:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a run's processes have used so far.
+    """Use that the processes of a run have made of the machine so far.
 
     Attributes:
-        worker, beside: CPU seconds of the worker, and of all others.
+        worker, others: CPU seconds of the worker, and of all other processes.
         peak_mib: most memory that any of them has held.
     """
 
     worker: float
-    beside: float
+    others: float
     peak_mib: float
 
 
 def _usage(run: subprocess.Popen[bytes]) -> Usage:
-    worker = beside = peak = 0.0
+    worker = others = peak = 0.0
     for process in [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]:
         with suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
             used = process.cpu_times()
             if any(WORKER in word for word in process.cmdline()):
                 worker += used.user + used.system
             else:
-                beside += used.user + used.system
+                others += used.user + used.system
             peak = max(peak, _peak_mib(process))
-    return Usage(worker, beside, peak)
+    return Usage(worker, others, peak)
 
 
 def _peak_mib(process: psutil.Process) -> float:

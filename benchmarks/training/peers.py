@@ -156,7 +156,7 @@ def main() -> None:
     taken = Taken(
         seconds=differences(clock.ends),
         cpu_seconds=differences(clock.cpu_ends),
-        beside=[0.0] * order.steps,
+        others=[0.0] * order.steps,
         losses=clock.losses,
         peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     )
