@@ -18,7 +18,7 @@ from train.failures import reason
 
 NO_NEWS = (
     "OVERFLOW! Skipping step",  # train.divergence says so with the step's number
-    "MPU is not provided",  # of tensor parallelism, when a universal checkpoint is loaded
+    "MPU is not provided",  # tensor parallelism, said when a universal checkpoint is loaded
 )
 
 

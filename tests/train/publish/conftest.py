@@ -177,7 +177,7 @@ def adapted_in_four_bits(base: Path, run: Path) -> torch.Tensor:
     bits = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
     )
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         base, quantization_config=bits, device_map={"": "cpu"}, dtype=torch.float32
     )
     for module in model.modules():
