@@ -190,3 +190,9 @@ def test_listening_beyond_loopback_needs_a_key(host):
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
 def test_loopback_needs_no_key(host):
     assert ServeConfig(host=host).api_key is None
+
+
+def test_a_login_in_a_url_is_not_repeated():
+    with pytest.raises(ConfigError, match="OTEL_EXPORTER_OTLP_HEADERS") as caught:
+        ServeConfig(otlp_traces_endpoint="http://ann:secret@host/v1/traces")
+    assert "secret" not in str(caught.value)

@@ -149,7 +149,7 @@ RULES: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
     "log.format": (["xml", "JSON"], ["text", "json"], {}),
     "log.level": (["TRACE", "info"], ["DEBUG", "ERROR", None], {}),
     "serve.otlp_traces_endpoint": (
-        ["localhost:4318", "grpc://host:4317", "http://ann:secret@host/v1/traces"],
+        ["localhost:4318", "grpc://host:4317"],
         ["http://localhost:4318/v1/traces", "https://host"],
         {},
     ),
