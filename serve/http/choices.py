@@ -19,9 +19,8 @@ async def merged(streams: Sequence[AsyncGenerator[Delta, None]]) -> AsyncGenerat
     The first error ends them all; so does closing this generator.
     """
     if len(streams) == 1:  # without a task, whose part in a token's cost is a fifth
-        async with aclosing(streams[0]) as deltas:
-            async for delta in deltas:
-                yield 0, delta
+        async for delta in _alone(streams[0]):
+            yield 0, delta
         return
     arrived: asyncio.Queue[Indexed | Exception | None] = asyncio.Queue()
     readers = [asyncio.create_task(_read(i, s, arrived)) for i, s in enumerate(streams)]
@@ -39,6 +38,19 @@ async def merged(streams: Sequence[AsyncGenerator[Delta, None]]) -> AsyncGenerat
         for reader in readers:
             reader.cancel()
         await asyncio.wait(readers)
+
+
+async def _alone(stream: AsyncGenerator[Delta, None]) -> AsyncGenerator[Delta, None]:
+    """Yield a stream's deltas; one that is cancelled by itself ends."""
+    try:
+        async with aclosing(stream) as deltas:
+            async for delta in deltas:
+                yield delta
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        assert task is not None
+        if task.cancelling():
+            raise
 
 
 async def _read(
