@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 
 import pytest
 
@@ -56,7 +57,7 @@ def test_no_two_prompts_are_the_same() -> None:
     assert len({prompt[0] for prompt in prompts}) == 15
 
 
-def test_faults_are_read_from_a_result_of_chaos(tmp_path) -> None:
+def test_faults_are_read_from_a_result_of_chaos(tmp_path: Path) -> None:
     file = tmp_path / "chaos.json"
     kept = {"date": "2026-11-28", "failover_lost": 0, "recovery_s": {"engine": 0.5}, "faults": []}
     file.write_text(json.dumps(kept))
