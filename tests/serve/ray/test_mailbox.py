@@ -22,6 +22,7 @@ from serve.ray.reporting import ReportingReplica
 from serve.replica import Replica
 from serve.wire import LENGTH_BYTES, Delta, GenerateRequest, Origin, ReplyTo
 
+NO_HANDLE: Any = None  # it is only asked for stats
 PATIENT = Deadlines(first_token_s=600.0, token_s=600.0)
 
 
@@ -98,7 +99,7 @@ async def test_answers_share_a_line_and_each_message_has_many(
 
         monkeypatch.setattr(mailbox, "deliver", noting)
         calls = Calls(replica)
-        backend = ServeBackend(None, DirectCalls(calls, mailbox), PATIENT)
+        backend = ServeBackend(NO_HANDLE, DirectCalls(calls, mailbox), PATIENT)
 
         async def text(name: str) -> str:
             return "".join([d.text async for d in backend.stream(request(name, 50))])
@@ -113,7 +114,7 @@ async def test_answers_share_a_line_and_each_message_has_many(
 async def test_a_client_that_leaves_frees_the_slot(replica: ReportingReplica, engine: Any) -> None:
     async with listening(replica) as mailbox:
         calls = Calls(replica)
-        answer = ServeBackend(None, DirectCalls(calls, mailbox), PATIENT).stream(
+        answer = ServeBackend(NO_HANDLE, DirectCalls(calls, mailbox), PATIENT).stream(
             request("left", 90_000)
         )
         await anext(answer)
@@ -130,8 +131,8 @@ async def test_a_lost_ingress_frees_the_slots_of_all_its_requests(
         started = [DirectCalls(calls, mailbox).remote(request(name, 90_000)) for name in "ab"]
         for call in started:
             assert isinstance(await call.next(600), Delta)
-        line = started[0]._answer.line
-        line.hang_up()  # type: ignore[attr-defined]
+        line: Any = started[0]._answer.line
+        line.hang_up()
         await until(lambda: sorted(engine.cancelled) == ["a", "b"])
         # An ingress that is there after all hears of it at once.
         for call in started:
