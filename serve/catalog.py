@@ -40,8 +40,8 @@ class Served:
     @cached_property
     def key(self) -> str:
         """Name of what it computes, the same in every process."""
-        told = repr((self.name, self.model, self.policy, self.engine, self.revision))
-        return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+        described = repr((self.name, self.model, self.policy, self.engine, self.revision))
+        return hashlib.blake2b(described.encode(), digest_size=16).hexdigest()
 
     @property
     def fingerprint(self) -> str:
