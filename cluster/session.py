@@ -32,8 +32,6 @@ OBJECT_STORE_BYTES = 100 * 1024**2
 # Ray adds about 65 characters below its temp dir, and a unix socket's path ends at 107.
 LONGEST_TEMP_DIR = 40
 STOP_TIMEOUT_S = 10.0
-# After Ctrl-C nobody wants to wait; what is still busy then is killed.
-INTERRUPTED_TIMEOUT_S = 1.0
 CONNECT_TIMEOUT_S = 5.0
 
 
@@ -126,9 +124,8 @@ def _own_cluster(
                 yield
             finally:
                 started = _processes(temp_dir)
-                interrupted = isinstance(sys.exception(), KeyboardInterrupt)
                 ray.shutdown()
-                _end(started, INTERRUPTED_TIMEOUT_S if interrupted else STOP_TIMEOUT_S)
+                _end(started)
 
 
 @contextlib.contextmanager
@@ -292,9 +289,9 @@ def _processes(temp_dir: Path) -> list[psutil.Process]:
     return found
 
 
-def _end(processes: list[psutil.Process], timeout_s: float) -> None:
+def _end(processes: list[psutil.Process]) -> None:
     """Wait for Ray's processes to end, and kill those that hang."""
-    _, alive = psutil.wait_procs(processes, timeout=timeout_s)
+    _, alive = psutil.wait_procs(processes, timeout=STOP_TIMEOUT_S)
     for process in alive:
         logger.warning("killing process %d of the local Ray cluster: it did not stop", process.pid)
         with contextlib.suppress(psutil.NoSuchProcess):
