@@ -19,7 +19,7 @@ import httpx
 import pytest
 import uvicorn
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Request, expect, sync_playwright
 
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
 from llamahome.keys import digest
@@ -109,8 +109,12 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
                 if allowed is None or allowed not in message.text:
                     faults.append(message.text)
 
+            def asked(sent: Request) -> None:
+                if not sent.url.startswith(url):
+                    faults.append(sent.url)
+
             page.on("console", logged)
-            page.on("request", lambda sent: sent.url.startswith(url) or faults.append(sent.url))
+            page.on("request", asked)
             page.goto(url)
             return page
 
@@ -135,6 +139,11 @@ def ask(page: Page, text: str = TEXT, *, tokens: int = 24) -> None:
 def answered(page: Page) -> None:
     expect(page.locator("#send")).to_be_visible(timeout=PATIENCE_MS)
     expect(page.locator("#problem")).to_be_hidden()
+
+
+def body_of(sent: Request) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads(sent.post_data or "")
+    return body
 
 
 def answer_of(pane: Page | Locator) -> str:
@@ -178,7 +187,7 @@ def test_a_second_turn_goes_on_with_the_first(page: Page) -> None:
     with page.expect_request("**/chat/completions") as sent:
         ask(page, "And then?")
     answered(page)
-    messages = sent.value.post_data_json["messages"]
+    messages = body_of(sent.value)["messages"]
     assert [message["role"] for message in messages] == ["user", "assistant", "user"]
     assert page.locator("li").count() == 4
 
@@ -191,7 +200,7 @@ def test_settings_are_sent(page: Page) -> None:
     with page.expect_request("**/chat/completions") as sent:
         ask(page, tokens=5)
     answered(page)
-    body = sent.value.post_data_json
+    body = body_of(sent.value)
     assert body["messages"][0] == {"role": "system", "content": "Be brief."}
     assert (body["seed"], body["temperature"], body["max_tokens"]) == (7, 0, 5)
     assert body["kv_policy"] == "window"
@@ -264,7 +273,7 @@ def test_the_slider_chooses_the_budget(page: Page, url: str) -> None:
     with page.expect_request("**/chat/completions") as sent:
         ask(page)
     answered(page)
-    assert sent.value.post_data_json["kv_budget"] == 12
+    assert body_of(sent.value)["kv_budget"] == 12
     frame = last_frame(url, kv_budget=12)
     assert shown(page)[: frame.length] == expected(frame)
 
