@@ -50,7 +50,7 @@ class HttpClient:
 
     def __init__(self, url: str, model: str, **fields: Any) -> None:
         address = urlsplit(url)
-        self._host, self._port = address.hostname, address.port
+        self._host, self._port = address.hostname or "", address.port or 80
         self._model = model
         self._fields = fields
 

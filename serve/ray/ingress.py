@@ -60,7 +60,8 @@ class Api:
         limiter = None if limits is None else RemoteLimiter(limits)
         kept = None if store is None else RemoteStore(store)
         self._mailbox = Mailbox()
-        await self._mailbox.start(ray.util.get_node_ip_address())
+        address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        await self._mailbox.start(address)
         calls = DirectCalls(engines.answer, self._mailbox)
         catalog, sources = models
         shared = SharedCatalog(catalog)
