@@ -99,17 +99,6 @@ async def test_a_streamed_call_has_openais_events(client):
     assert "".join(deltas) == call.arguments
 
 
-async def test_several_calls_are_several_items(client):
-    asked = {**ASKED, "tools": [TIME], "parallel_tool_calls": True, "temperature": 1}
-    raw = await client.responses.create(**asked, stream=True)
-    events = [event async for event in raw]
-    items = events[-1].response.output
-    added = [e for e in events if e.type == "response.output_item.added"]
-    assert len(items) > 1
-    assert [e.item.call_id for e in added] == [item.call_id for item in items]
-    assert [e.output_index for e in added] == list(range(len(items)))
-
-
 async def test_a_cut_call_is_incomplete(client):
     asked = {**ASKED, "tool_choice": {"type": "function", "name": "get_weather"}}
     whole = await client.responses.create(**asked)
