@@ -15,7 +15,6 @@ from typing import Any
 import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -57,7 +56,7 @@ async def client(tiny_model: Path, spans: InMemorySpanExporter) -> AsyncIterator
     tracing.close()
 
 
-def by_name(spans: InMemorySpanExporter) -> dict[str, ReadableSpan]:
+def by_name(spans: InMemorySpanExporter) -> dict[str, Any]:
     finished = spans.get_finished_spans()
     named = {span.name: span for span in finished}
     assert len(named) == len(finished)
@@ -186,7 +185,7 @@ def collector() -> Iterator[HTTPServer]:
         thread.join()
 
 
-async def test_a_collector_reads_the_spans(tiny_model, collector):
+async def test_a_collector_reads_the_spans(tiny_model, collector: Any):
     url = f"http://127.0.0.1:{collector.server_port}/v1/traces"
     tracing = Tracing(url, 1.0, "EngineReplica/r1")
     async with connected(tiny_model, tracing) as http:
