@@ -104,8 +104,7 @@ class Replica:
             yield failure
 
     async def _answer(self, request: Request) -> AsyncGenerator[Delta, None]:
-        run = asyncio.get_running_loop().run_in_executor
-        encoding = partial(run, self._encoder, copy_context().run)
+        encoding = self._encoding
         match request:
             case EmbedRequest():
                 prompt = await encoding(self._tokens, request.prompt)
@@ -124,6 +123,11 @@ class Replica:
             request.request_id, prompt, params, grammar, request.progress
         )
         return deltas if request.tools is None else _formatted(deltas, self._engine.call_format)
+
+    async def _encoding(self, work: Callable[..., Any], *args: Any) -> Any:
+        """Return the result of the tokenizer's work; its log lines are about this request."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._encoder, copy_context().run, work, *args)
 
     async def _compile(self, grammar: Grammar) -> GrammarMask:
         loop = asyncio.get_running_loop()

@@ -28,7 +28,8 @@ from typing import Any, Protocol
 
 from rich.console import Console
 
-from benchmarks import chaos
+from benchmarks.chaos.__main__ import measure as chaos
+from benchmarks.chaos.__main__ import summary as faults_summary
 from benchmarks.draw import table
 from benchmarks.engine.load import Timeline
 from benchmarks.process import PeerError
@@ -211,11 +212,9 @@ def faults(file: Path | None) -> dict[str, object]:
         kept = json.loads(file.read_text())
         own = {name: kept[name] for name in ("failover_lost", "recovery_s")}
         return {**own, "faults_from": f"{file.name}, {kept['date']}"}
-    replicas = [f"serve.{least}_replicas=2" for least in ("min", "max")]
     port = f"serve.port={servers.free_port()}"
-    with chaos.endpoint(["serve.token_timeout_s=5", port, *replicas]) as (owner, url, model):
-        reports = asyncio.run(chaos.chaos(owner, url, model, streams=6))
-    return {**chaos.summary(reports), "faults_from": "this run"}
+    reports, leaving = chaos(("faults",), 6, 2, [port])
+    return {**faults_summary(reports, leaving), "faults_from": "this run"}
 
 
 def main() -> None:

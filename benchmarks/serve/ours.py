@@ -15,8 +15,9 @@ from benchmarks.engine.load import Timeline, replay
 from benchmarks.process import PeerError
 from llamahome.config import ServeRoot
 from llamahome.engine import Engine, TextEngine
+from serve.catalog import served_name
 from serve.http.api import build_app
-from serve.ray.application import http_settings, served_name
+from serve.ray.application import http_settings
 from serve.ray.backend import delta_of
 from serve.replica import Replica
 from serve.wire import Delta, ReplicaStats, Request

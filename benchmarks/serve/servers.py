@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from benchmarks.chaos import endpoint
+from benchmarks.chaos.endpoint import endpoint
 from benchmarks.engine.arms import _vllm_dtype, _vllm_env
 from benchmarks.engine.peers import PEERS, environment
 from benchmarks.process import SCRIPTS, PeerError, last_line

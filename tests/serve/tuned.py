@@ -22,7 +22,7 @@ def save_run(model: Path, folder: Path, *, scale: float) -> Path:
     torch.manual_seed(1)
     with torch.no_grad():
         for weight in tuned.parameters():
-            weight += scale * weight.std() * torch.randn_like(weight)
+            weight.add_(torch.randn_like(weight), alpha=scale * float(weight.std()))
     tuned.save_pretrained(folder)
     for file in model.glob("*token*"):
         (folder / file.name).write_bytes(file.read_bytes())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ PATH = "/v1/chat/completions"
 
 
 @pytest.fixture
-def lines(caplog) -> pytest.LogCaptureFixture:
+def lines(caplog) -> Iterator[pytest.LogCaptureFixture]:
     """Capture records as the program's own handler would write them."""
     caplog.set_level(logging.DEBUG)
     fields = Fields({})
