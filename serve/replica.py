@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from contextvars import copy_context
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from llamahome.config import EngineConfig, ModelConfig, PolicyConfig
