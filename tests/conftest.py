@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client is imported: no test asks a network
@@ -16,6 +18,7 @@ from tests.linear_policy import linear_policy
 
 __all__ = ["linear_policy"]
 
+OURS = ("llamahome", "cluster", "train", "serve")
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<eos>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -32,6 +35,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         group = "ray" if item.get_closest_marker("ray") else item.path.as_posix()
         item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """Undo what a command that runs in this process does to logging (llamahome/logs.py)."""
+    root = logging.getLogger()
+    before = {logger: logger.level for logger in (root, *map(logging.getLogger, OURS))}
+    handlers = list(root.handlers)
+    yield
+    for logger, level in before.items():
+        logger.setLevel(level)
+    for handler in list(root.handlers):
+        if type(handler) is logging.StreamHandler and handler not in handlers:
+            root.removeHandler(handler)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Iterator
 from contextvars import Context, copy_context
 from datetime import UTC, datetime
 
@@ -12,16 +11,6 @@ import pytest
 from llamahome.logs import ABOUT, configure_logging
 
 logger = logging.getLogger("serve.test")
-
-
-@pytest.fixture(autouse=True)
-def _restored() -> Iterator[None]:
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
-    yield
-    root.handlers, root.level = before, level
-    for name in ("llamahome", "cluster", "train", "serve"):
-        logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 def test_a_line_for_people_has_its_fields_after_the_message(capsys):

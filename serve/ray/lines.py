@@ -13,7 +13,7 @@ from typing import cast
 from serve.wire import LENGTH_BYTES, Reply, ReplyTo
 
 CONNECT_TIMEOUT_S = 5.0
-# What is sent and not confirmed for so long is lost: the ingress's machine has gone.
+# After so long without a confirmation of its bytes a line is lost: the ingress's machine has gone.
 UNHEARD_MS = 10_000
 
 

@@ -51,7 +51,8 @@ class Endpoint:
     def metric(self, name: str) -> float:
         headers = {"Authorization": f"Bearer {KEY}"}
         lines = httpx.get(f"{self.url}/metrics", headers=headers, timeout=30).text.splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+        own = (f"{name} ", f"{name}{{")  # and no longer name that begins so
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(own))
 
     def replicas(self, deployment: str) -> list[psutil.Process]:
         """Return the processes of a deployment, descendants of the one that we started."""

@@ -29,6 +29,7 @@ FIXED = {
     "deepspeed": "zero_stage",
 }
 FREE = {
+    "log": "format level",
     "trainer": "run_name output_dir export steps gradient_checkpointing cpus_per_worker use_gpu "
     "min_workers eval_every checkpoint_every keep_checkpoints early_stopping_patience max_failures "
     "sample_prompts sample_held_out sample_tokens",
