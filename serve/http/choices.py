@@ -18,7 +18,7 @@ async def merged(streams: Sequence[AsyncGenerator[Delta, None]]) -> AsyncGenerat
 
     The first error ends them all; so does closing this generator.
     """
-    if len(streams) == 1:  # without a task, whose part in a token's cost is a fifth
+    if len(streams) == 1:  # without a task, which each delta would wake
         try:
             async with aclosing(streams[0]) as deltas:
                 async for delta in deltas:
